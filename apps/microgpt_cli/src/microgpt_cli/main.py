@@ -1,0 +1,65 @@
+"""The command `microgpt-cli`: its subcommands, and what becomes of their errors.
+
+Only typer is imported here; each command imports the library when it runs, so that `--help` and
+shell completion stay quick.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from microgpt_cli import data, generate, info, train
+from microgpt_cli.terminal import report_error
+
+__all__ = ["app", "run"]
+
+BROKEN_PIPE_ERROR = 1
+
+app = typer.Typer(
+    name="microgpt-cli",
+    help="Train, sample and inspect small GPTs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.command("info")(info.info)
+app.add_typer(data.app, name="data")
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer's signature
+    if value:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        typer.echo(
+            f"microgpt-cli {version('microgpt-cli')} (microgpt-lib {version('microgpt-lib')})"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Train, sample and inspect small GPTs."""
+
+
+def run() -> None:
+    """Run the command line; errors that are the user's end as one line on stderr, status 1."""
+    try:
+        app()
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
+        sys.stderr.close()
+        sys.exit(BROKEN_PIPE_ERROR)
+    except Exception as error:
+        if not report_error(error):
+            raise
+        sys.exit(1)

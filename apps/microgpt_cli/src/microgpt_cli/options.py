@@ -1,0 +1,45 @@
+"""Options that several commands share, defined once."""
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Dtype", "Engine", "ModelDir", "Seed", "Temperature", "TopK", "TopP", "positive"]
+
+
+class Dtype(StrEnum):
+    """Types of numbers that a model can be made of."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class Engine(StrEnum):
+    """Ways to compute."""
+
+    AUTO = "auto"
+    VECTORIZED = "vectorized"
+    SCALAR = "scalar"
+
+
+def positive(value: float | None) -> float | None:
+    """Accept only finite numbers above 0 (a callback for typer)."""
+    if value is not None and not 0.0 < value < math.inf:
+        raise typer.BadParameter(f"{value} is not a finite number above 0.")
+    return value
+
+
+ModelDir = Annotated[Path, typer.Option(help="Directory of a trained model.", show_default=True)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Temperature = Annotated[
+    float, typer.Option(help="0 for the likeliest text; higher is more surprising.")
+]
+TopK = Annotated[
+    int | None, typer.Option(min=1, help="Choose among the K likeliest characters only.")
+]
+TopP = Annotated[
+    float, typer.Option(help="Choose among the likeliest characters that reach probability P.")
+]

@@ -1,0 +1,102 @@
+"""What goes to the terminal: errors, warnings, and the progress bar of training.
+
+Results go to stdout. Everything that only accompanies them goes to stderr.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from microgpt import StepReport
+    from rich.progress import Progress
+
+__all__ = ["TrainingDisplay", "report_error", "training_display", "warn"]
+
+
+def report_error(error: Exception) -> bool:
+    """Print an error that is not ours to fix; return False if it is a bug instead."""
+    from microgpt import MicrogptError  # noqa: PLC0415 - only when there is an error
+
+    if isinstance(error, MicrogptError):
+        typer.echo(f"error: {error}", err=True)
+        if error.hint:
+            typer.echo(f"hint: {error.hint}", err=True)
+        return True
+    if isinstance(error, MemoryError):
+        typer.echo("error: not enough memory for a model or dataset of this size", err=True)
+        return True
+    return False
+
+
+def warn(message: str) -> None:
+    """Print a warning."""
+    typer.echo(f"warning: {message}", err=True)
+
+
+class TrainingDisplay:
+    """Lines of training on stdout, and on a terminal a bar below them on stderr."""
+
+    def __init__(self, n_steps: int, progress: "Progress | None") -> None:
+        self._n_steps = n_steps
+        self._progress = progress
+        self._task: Any = None
+        if progress is not None:
+            self._task = progress.add_task("training", total=n_steps, loss="", rates="")
+        self._start = time.perf_counter()
+        self._n_tokens = 0
+
+    def line(self, text: str) -> None:
+        """Print a line to stdout, above the bar if there is one."""
+        if self._progress is None:
+            print(text, flush=True)  # noqa: T201
+            return
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+        print(text, flush=True)  # noqa: T201
+        self._progress.refresh()
+
+    def steps(self, reports: "list[StepReport]") -> None:
+        """Move the bar."""
+        self._n_tokens += sum(report.n_tokens for report in reports)
+        if self._progress is None or not reports:
+            return
+        last = reports[-1]
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        self._progress.update(
+            self._task,
+            completed=last.step,
+            loss=f"loss {last.loss:.4f}",
+            rates=f"{last.step / elapsed:,.0f} steps/s  {self._n_tokens / elapsed:,.0f} tokens/s",
+        )
+
+
+@contextmanager
+def training_display(n_steps: int) -> Iterator[TrainingDisplay]:
+    """Show the progress of training while the context lasts."""
+    if not sys.stderr.isatty():
+        yield TrainingDisplay(n_steps, None)
+        return
+    from rich.console import Console  # noqa: PLC0415 - 70 ms, and only for terminals
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (
+        BarColumn(bar_width=None),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[rates]}"),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # the lines of training belong to stdout, wherever that goes
+        redirect_stderr=False,
+    ) as progress:
+        yield TrainingDisplay(n_steps, progress)

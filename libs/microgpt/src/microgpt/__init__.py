@@ -1,0 +1,78 @@
+"""A GPT small enough to read in one sitting, and fast enough to use.
+
+    >>> import microgpt
+    >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100, seed=42)
+    >>> model.generate(num_samples=2, seed=42)
+    ['hannah', 'anna']
+
+`fit`, `load` and `LanguageModel` are the whole library for most uses; the parts below them are
+public too. Everything else may change without notice.
+"""
+
+from microgpt.autograd import Value
+from microgpt.checkpoint import holds_model
+from microgpt.data import (
+    Batch,
+    Conversations,
+    Dataset,
+    Message,
+    Tokenizer,
+    read_conversations,
+    read_documents,
+)
+from microgpt.engines import ENGINES
+from microgpt.errors import (
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    EngineError,
+    MicrogptError,
+    NonFiniteLossError,
+    SamplingError,
+    ShapeError,
+    TokenError,
+)
+from microgpt.language_model import LanguageModel, fit, load, prepare
+from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
+from microgpt.sampling import SamplingConfig, generate, generate_from_prompt
+from microgpt.train import Adam, StepReport, TrainConfig, Trainer, train_step
+
+__all__ = [
+    "ENGINES",
+    "GPT",
+    "Adam",
+    "Batch",
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "Conversations",
+    "DataError",
+    "Dataset",
+    "EngineError",
+    "InferenceGPT",
+    "KVCache",
+    "LanguageModel",
+    "Message",
+    "MicrogptError",
+    "ModelConfig",
+    "NonFiniteLossError",
+    "SamplingConfig",
+    "SamplingError",
+    "ShapeError",
+    "StepReport",
+    "TokenError",
+    "Tokenizer",
+    "TrainConfig",
+    "Trainer",
+    "Value",
+    "fit",
+    "generate",
+    "generate_from_prompt",
+    "holds_model",
+    "load",
+    "prepare",
+    "read_conversations",
+    "read_documents",
+    "train_step",
+]

@@ -1,0 +1,373 @@
+"""Model directories: `weights.json` and `meta.json`, written as one and checked when read.
+
+A save must never lose a model. Both files are written beside the old ones under other names and
+flushed to disk; then a record that names them (`commit.json`) appears, in one rename; then they
+take their places and the record goes. Whoever finds a record completes what it says, so a save
+that is cut short at any point leaves either the old pair or the new one.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from microgpt.data import PathLike, Tokenizer
+from microgpt.errors import CheckpointError, MicrogptError
+from microgpt.model import ModelConfig, parameter_shapes
+from microgpt.parameters import DTYPES, FloatArray, Parameters
+
+__all__ = ["Checkpoint", "holds_model", "read_checkpoint", "write_checkpoint"]
+
+META = "meta.json"
+WEIGHTS = "weights.json"
+COMMIT = "commit.json"
+STAGED = ".staged"  # suffix of a file that is not yet in place
+
+MAX_META_BYTES = 64 << 20  # every character of Unicode, escaped, and then some
+MAX_BYTES_PER_WEIGHT = 64  # the longest float64 takes 24 characters and a comma
+MIN_BYTES_PER_WEIGHT = 2  # "0,"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model directory holds.
+
+    Args:
+        tokenizer: its characters.
+        parameters: its sizes and weights.
+    """
+
+    tokenizer: Tokenizer
+    parameters: Parameters
+
+
+class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """The metadata file; the seed's keys first, then ours."""
+
+    vocab_size: int
+    n_embd: int
+    n_head: int
+    n_layer: int
+    block_size: int
+    chars: list[str]
+    special_tokens: list[str] | None = None
+    dtype: str | None = None
+    weights_file: str | None = None
+    weights_sha256: str | None = None
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_checkpoint(directory: PathLike, checkpoint: Checkpoint) -> list[Path]:
+    """Save a model; replaces the one that the directory holds, if any.
+
+    Args:
+        directory: made if it does not exist.
+        checkpoint: what to save.
+
+    Returns:
+        The files written: weights, metadata.
+
+    Raises:
+        CheckpointError: a weight is not finite, or the directory cannot be written; what it held
+            before is intact.
+    """
+    path = Path(directory)
+    weights = _encode_weights(checkpoint.parameters)
+    meta = _encode_meta(checkpoint, hashlib.sha256(weights).hexdigest())
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            _complete_commit(path)
+            _write_together(path, {WEIGHTS: weights, META: meta})
+    except (OSError, ValueError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(
+            f"cannot write {path}: {cause}", hint="the model that was there before is intact"
+        ) from error
+    return [path / WEIGHTS, path / META]
+
+
+def _encode_weights(parameters: Parameters) -> bytes:
+    if not np.isfinite(parameters.flat).all():
+        name = next(name for name, view in parameters.items() if not np.isfinite(view).all())
+        raise CheckpointError(
+            f"cannot save: {name} holds numbers that are not finite",
+            hint="train with a smaller learning rate",
+        )
+    shortest = Parameters(parameters.config, _shortest(parameters.flat))
+    return msgspec.json.encode({name: view.tolist() for name, view in shortest.items()})
+
+
+def _shortest(numbers: FloatArray) -> FloatArray:
+    """Return float64 numbers whose shortest decimal form is that of `numbers`.
+
+    The nearest float64 to a float32 needs 17 digits in print; the nearest one that rounds to the
+    same float32 mostly needs 8.
+    """
+    if numbers.dtype == np.float64:
+        return numbers
+    exact = numbers.astype(np.float64)
+    result = exact.copy()
+    open_ = np.flatnonzero(exact)
+    for n_decimals in range(16):
+        scale = 10.0**n_decimals
+        rounded = np.rint(exact[open_] * scale) / scale
+        fits = rounded.astype(np.float32) == numbers[open_]
+        result[open_[fits]] = rounded[fits]
+        open_ = open_[~fits]
+    for i in open_:  # smaller than 1e-7 or so: rare
+        result[i] = float(str(numbers[i]))
+    return result
+
+
+def _encode_meta(checkpoint: Checkpoint, weights_sha256: str) -> bytes:
+    tokenizer, parameters = checkpoint.tokenizer, checkpoint.parameters
+    config = parameters.config
+    meta = _Meta(
+        vocab_size=config.vocab_size,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        n_layer=config.n_layer,
+        block_size=config.block_size,
+        chars=list(tokenizer.chars),
+        special_tokens=list(tokenizer.special_tokens) or None,
+        dtype=parameters.dtype,
+        weights_file=WEIGHTS,
+        weights_sha256=weights_sha256,
+    )
+    return msgspec.json.format(msgspec.json.encode(meta), indent=2)
+
+
+def _write_together(path: Path, contents: dict[str, bytes]) -> None:
+    """Replace several files in `path` such that all of them change or none does."""
+    try:
+        for name, content in contents.items():
+            _write_durably(path / (name + STAGED), content)
+        _write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
+        _sync_directory(path)
+        (path / (COMMIT + STAGED)).replace(path / COMMIT)
+    except BaseException:
+        for name in (*contents, COMMIT):
+            with suppress(OSError):
+                (path / (name + STAGED)).unlink()
+        raise
+    _sync_directory(path)
+    _complete_commit(path)
+
+
+def _complete_commit(path: Path) -> None:
+    """Put staged files in place if a record says that all of them are there."""
+    try:
+        names = _committed_names(path)
+        for name in names:
+            with suppress(FileNotFoundError):  # in place already
+                (path / (name + STAGED)).replace(path / name)
+        if names:
+            _sync_directory(path)
+            (path / COMMIT).unlink()
+    except FileNotFoundError:
+        pass  # somebody else has completed it
+
+
+def _committed_names(path: Path) -> Sequence[str]:
+    """Return the files that a record in `path` names; none without a record."""
+    try:
+        names = msgspec.json.decode((path / COMMIT).read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return ()
+    except msgspec.DecodeError as error:
+        raise CheckpointError(
+            f"invalid {path / COMMIT}: {error}", hint="it is not one of ours: move it away"
+        ) from error
+    if strange := set(names) - {META, WEIGHTS}:
+        raise CheckpointError(f"invalid {path / COMMIT}: it names {sorted(strange)}")
+    return names
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    """Make renames in a directory survive a loss of power."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write to a directory."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which also releases the lock
+
+
+# ---------------------------------------------------------------- reading
+
+
+def holds_model(directory: PathLike) -> bool:
+    """Return whether a model, whole or damaged, lies in `directory`."""
+    return any((Path(directory) / name).exists() for name in (META, WEIGHTS, COMMIT))
+
+
+def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint:
+    """Load a model, and check everything about it.
+
+    Args:
+        directory: holds `meta.json` and the weights.
+        dtype: of the weights in memory; None for the one they were saved from (float64 where the
+            metadata does not say, as in files of the Rust system).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the other; it says which, what
+            was found and what was expected.
+    """
+    path = Path(directory)
+    for _ in range(3):  # a writer may swap the pair between our two reads: then look again
+        meta, weights = _read_pair(path)
+        if meta.weights_sha256 in (None, hashlib.sha256(weights).hexdigest()):
+            break
+    else:
+        raise CheckpointError(
+            f"{path / WEIGHTS} is not what {META} describes: its SHA-256 digest differs",
+            hint="it was changed or damaged after it was saved; restore both files from one copy",
+        )
+    config, tokenizer = _check_meta(path / META, meta)
+    saved_dtype = meta.dtype or "float64"
+    parameters = Parameters.zeros(config, dtype or saved_dtype)
+    _decode_weights(path / WEIGHTS, weights, parameters)
+    return Checkpoint(tokenizer, parameters)
+
+
+def _read_pair(path: Path) -> tuple[_Meta, bytes]:
+    with suppress(OSError):  # read-only: `_in_place` finds the files where they are
+        _complete_commit(path)
+    meta_path = path / META
+    try:
+        meta = msgspec.json.decode(
+            _read_regular(_in_place(meta_path), 0, MAX_META_BYTES), type=_Meta
+        )
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"invalid {META}: {error} in {meta_path}") from error
+    config, _ = _check_meta(meta_path, meta)
+    smallest, largest = (
+        config.n_params * size for size in (MIN_BYTES_PER_WEIGHT, MAX_BYTES_PER_WEIGHT)
+    )
+    return meta, _read_regular(_in_place(path / WEIGHTS), smallest, largest + 65536)
+
+
+def _in_place(path: Path) -> Path:
+    """Return where the committed content of `path` stands now."""
+    staged = path.with_name(path.name + STAGED)
+    is_committed = path.name in _committed_names(path.parent) and staged.exists()
+    return staged if is_committed else path
+
+
+def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
+    """Read a file whose size is plausible, or raise CheckpointError."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"cannot read {path}: it is not a regular file")
+        if not min_bytes <= status.st_size <= max_bytes:
+            raise CheckpointError(
+                f"cannot read {path}: it has {status.st_size} bytes, expected {min_bytes} to "
+                f"{max_bytes} for a model of this size"
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(
+            f"cannot read {path}: {cause}", hint="is this the directory of a trained model?"
+        ) from error
+
+
+def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
+    """Return what the metadata says, or raise CheckpointError if it cannot be."""
+    try:
+        config = ModelConfig(
+            vocab_size=meta.vocab_size,
+            n_embd=meta.n_embd,
+            n_head=meta.n_head,
+            n_layer=meta.n_layer,
+            block_size=meta.block_size,
+        )
+        tokenizer = Tokenizer(tuple(meta.chars), is_chat=bool(meta.special_tokens))
+    except MicrogptError as error:
+        raise CheckpointError(f"invalid {META}: {error} in {path}") from error
+    expected_tokens = list(tokenizer.special_tokens)
+    for what, found, expected in (
+        ("special_tokens", meta.special_tokens or [], expected_tokens),
+        ("vocab_size", meta.vocab_size, tokenizer.vocab_size),
+        ("weights_file", meta.weights_file or WEIGHTS, WEIGHTS),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"invalid {META}: {what} is {found!r}, expected {expected!r} in {path}"
+            )
+    if meta.dtype not in (None, *DTYPES):
+        raise CheckpointError(
+            f"invalid {META}: dtype is {meta.dtype!r}, expected float32 or float64 in {path}"
+        )
+    return config, tokenizer
+
+
+def _decode_weights(path: Path, content: bytes, parameters: Parameters) -> None:
+    """Parse `content` into `parameters`, or raise CheckpointError."""
+    try:
+        matrices = msgspec.json.decode(content, type=dict[str, list[list[float]]])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"invalid {path}: {error}") from error
+    shapes = parameter_shapes(parameters.config)
+    for kind, names in (
+        ("is missing", shapes.keys() - matrices.keys()),
+        ("is unknown", matrices.keys() - shapes.keys()),
+    ):
+        if names:
+            raise CheckpointError(
+                f"invalid {path}: {min(names)} {kind}; expected the {len(shapes)} tensors of "
+                f"n_layer={parameters.config.n_layer}"
+            )
+    for name, shape in shapes.items():
+        _fill(path, name, parameters[name], matrices[name], shape)
+
+
+def _fill(
+    path: Path, name: str, view: FloatArray, rows: list[list[float]], shape: tuple[int, int]
+) -> None:
+    lengths = {len(row) for row in rows}
+    if len(rows) != shape[0] or lengths != {shape[1]}:
+        found = f"{len(rows)} rows of {' or '.join(map(str, sorted(lengths)[:3])) or 'no'} columns"
+        raise CheckpointError(
+            f"invalid {path}: {name} has {found}, expected shape {shape} as {META} says"
+        )
+    with np.errstate(over="ignore"):
+        view[:] = rows
+    if not np.isfinite(view).all():
+        raise CheckpointError(
+            f"invalid {path}: {name} holds a number beyond the range of {view.dtype}, "
+            "expected finite numbers"
+        )

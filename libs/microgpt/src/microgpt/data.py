@@ -1,0 +1,470 @@
+"""Text in, token ids out: documents, conversations, the tokenizer and the encoded dataset.
+
+Files are read line by line and encoded as they come, so that a file of any size needs little more
+memory than its token ids. This module knows nothing of models.
+"""
+
+import os
+import random
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from microgpt.errors import DataError, TokenError
+
+__all__ = [
+    "ROLES",
+    "Batch",
+    "Conversations",
+    "Dataset",
+    "Message",
+    "Tokenizer",
+    "read_conversations",
+    "read_documents",
+]
+
+ROLES = ("user", "assistant")
+SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
+MAX_SHOWN = 10  # characters that an error message names
+
+Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+# ---------------------------------------------------------------- reading files
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            yield from file
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        cause = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(f"failed to read {path}: {cause}; expected a UTF-8 text file") from error
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number (from 1) and text of every line that is not blank, stripped."""
+    byte_offset = 0
+    for number, raw in enumerate(_raw_lines(path), 1):
+        line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if b"\0" in line:
+            at = byte_offset + raw.index(b"\0")
+            raise DataError(
+                f"failed to read {path}: NUL byte on line {number} (byte offset {at}), "
+                "expected UTF-8 text; convert UTF-16 or binary files first"
+            )
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError as error:
+            at = byte_offset + len(raw) - len(line) + error.start
+            raise DataError(
+                f"failed to read {path}: invalid UTF-8 on line {number} (byte offset {at}): "
+                f"{error.reason}; save the file as UTF-8"
+            ) from error
+        byte_offset += len(raw)
+        if text:
+            yield number, text
+
+
+def read_documents(path: PathLike) -> Iterator[str]:
+    """Yield the documents of a text file: one per line, stripped, blank lines left out.
+
+    A byte order mark, CRLF line ends and a missing final newline make no difference.
+
+    Args:
+        path: a UTF-8 text file.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8 text (line and byte offset are named).
+    """
+    return (text for _, text in _read_lines(Path(path)))
+
+
+@dataclass
+class Conversations:
+    """Conversations ready for training, and what had to be left out of them.
+
+    Args:
+        conversations: each a list of messages that ends with the assistant.
+        n_trimmed: conversations that lost unanswered user turns at their end.
+        n_skipped: conversations without any assistant turn, left out whole.
+    """
+
+    conversations: list[list[Message]] = field(default_factory=list)
+    n_trimmed: int = 0
+    n_skipped: int = 0
+
+    def add(self, messages: Sequence[Message]) -> None:
+        """Append one conversation, trimmed; count it where it changes."""
+        answered = [i for i, message in enumerate(messages, 1) if message["role"] == "assistant"]
+        if not answered:
+            self.n_skipped += 1
+            return
+        self.n_trimmed += answered[-1] < len(messages)
+        self.conversations.append(list(messages[: answered[-1]]))
+
+
+class _Turn(msgspec.Struct):
+    role: str
+    content: str
+
+
+_turns_decoder = msgspec.json.Decoder(list[_Turn])
+
+
+def _parse_conversation(number: int, text: str) -> list[Message]:
+    try:
+        turns = _turns_decoder.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        raise DataError(
+            f"invalid JSON on line {number}: {error}; expected an array of "
+            '{"role": ..., "content": ...}'
+        ) from error
+    for turn in turns:
+        if turn.role not in ROLES:
+            raise DataError(
+                f'line {number}: unknown role "{turn.role}" (expected "user" or "assistant")'
+            )
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def read_conversations(path: PathLike) -> Conversations:
+    """Read a JSONL file of conversations: per line an array of {"role", "content"} objects.
+
+    Blank lines and empty arrays are passed over. User turns at the end that nobody answered are
+    trimmed, and conversations that the assistant never joins are skipped; both are counted.
+
+    Args:
+        path: a UTF-8 file.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not such an array (the line is named).
+    """
+    result = Conversations()
+    for number, text in _read_lines(Path(path)):
+        if messages := _parse_conversation(number, text):
+            result.add(messages)
+    return result
+
+
+# ---------------------------------------------------------------- characters and ids
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Characters to token ids and back.
+
+    Characters have ids 0..n-1 in the order of their code points. Text models have one more token,
+    BOS = n. Chat models have user = n, assistant = n+1, end_turn = n+2 and BOS = n+3.
+
+    Args:
+        chars: the characters, sorted, each once.
+        is_chat: whether the chat tokens exist.
+
+    Raises:
+        DataError: `chars` holds something else than single characters, or one of them twice.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_texts(["anna", "bob"])
+        >>> tokenizer.encode_document("nab")
+        [4, 2, 0, 1, 4]
+        >>> tokenizer.decode([4, 2, 0, 1, 4])
+        'nab'
+    """
+
+    chars: tuple[str, ...]
+    is_chat: bool = False
+
+    def __post_init__(self) -> None:
+        if any(not isinstance(char, str) or len(char) != 1 for char in self.chars):
+            raise DataError("chars must be single characters")
+        if len(set(self.chars)) != len(self.chars):
+            raise DataError("chars holds a character twice, expected each once")
+        object.__setattr__(self, "_ids", {char: i for i, char in enumerate(self.chars)})
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], *, is_chat: bool = False) -> "Tokenizer":
+        """Return a tokenizer for every character that occurs in `texts`."""
+        return cls(tuple(sorted(set().union(*texts))), is_chat)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Names of the chat tokens in the order of their ids; empty for text models."""
+        return SPECIAL_TOKENS if self.is_chat else ()
+
+    @property
+    def bos(self) -> int:
+        """Id of the token before and after every document; always the last one."""
+        return len(self.chars) + len(self.special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: V."""
+        return self.bos + 1
+
+    def special_id(self, name: str) -> int:
+        """Return the id of "user", "assistant" or "end_turn".
+
+        Raises:
+            TokenError: this tokenizer has no such token.
+        """
+        if name not in self.special_tokens:
+            raise TokenError(
+                f"no special token {name!r}, expected one of {list(self.special_tokens)}"
+            )
+        return len(self.chars) + self.special_tokens.index(name)
+
+    def encode(self, text: str, *, unknown: Literal["error", "skip"] = "error") -> list[int]:
+        """Return the ids of the characters of `text`, without special tokens.
+
+        Args:
+            text: any text.
+            unknown: what to do about characters that are not in the vocabulary.
+
+        Raises:
+            TokenError: there are such characters and `unknown` is "error"; they are named.
+        """
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]  # set in __post_init__
+        if unknown == "error" and (strange := sorted(set(text) - ids.keys())):
+            shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + ", ..." * (len(strange) > MAX_SHOWN)
+            raise TokenError(
+                f"the text holds characters that the model does not know: {shown}",
+                hint="the model knows only characters of its training data",
+            )
+        return [ids[char] for char in text if char in ids]
+
+    def encode_document(self, text: str) -> list[int]:
+        """Return BOS, the characters, BOS.
+
+        Raises:
+            TokenError: a character is not in the vocabulary.
+        """
+        return [self.bos, *self.encode(text), self.bos]
+
+    def encode_turn(self, role: str, content: str) -> list[int]:
+        """Return the role's token, the characters, end_turn.
+
+        Raises:
+            TokenError: the role or a character is not in the vocabulary.
+        """
+        return [self.special_id(role), *self.encode(content), self.special_id("end_turn")]
+
+    def encode_conversation(self, messages: Iterable[Message]) -> list[int]:
+        """Return BOS, every turn, BOS.
+
+        Raises:
+            TokenError: a role or a character is not in the vocabulary.
+        """
+        turns = (self.encode_turn(message["role"], message["content"]) for message in messages)
+        return [self.bos, *chain.from_iterable(turns), self.bos]
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the characters of `token_ids`; special tokens yield nothing.
+
+        Raises:
+            TokenError: an id is not in the vocabulary.
+        """
+        text = []
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise TokenError(f"token id {token_id}, expected 0 to {self.vocab_size - 1}")
+            if token_id < len(self.chars):
+                text.append(self.chars[token_id])
+        return "".join(text)
+
+
+# ---------------------------------------------------------------- encoded data
+
+
+class Batch(NamedTuple):
+    """Documents laid end to end, ready for an engine.
+
+    Args:
+        inputs: token ids, shape (N,), N the sum of `lengths`.
+        targets: the token that follows each, shape (N,); -1 where it does not count.
+        lengths: positions of each document, shape (B,), each at least 1.
+    """
+
+    inputs: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+
+
+class _Encoder:
+    """Encodes a stream of texts in one pass, before their characters are all known.
+
+    Ids are given in order of appearance, special tokens first, and put in their final order at
+    the end. Texts are gathered and encoded some hundred thousand characters at a time.
+    """
+
+    _SPECIAL = ("bos", *SPECIAL_TOKENS)
+    _CODE_POINTS = 0x110000  # special token s stands as code point 0x110000 + s
+    _CHUNK = 1 << 18
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []  # not yet encoded; _marks[i] stands before _texts[i]
+        self._marks: list[int] = []
+        self._n_pending = 0
+        self._n_tokens = 0
+        self._offsets = array("q")
+        self._tokens = np.empty(0, np.uint16)
+        self._ids = np.full(self._CODE_POINTS + len(self._SPECIAL), -1, np.int32)
+        self._ids[self._CODE_POINTS :] = range(len(self._SPECIAL))
+        self._code_points = list(range(self._CODE_POINTS, len(self._ids)))  # by id
+
+    def start_document(self) -> None:
+        self._offsets.append(self._n_tokens + self._n_pending)
+        self.special("bos")
+
+    def special(self, name: str) -> None:
+        if self._n_pending > self._CHUNK:
+            self._flush()
+        self._marks.append(self._CODE_POINTS + self._SPECIAL.index(name))
+        self._texts.append("")
+        self._n_pending += 1
+
+    def extend(self, text: str) -> None:
+        """Append characters after the latest special token."""
+        self._texts[-1] = text
+        self._n_pending += len(text)
+
+    def finish(self, *, is_chat: bool) -> tuple[Tokenizer, NDArray[Any], NDArray[np.int64]]:
+        """Return the tokenizer, all tokens and the offsets, the final BOS included."""
+        self.start_document()
+        self._flush()
+        chars = sorted(self._code_points[len(self._SPECIAL) :])
+        tokenizer = Tokenizer(tuple(map(chr, chars)), is_chat)
+        final = np.zeros(len(self._code_points), self._tokens.dtype)
+        final[self._ids[chars]] = range(len(chars))
+        for i, name in enumerate(self._SPECIAL):
+            if name in tokenizer.special_tokens:
+                final[i] = tokenizer.special_id(name)
+        final[0] = tokenizer.bos
+        for start in range(0, len(self._tokens), self._CHUNK):
+            chunk = self._tokens[start : start + self._CHUNK]
+            chunk[:] = final[chunk]
+        return tokenizer, self._tokens, np.array(self._offsets, np.int64)
+
+    def _flush(self) -> None:
+        lengths = np.fromiter(map(len, self._texts), np.int64, len(self._texts))
+        marks_at = np.cumsum(lengths + 1) - lengths - 1
+        code_points = np.empty(self._n_pending, np.int32)
+        is_char = np.ones(self._n_pending, np.bool_)
+        is_char[marks_at] = False
+        code_points[marks_at] = self._marks
+        utf32 = "".join(self._texts).encode("utf-32-le", "surrogatepass")
+        code_points[is_char] = np.frombuffer(utf32, "<u4")
+
+        ids = self._ids[code_points]
+        new = np.unique(code_points[ids < 0])
+        self._ids[new] = range(len(self._code_points), len(self._code_points) + len(new))
+        self._code_points += new.tolist()
+        if len(self._code_points) > np.iinfo(self._tokens.dtype).max:
+            self._tokens = self._tokens.astype(np.uint32)
+        # In place, so that growing needs no second copy of all tokens.
+        self._tokens.resize(self._n_tokens + self._n_pending, refcheck=False)
+        self._tokens[self._n_tokens :] = self._ids[code_points]
+        self._n_tokens += self._n_pending
+        self._texts, self._marks, self._n_pending = [], [], 0
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Documents or conversations, encoded once into one array.
+
+    Neighbours share the BOS between them: document i is `tokens[offsets[i] : offsets[i+1] + 1]`.
+
+    Args:
+        tokenizer: made from the same texts.
+        tokens: every document's ids, shape (N,), 2 bytes each where the vocabulary allows.
+        offsets: where each document's first BOS stands, and the last BOS, shape (n + 1,).
+
+    Example:
+        >>> dataset = Dataset.from_documents(["ab", "b"])
+        >>> dataset[0].tolist(), dataset[1].tolist()
+        ([2, 0, 1, 2], [2, 1, 2])
+        >>> len(dataset), dataset.lengths.tolist()
+        (2, [3, 2])
+    """
+
+    tokenizer: Tokenizer
+    tokens: NDArray[np.unsignedinteger[Any]]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def from_documents(cls, documents: Iterable[str]) -> "Dataset":
+        """Encode documents; blank ones are left out, the others stripped.
+
+        Raises:
+            DataError: there is no document.
+        """
+        encoder = _Encoder()
+        for document in documents:
+            if text := document.strip():
+                encoder.start_document()
+                encoder.extend(text)
+        tokenizer, tokens, offsets = encoder.finish(is_chat=False)
+        if len(offsets) == 1:
+            raise DataError("dataset is empty")
+        return cls(tokenizer, tokens, offsets)
+
+    @classmethod
+    def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
+        """Encode conversations with the chat tokens.
+
+        Raises:
+            DataError: there is no conversation, or a role is unknown.
+        """
+        encoder = _Encoder()
+        for messages in conversations:
+            encoder.start_document()
+            for message in messages:
+                role = message["role"]
+                if role not in ROLES:
+                    raise DataError(f'unknown role "{role}" (expected "user" or "assistant")')
+                encoder.special(role)
+                encoder.extend(message["content"])
+                encoder.special("end_turn")
+        tokenizer, tokens, offsets = encoder.finish(is_chat=True)
+        if len(offsets) == 1:
+            raise DataError("chat dataset is empty")
+        return cls(tokenizer, tokens, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
+        """Return the ids of one document, both BOS included, shape (T + 1,)."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1] + 1]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Positions to learn of each document, uncut, shape (n,): its ids less one."""
+        return np.diff(self.offsets)
+
+    def shuffled(self, rng: random.Random) -> "array[int]":
+        """Return the indices of the documents in an order drawn from `rng`."""
+        order = array("q", range(len(self)))
+        rng.shuffle(order)
+        return order
+
+    def batch(self, indices: Collection[int], block_size: int) -> Batch:
+        """Return the chosen documents, each cut after `block_size` positions."""
+        index = np.fromiter(indices, np.int64, len(indices))
+        starts = self.offsets[index]
+        lengths = np.minimum(self.offsets[index + 1] - starts, block_size)
+        ends = np.cumsum(lengths)
+        gather = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
+        return Batch(
+            self.tokens[gather].astype(np.int32),
+            self.tokens[gather + 1].astype(np.int32),
+            lengths.astype(np.int32),
+        )

@@ -1,0 +1,272 @@
+"""What every engine is: one model's numbers, and the ways to train and to run it.
+
+An engine keeps weights, gradients and Adam's moments as flat buffers (`Parameters`). Subclasses
+compute gradients and logits; the optimizer, and training many steps in one call, are here for all
+of them, and a compiled engine overrides those too.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from microgpt.data import Batch
+from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
+from microgpt.model import ModelConfig
+from microgpt.parameters import FloatArray, IntArray, Parameters
+
+__all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
+
+BETA1 = 0.85
+BETA2 = 0.99
+ADAM_EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step did.
+
+    Args:
+        loss: mean over the batch's predicted tokens, in nats, before the update.
+        n_tokens: number of those tokens.
+        grad_norm: Euclidean norm of the gradient, before clipping; None where it was not needed.
+    """
+
+    loss: float
+    n_tokens: int
+    grad_norm: float | None = None
+
+
+@dataclass
+class ArrayCache:
+    """Keys and values of one stream of text, and how many positions they hold.
+
+    Args:
+        keys: shape (n_layer, block_size, C).
+        values: the same.
+        length: positions held so far.
+    """
+
+    keys: FloatArray
+    values: FloatArray
+    length: int = 0
+
+
+class Engine(ABC):
+    """One model in one place: weights, training, inference.
+
+    Args:
+        parameters: the weights; used in place, so training changes them.
+        threads: how many processor cores to use; None for all. Results do not depend on it.
+
+    Attributes:
+        name: what `--engine` calls it.
+        n_updates: optimizer steps taken so far; Adam's bias correction depends on it.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, parameters: Parameters, threads: int | None = None) -> None:
+        self.parameters = parameters
+        self.threads = threads
+        self.n_updates = 0
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.parameters.config
+
+    @cached_property
+    def grads(self) -> Parameters:
+        """Gradients of the latest batch, laid out as the weights."""
+        return Parameters.zeros(self.config, self.parameters.dtype)
+
+    @cached_property
+    def adam_m(self) -> Parameters:
+        """Adam's running mean of the gradients."""
+        return Parameters.zeros(self.config, self.parameters.dtype)
+
+    @cached_property
+    def adam_v(self) -> Parameters:
+        """Adam's running mean of their squares."""
+        return Parameters.zeros(self.config, self.parameters.dtype)
+
+    # ------------------------------------------------------------ training
+
+    @abstractmethod
+    def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
+        """Compute the loss of a batch, and write the gradient of its sum to `grads`.
+
+        Args:
+            batch: documents laid end to end; a target of -1 does not count.
+
+        Returns:
+            Summed negative log-likelihood in nats, and how many targets it sums over.
+
+        Raises:
+            ShapeError: shapes, types or lengths do not fit together.
+            TokenError: a token id is not in the vocabulary.
+            ContextLengthError: a document has more than block_size positions.
+        """
+
+    def update(
+        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+    ) -> float | None:
+        """Take one Adam step along `grads`, which the caller has normalised.
+
+        Args:
+            learning_rate: step size.
+            clip: scale the gradient down to this norm if it is longer; None leaves it.
+            weight_decay: share of each weight, times the learning rate, that is taken off first.
+
+        Returns:
+            The gradient's norm before clipping, or None without `clip`.
+
+        Source: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
+        """
+        self.n_updates += 1
+        weights, grads = self.parameters.flat, self.grads.flat
+        m, v = self.adam_m.flat, self.adam_v.flat
+        norm = None if clip is None else clip_gradient(grads, clip)
+        if weight_decay:
+            weights *= 1.0 - learning_rate * weight_decay
+        m *= BETA1
+        m += (1.0 - BETA1) * grads
+        v *= BETA2
+        v += (1.0 - BETA2) * grads * grads
+        denominator = np.sqrt(v / (1.0 - BETA2**self.n_updates))
+        denominator += ADAM_EPS
+        weights -= (learning_rate / (1.0 - BETA1**self.n_updates)) * m / denominator
+        return norm
+
+    def train_steps(
+        self,
+        batches: Sequence[Batch],
+        learning_rates: Sequence[float],
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> list[StepResult]:
+        """Take one training step per batch and return what each did.
+
+        Args:
+            batches: at least one target each that counts.
+            learning_rates: one per batch.
+            clip: see `update`.
+            weight_decay: see `update`.
+
+        Raises:
+            NonFiniteLossError: a loss is NaN or infinite; that step did not change the weights.
+        """
+        results = []
+        for batch, learning_rate in zip(batches, learning_rates, strict=True):
+            nll, n_tokens = self.loss_and_grads(batch)
+            loss = nll / n_tokens
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(self.n_updates + 1, learning_rate, loss)
+            grads = self.grads.flat
+            grads *= 1.0 / n_tokens
+            norm = self.update(learning_rate, clip, weight_decay)
+            results.append(StepResult(loss, n_tokens, norm))
+        return results
+
+    # ------------------------------------------------------------ inference
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """Return an empty cache for one stream of text; many may be in use at once."""
+
+    @abstractmethod
+    def prefill(self, token_ids: Sequence[int], cache: Any) -> list[float]:
+        """Append tokens to `cache`; return the logits after the last, shape (V,).
+
+        Raises:
+            ShapeError: there are no tokens.
+            TokenError: a token id is not in the vocabulary.
+            ContextLengthError: the cache would hold more than block_size tokens.
+        """
+
+    def decode(self, token_id: int, cache: Any) -> list[float]:
+        """Append one token to `cache`; return the logits of the next, shape (V,).
+
+        Raises:
+            TokenError: the id is not in the vocabulary.
+            ContextLengthError: the cache already holds block_size tokens.
+        """
+        return self.prefill([token_id], cache)
+
+    @abstractmethod
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """Return the logits after each token, shape (T, V).
+
+        Raises:
+            As `prefill`.
+        """
+
+    # ------------------------------------------------------------ checks
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise unless `batch` fits together and fits the model (see `loss_and_grads`)."""
+        for name, ids in batch._asdict().items():
+            if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
+                raise ShapeError(f"{name} is {_describe(ids)}, expected a 1-D array of integers")
+        inputs, targets, lengths = batch
+        if lengths.size == 0 or lengths.min() < 1:
+            raise ShapeError("lengths must name at least one document, each at least 1 long")
+        if not lengths.sum() == inputs.size == targets.size:
+            raise ShapeError(
+                f"got {inputs.size} inputs and {targets.size} targets, expected the sum of "
+                f"lengths, {lengths.sum()}"
+            )
+        self._check_length(int(lengths.max()))
+        self._check_range(inputs, 0)
+        self._check_range(targets, -1)
+
+    def check_tokens(self, token_ids: Sequence[int], n_before: int = 0) -> IntArray:
+        """Return `token_ids` as an array, or raise (see `prefill`)."""
+        ids = np.asarray(token_ids)
+        if ids.size == 0:
+            raise ShapeError("got no tokens, expected at least one")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ShapeError(f"token ids are {_describe(ids)}, expected a list of integers")
+        self._check_length(n_before + ids.size)
+        self._check_range(ids, 0)
+        return ids
+
+    def _check_length(self, n_tokens: int) -> None:
+        if n_tokens > self.config.block_size:
+            raise ContextLengthError(
+                f"got {n_tokens} tokens, expected at most block_size={self.config.block_size}; "
+                "shorten the text or use a model with a larger block_size"
+            )
+
+    def _check_range(self, ids: IntArray, smallest: int) -> None:
+        low, high = int(ids.min()), int(ids.max())
+        if low < smallest or high >= self.config.vocab_size:
+            strange = low if low < smallest else high
+            raise TokenError(
+                f"token id {strange}, expected {smallest} to {self.config.vocab_size - 1}"
+            )
+
+
+def clip_gradient(grads: FloatArray, clip: float) -> float:
+    """Scale `grads` in place to a norm of at most `clip`; return the norm before."""
+    norm = math.sqrt(float(np.dot(grads, grads)))
+    if norm > clip:
+        grads *= clip / norm
+    return norm
+
+
+def documents_of(batch: Batch) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield the inputs and targets of each document of a batch."""
+    ends = np.cumsum(batch.lengths)[:-1]
+    yield from zip(np.split(batch.inputs, ends), np.split(batch.targets, ends), strict=True)
+
+
+def _describe(ids: object) -> str:
+    if isinstance(ids, np.ndarray):
+        return f"an array of shape {ids.shape} and type {ids.dtype}"
+    return f"a {type(ids).__name__}"

@@ -1,0 +1,74 @@
+"""The reference engine: the model of `model.py`, differentiated by `autograd.py`.
+
+Four orders of magnitude slower than it need be, and right. Arithmetic is Python's float64; with
+dtype float32 the weights are rounded when they are stored.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from microgpt.data import Batch
+from microgpt.engines.base import Engine, documents_of
+from microgpt.model import GPT, InferenceGPT, KVCache, cross_entropy
+from microgpt.parameters import FloatArray
+
+__all__ = ["ScalarEngine"]
+
+
+class ScalarEngine(Engine):
+    """Every number a `Value`: the definition of what the other engines must compute."""
+
+    name = "scalar"
+
+    def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
+        """See `Engine.loss_and_grads`."""
+        self.check_batch(batch)
+        model = GPT.from_numbers(self.config, iter(self.parameters.flat.tolist()))
+        losses = []
+        for inputs, targets in documents_of(batch):
+            logits = model.logits(inputs.tolist())
+            losses += [
+                cross_entropy(z, target)
+                for z, target in zip(logits, targets.tolist(), strict=True)
+                if target >= 0
+            ]
+        if not losses:
+            self.grads.flat[:] = 0.0
+            return 0.0, 0
+        nll = sum(losses[1:], start=losses[0])
+        nll.backward()
+        self.grads.flat[:] = [weight.grad for weight in model.parameters()]
+        return nll.data, len(losses)
+
+    def _inference_model(self) -> InferenceGPT:
+        return InferenceGPT(
+            self.config, {name: view.tolist() for name, view in self.parameters.items()}
+        )
+
+    def new_cache(self) -> "_ModelCache":
+        """See `Engine.new_cache`."""
+        return _ModelCache(self._inference_model())
+
+    def prefill(self, token_ids: Sequence[int], cache: "_ModelCache") -> list[float]:
+        """See `Engine.prefill`."""
+        ids = self.check_tokens(token_ids, cache.length)
+        return cache.model.prefill(ids.tolist(), cache.kv)
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """See `Engine.logits`."""
+        ids = self.check_tokens(token_ids)
+        return np.array(self._inference_model().logits(ids.tolist()))
+
+
+class _ModelCache:
+    """A cache, with the floats of the weights as they were when the text began."""
+
+    def __init__(self, model: InferenceGPT) -> None:
+        self.model = model
+        self.kv: KVCache[Any] = model.new_cache()
+
+    @property
+    def length(self) -> int:
+        return self.kv.length

@@ -1,0 +1,276 @@
+"""The same step in NumPy: whole documents at a time, with the backward pass written out.
+
+Documents of a batch are padded to the longest with targets that do not count; causal attention
+never looks ahead, so padding changes nothing. Rows are all positions of all documents: R = B * T.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from microgpt.data import Batch
+from microgpt.engines.base import ArrayCache, Engine
+from microgpt.model import RMSNORM_EPS
+from microgpt.parameters import FloatArray, IntArray, Parameters
+
+__all__ = ["VectorizedEngine"]
+
+
+# Each operation of the model is a pair: forward, and the gradient of its input given the gradient
+# of its output. Both stand side by side.
+
+
+def _rmsnorm(x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return x (R, C) scaled to unit root mean square, and the scales (R, 1)."""
+    mean_square = np.einsum("rc,rc->r", x, x)[:, None] / x.dtype.type(x.shape[1])
+    scale = 1.0 / np.sqrt(mean_square + x.dtype.type(RMSNORM_EPS))
+    return x * scale, scale
+
+
+def _rmsnorm_backward(d_y: FloatArray, y: FloatArray, scale: FloatArray) -> FloatArray:
+    """Return the gradient of x; y = x * scale."""
+    projection = np.einsum("rc,rc->r", d_y, y)[:, None] / y.dtype.type(y.shape[1])
+    d_x: FloatArray = (d_y - y * projection) * scale
+    return d_x
+
+
+def _softmax(scores: FloatArray) -> FloatArray:
+    """Return probabilities along the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def _softmax_backward(d_probs: FloatArray, probs: FloatArray) -> FloatArray:
+    """Return the gradient of the scores, in place of `d_probs`."""
+    d_probs -= np.einsum("...t,...t->...", d_probs, probs)[..., None]
+    d_probs *= probs
+    return d_probs
+
+
+def _cross_entropy(logits: FloatArray, targets: IntArray) -> tuple[float, int, FloatArray]:
+    """Return summed loss, count of targets that are not -1, and the gradient of logits (R, V)."""
+    logits -= logits.max(axis=1, keepdims=True)
+    rows = np.flatnonzero(targets >= 0)
+    chosen = targets[rows]
+    target_logits = logits[rows, chosen].astype(np.float64)
+    probs = np.exp(logits)
+    totals = probs.sum(axis=1, keepdims=True)
+    nll = np.log(totals[rows, 0], dtype=np.float64) - target_logits
+    probs /= totals
+    probs[rows, chosen] -= 1.0
+    if len(rows) < len(targets):
+        probs[targets < 0] = 0.0
+    return float(nll.sum()), len(rows), probs
+
+
+@dataclass
+class _BlockWeights:
+    """Views of one block's weights, or of their gradients."""
+
+    w_qkv: FloatArray  # (3C, C): wq, wk and wv lie side by side
+    w_o: FloatArray  # (C, C)
+    w_1: FloatArray  # (4C, C)
+    w_2: FloatArray  # (C, 4C)
+
+    @classmethod
+    def of(cls, parameters: Parameters) -> "list[_BlockWeights]":
+        return [
+            cls(
+                parameters.stacked(f"layer{i}.attn_wq", f"layer{i}.attn_wv"),
+                parameters[f"layer{i}.attn_wo"],
+                parameters[f"layer{i}.mlp_fc1"],
+                parameters[f"layer{i}.mlp_fc2"],
+            )
+            for i in range(parameters.config.n_layer)
+        ]
+
+
+@dataclass
+class _BlockTrace:
+    """What the backward pass of one block needs from its forward pass."""
+
+    normed_attn: FloatArray  # (R, C)
+    scale_attn: FloatArray  # (R, 1)
+    qkv: FloatArray  # (3, B, H, T, D)
+    probs: FloatArray  # (B, H, T, T)
+    mixed: FloatArray  # (R, C)
+    normed_mlp: FloatArray  # (R, C)
+    scale_mlp: FloatArray  # (R, 1)
+    hidden: FloatArray  # (R, 4C)
+
+
+def _swap(x: FloatArray) -> FloatArray:
+    """Swap the last two axes."""
+    return x.swapaxes(-1, -2)
+
+
+def _merge_heads(x: FloatArray) -> FloatArray:
+    """(B, H, T, D) -> (R, C)."""
+    n_docs, n_head, n_tokens, head_dim = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(n_docs * n_tokens, n_head * head_dim)
+
+
+def _pad(batch: Batch) -> tuple[IntArray, IntArray]:
+    """Return inputs (B, T), padded with 0, and targets (R,), padded with -1."""
+    n_docs, n_tokens = len(batch.lengths), int(batch.lengths.max())
+    if n_docs == 1:
+        return batch.inputs[None], batch.targets
+    filled = np.arange(n_tokens) < batch.lengths[:, None]  # (B, T)
+    inputs = np.zeros(filled.shape, np.int32)
+    targets = np.full(filled.shape, -1, np.int32)
+    inputs[filled] = batch.inputs
+    targets[filled] = batch.targets
+    return inputs, targets.reshape(-1)
+
+
+class VectorizedEngine(Engine):
+    """NumPy on padded batches; runs wherever NumPy does."""
+
+    name = "vectorized"
+
+    def __init__(self, parameters: Parameters, threads: int | None = None) -> None:
+        super().__init__(parameters, threads)
+        self._blocks = _BlockWeights.of(parameters)
+        dtype = parameters.flat.dtype
+        self._attention_scale = dtype.type(self.config.head_dim**-0.5)
+        ahead = np.triu(np.ones((self.config.block_size,) * 2, np.bool_), k=1)
+        self._mask = np.where(ahead, dtype.type(-np.inf), dtype.type(0))  # (block_size, block_size)
+
+    @cached_property
+    def _block_grads(self) -> list[_BlockWeights]:
+        return _BlockWeights.of(self.grads)
+
+    # ------------------------------------------------------------ training
+
+    def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
+        """See `Engine.loss_and_grads`."""
+        self.check_batch(batch)
+        inputs, targets = _pad(batch)
+        embedded, scale = self._embed(inputs)
+        x = embedded
+        traces = []
+        for block in self._blocks:
+            x, trace = self._block(block, x, *inputs.shape)
+            traces.append(trace)
+        nll, n_targets, d_logits = _cross_entropy(x @ self.parameters["lm_head"].T, targets)
+
+        np.matmul(d_logits.T, x, out=self.grads["lm_head"])
+        d_x: FloatArray = d_logits @ self.parameters["lm_head"]  # (R, C)
+        for block, trace, grads in zip(
+            reversed(self._blocks), reversed(traces), reversed(self._block_grads), strict=True
+        ):
+            d_x = self._block_backward(block, trace, grads, d_x)
+        self._embed_backward(_rmsnorm_backward(d_x, embedded, scale), inputs)
+        return nll, n_targets
+
+    def _embed(self, ids: IntArray, start: int = 0) -> tuple[FloatArray, FloatArray]:
+        """Return the normed sum of token and position embeddings (R, C), and its scales."""
+        tokens, positions = self.parameters["wte"], self.parameters["wpe"]
+        x = tokens[ids] + positions[start : start + ids.shape[1]]  # (B, T, C)
+        return _rmsnorm(x.reshape(-1, self.config.n_embd))
+
+    def _embed_backward(self, d_x: FloatArray, ids: IntArray) -> None:
+        d_tokens, d_positions = self.grads["wte"], self.grads["wpe"]
+        d_tokens[:] = 0.0
+        np.add.at(d_tokens, ids.reshape(-1), d_x)  # a token may occur many times
+        d_positions[ids.shape[1] :] = 0.0
+        d_x.reshape(*ids.shape, -1).sum(axis=0, out=d_positions[: ids.shape[1]])
+
+    def _split_heads(self, x: FloatArray, n_docs: int, n_tokens: int, n_parts: int) -> FloatArray:
+        """(R, n_parts * C) -> (n_parts, B, H, T, D)."""
+        config = self.config
+        split = x.reshape(n_docs, n_tokens, n_parts, config.n_head, config.head_dim)
+        return split.transpose(2, 0, 3, 1, 4)
+
+    def _probs(self, q: FloatArray, k: FloatArray, start: int = 0) -> FloatArray:
+        """Return attention of queries (B, H, T, D) from position `start` on, to all of `k`."""
+        scores = q @ _swap(k)  # (B, H, T, start + T)
+        scores *= self._attention_scale
+        scores += self._mask[start : k.shape[-2], : k.shape[-2]]
+        return _softmax(scores)
+
+    def _block(
+        self, block: _BlockWeights, x: FloatArray, n_docs: int, n_tokens: int
+    ) -> tuple[FloatArray, _BlockTrace]:
+        """Return the residual stream (R, C) after one block."""
+        normed_attn, scale_attn = _rmsnorm(x)
+        qkv = self._split_heads(normed_attn @ block.w_qkv.T, n_docs, n_tokens, 3)
+        q, k, v = qkv
+        probs = self._probs(q, k)  # (B, H, T, T)
+        mixed = _merge_heads(probs @ v)  # (R, C)
+        x = x + mixed @ block.w_o.T
+        normed_mlp, scale_mlp = _rmsnorm(x)
+        hidden = np.maximum(normed_mlp @ block.w_1.T, 0)  # (R, 4C)
+        x = x + hidden @ block.w_2.T
+        return x, _BlockTrace(
+            normed_attn, scale_attn, qkv, probs, mixed, normed_mlp, scale_mlp, hidden
+        )
+
+    def _block_backward(
+        self, block: _BlockWeights, trace: _BlockTrace, grads: _BlockWeights, d_x: FloatArray
+    ) -> FloatArray:
+        """Write the block's gradients; return that of its input, given that of its output."""
+        np.matmul(d_x.T, trace.hidden, out=grads.w_2)
+        d_hidden = d_x @ block.w_2  # (R, 4C)
+        d_hidden *= trace.hidden > 0
+        np.matmul(d_hidden.T, trace.normed_mlp, out=grads.w_1)
+        d_x = d_x + _rmsnorm_backward(d_hidden @ block.w_1, trace.normed_mlp, trace.scale_mlp)
+
+        np.matmul(d_x.T, trace.mixed, out=grads.w_o)
+        q, k, v = trace.qkv
+        n_docs, _, n_tokens, _ = q.shape
+        (d_mixed,) = self._split_heads(d_x @ block.w_o, n_docs, n_tokens, 1)  # (B, H, T, D)
+        d_scores = _softmax_backward(d_mixed @ _swap(v), trace.probs)  # (B, H, T, T)
+        d_scores *= self._attention_scale
+        d_qkv = np.concatenate(  # (R, 3C)
+            [
+                _merge_heads(d_scores @ k),
+                _merge_heads(_swap(d_scores) @ q),
+                _merge_heads(_swap(trace.probs) @ d_mixed),
+            ],
+            axis=1,
+        )
+        np.matmul(d_qkv.T, trace.normed_attn, out=grads.w_qkv)
+        d_normed = d_qkv @ block.w_qkv
+        return d_x + _rmsnorm_backward(d_normed, trace.normed_attn, trace.scale_attn)
+
+    # ------------------------------------------------------------ inference
+
+    def new_cache(self) -> ArrayCache:
+        """See `Engine.new_cache`."""
+        shape = (self.config.n_layer, self.config.block_size, self.config.n_embd)
+        dtype = self.parameters.dtype
+        return ArrayCache(np.empty(shape, dtype), np.empty(shape, dtype))
+
+    def prefill(self, token_ids: Sequence[int], cache: ArrayCache) -> list[float]:
+        """See `Engine.prefill`."""
+        x = self._extend(token_ids, cache)
+        logits: list[float] = (self.parameters["lm_head"] @ x[-1]).tolist()
+        return logits
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """See `Engine.logits`."""
+        x = self._extend(token_ids, self.new_cache())
+        return x @ self.parameters["lm_head"].T
+
+    def _extend(self, token_ids: Sequence[int], cache: ArrayCache) -> FloatArray:
+        """Append tokens to `cache`; return the residual stream after the last block (T, C)."""
+        ids = self.check_tokens(token_ids, cache.length)
+        start, end = cache.length, cache.length + len(ids)
+        by_head = (1, end, self.config.n_head, self.config.head_dim)
+        x, _ = self._embed(ids[None], start)
+        for i, block in enumerate(self._blocks):
+            q, k, v = np.split(_rmsnorm(x)[0] @ block.w_qkv.T, 3, axis=1)  # (T, C) each
+            cache.keys[i, start:end] = k
+            cache.values[i, start:end] = v
+            (q_heads,) = self._split_heads(q, 1, len(ids), 1)  # (1, H, T, D)
+            k_heads = cache.keys[i, :end].reshape(by_head).transpose(0, 2, 1, 3)
+            v_heads = cache.values[i, :end].reshape(by_head).transpose(0, 2, 1, 3)
+            x = x + _merge_heads(self._probs(q_heads, k_heads, start) @ v_heads) @ block.w_o.T
+            x = x + np.maximum(_rmsnorm(x)[0] @ block.w_1.T, 0) @ block.w_2.T
+        cache.length = end
+        return x

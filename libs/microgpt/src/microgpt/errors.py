@@ -1,0 +1,76 @@
+"""Every error that the library raises on purpose: one tree, `MicrogptError` at its root."""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContextLengthError",
+    "DataError",
+    "EngineError",
+    "MicrogptError",
+    "NonFiniteLossError",
+    "SamplingError",
+    "ShapeError",
+    "TokenError",
+]
+
+
+class MicrogptError(Exception):
+    """Base of all errors of this library; its text says what was got, expected and what to do.
+
+    Attributes:
+        hint: one more sentence on what to do next, or None.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(MicrogptError, ValueError):
+    """A hyperparameter or option is outside its domain."""
+
+
+class DataError(MicrogptError, ValueError):
+    """A dataset cannot be read, or holds nothing to learn from."""
+
+
+class ShapeError(MicrogptError, ValueError):
+    """An array or list has another shape or type than the operation needs."""
+
+
+class TokenError(MicrogptError, ValueError):
+    """A token id or a character is not in the vocabulary."""
+
+
+class ContextLengthError(MicrogptError, ValueError):
+    """More tokens than the model's block_size."""
+
+
+class SamplingError(MicrogptError, ArithmeticError):
+    """The next token cannot be chosen: the logits are not numbers."""
+
+
+class CheckpointError(MicrogptError):
+    """A model directory cannot be read or written, or does not hold what it says."""
+
+
+class EngineError(MicrogptError):
+    """An engine is unknown, or cannot run here."""
+
+
+class NonFiniteLossError(MicrogptError, ArithmeticError):
+    """Training met a loss that is NaN or infinite; the weights are those before that step.
+
+    Attributes:
+        step: number of the step that failed, counted from 1.
+        learning_rate: the rate that step would have used.
+    """
+
+    def __init__(self, step: int, learning_rate: float, loss: float) -> None:
+        super().__init__(
+            f"loss is {loss} at step {step} (learning rate {learning_rate:.3g}), "
+            "expected a finite number; training stopped before that update",
+            hint="try a smaller learning rate",
+        )
+        self.step = step
+        self.learning_rate = learning_rate

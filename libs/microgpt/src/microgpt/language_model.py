@@ -1,0 +1,301 @@
+"""The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from microgpt import engines
+from microgpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from microgpt.data import Dataset, PathLike, Tokenizer
+from microgpt.errors import ConfigError
+from microgpt.model import ModelConfig
+from microgpt.parameters import FloatArray, Parameters
+from microgpt.sampling import SamplingConfig, generate_from_prompt
+from microgpt.train import TrainConfig, Trainer
+
+__all__ = ["LanguageModel", "fit", "load", "prepare"]
+
+
+class LanguageModel:
+    """A model ready to use; made by `fit`, `load` or `prepare`.
+
+    Args:
+        tokenizer: its characters.
+        parameters: its sizes and weights.
+        engine: name of the engine that runs it; see `ENGINES`.
+        threads: cores to use; None for all.
+
+    Raises:
+        EngineError: there is no such engine.
+        ConfigError: tokenizer and parameters have different vocabularies.
+
+    Example:
+        >>> import tempfile, microgpt
+        >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+        >>> model.generate(num_samples=3)
+        ['hannah', 'anna', 'bob']
+        >>> [round(nats, 1) for nats in model.score(["anna", "tttt"])]
+        [0.3, 3.1]
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     model.save(directory)
+        ...     microgpt.load(directory).generate(num_samples=3)
+        ['hannah', 'anna', 'bob']
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        parameters: Parameters,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if tokenizer.vocab_size != parameters.config.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} token ids, expected "
+                f"vocab_size={parameters.config.vocab_size}"
+            )
+        self.tokenizer = tokenizer
+        self.engine = engines.select(engine, parameters, threads)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.engine.config
+
+    @property
+    def parameters(self) -> Parameters:
+        """The weights."""
+        return self.engine.parameters
+
+    @property
+    def dtype(self) -> str:
+        """Type of the weights: float32 or float64."""
+        return self.parameters.dtype
+
+    def save(self, directory: PathLike) -> None:
+        """Write `weights.json` and `meta.json`, as one: both or, on failure, neither.
+
+        Raises:
+            CheckpointError: a weight is not finite, or the directory cannot be written.
+        """
+        write_checkpoint(directory, Checkpoint(self.tokenizer, self.parameters))
+
+    def generate(
+        self,
+        num_samples: int = 1,
+        *,
+        temperature: float = 0.5,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        prompt: str = "",
+        seed: int = 42,
+        rng: random.Random | None = None,
+    ) -> list[str]:
+        """Return new documents.
+
+        Args:
+            num_samples: how many, at least 0.
+            temperature: 0 for the most likely text; higher is more surprising.
+            top_k: choose among the k most likely characters only.
+            top_p: choose among the most likely characters that together reach this probability.
+            prompt: how every document begins; it is part of what is returned.
+            seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
+                are asked for.
+            rng: draw all samples from this generator, one after another, in place of `seed`.
+
+        Raises:
+            ConfigError: an argument is out of its domain.
+            TokenError: the prompt holds a character that the model does not know.
+            ContextLengthError: the prompt does not fit into block_size.
+
+        Example:
+            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> model.generate(2, prompt="h", temperature=0)
+            ['hannah', 'hannah']
+        """
+        if num_samples < 0:
+            raise ConfigError(f"num_samples is {num_samples}, expected at least 0")
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+        samples = []
+        for i in range(num_samples):
+            token_ids = generate_from_prompt(
+                self.engine,
+                prompt_ids,
+                rng or random.Random(seed + i),
+                config,
+                stop=self.tokenizer.bos,
+            )
+            samples.append(prompt + self.tokenizer.decode(token_ids))
+        return samples
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """Return what the model expects after each token, before softmax, shape (T, V).
+
+        Args:
+            token_ids: 1 to block_size ids; documents begin with `tokenizer.bos`.
+
+        Raises:
+            ShapeError: there are no tokens.
+            TokenError: an id is not in the vocabulary.
+            ContextLengthError: more than block_size tokens.
+        """
+        return self.engine.logits(token_ids)
+
+    def score(self, documents: Iterable[str]) -> list[float]:
+        """Return the mean loss of each document in nats per predicted token; lower is likelier.
+
+        Every character and the closing BOS is predicted once. Documents longer than block_size
+        are read in windows that overlap by half, so that each token keeps half a block of context.
+
+        Raises:
+            TokenError: a document holds a character that the model does not know.
+        """
+        return [self._score(self.tokenizer.encode_document(text)) for text in documents]
+
+    def _score(self, token_ids: list[int]) -> float:
+        n_targets = len(token_ids) - 1
+        block_size = self.config.block_size
+        total = 0.0
+        done = 0  # targets counted so far
+        while done < n_targets:
+            start = max(0, min(done - block_size // 2, n_targets - block_size)) if done else 0
+            end = min(start + block_size, n_targets)
+            logits = self.logits(token_ids[start:end])[done - start :].astype(np.float64)
+            logits -= logits.max(axis=1, keepdims=True)
+            targets = token_ids[done + 1 : end + 1]
+            log_totals = np.log(np.exp(logits).sum(axis=1))
+            total += float((log_totals - logits[np.arange(len(targets)), targets]).sum())
+            done = end
+        return total / n_targets
+
+
+def prepare(
+    dataset: Dataset,
+    train_config: TrainConfig,
+    rng: random.Random,
+    *,
+    n_embd: int = 16,
+    n_head: int = 4,
+    n_layer: int = 1,
+    block_size: int = 16,
+    shuffle: bool = True,
+    dtype: str = "float32",
+    engine: str = "auto",
+    threads: int | None = None,
+) -> tuple[LanguageModel, Trainer]:
+    """Return a model with initial weights, and a trainer that will train it in place.
+
+    Draws from `rng` in this order: the shuffle of the documents (unless `shuffle` is False), then
+    the initial weights. Training draws nothing, so samples may go on with the same generator.
+
+    Args:
+        dataset: what to learn from.
+        train_config: how.
+        rng: the source of all randomness.
+        n_embd: width of the model.
+        n_head: attention heads; must divide n_embd.
+        n_layer: transformer blocks.
+        block_size: the most tokens it can attend to.
+        shuffle: take documents in an order drawn from `rng`, else as they come.
+        dtype: float32, or float64 to agree with the original digit for digit.
+        engine: see `ENGINES`.
+        threads: cores to use; None for all.
+
+    Raises:
+        ConfigError: a size is out of its domain.
+        EngineError: there is no such engine.
+    """
+    config = ModelConfig(
+        vocab_size=dataset.tokenizer.vocab_size,
+        n_embd=n_embd,
+        n_head=n_head,
+        n_layer=n_layer,
+        block_size=block_size,
+    )
+    order = dataset.shuffled(rng) if shuffle else range(len(dataset))
+    parameters = Parameters.init(config, rng, dtype)
+    model = LanguageModel(dataset.tokenizer, parameters, engine=engine, threads=threads)
+    return model, Trainer(model.engine, dataset, order, train_config)
+
+
+def fit(
+    documents: Iterable[str],
+    *,
+    steps: int = 1000,
+    seed: int = 42,
+    learning_rate: float | None = None,
+    batch_size: int = 1,
+    n_embd: int = 16,
+    n_head: int = 4,
+    n_layer: int = 1,
+    block_size: int = 16,
+    shuffle: bool = True,
+    dtype: str = "float32",
+    engine: str = "auto",
+    threads: int | None = None,
+) -> LanguageModel:
+    """Train a model on documents and return it.
+
+    Args:
+        documents: texts, for instance names; blank ones are left out.
+        steps: number of updates.
+        seed: of the generator behind shuffle and initial weights.
+        learning_rate: of the first step; None for 0.01 x 16 / n_embd.
+        batch_size: documents per step.
+        n_embd: width of the model.
+        n_head: attention heads; must divide n_embd.
+        n_layer: transformer blocks.
+        block_size: the most tokens it can attend to; longer documents are cut.
+        shuffle: take documents in a random order.
+        dtype: float32 or float64.
+        engine: see `ENGINES`.
+        threads: cores to use; None for all.
+
+    Raises:
+        DataError: there is no document.
+        ConfigError: a number is out of its domain.
+        NonFiniteLossError: training diverged.
+    """
+    _, trainer = model_and_trainer = prepare(
+        Dataset.from_documents(documents),
+        TrainConfig(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
+        random.Random(seed),
+        n_embd=n_embd,
+        n_head=n_head,
+        n_layer=n_layer,
+        block_size=block_size,
+        shuffle=shuffle,
+        dtype=dtype,
+        engine=engine,
+        threads=threads,
+    )
+    trainer.advance(steps)
+    return model_and_trainer[0]
+
+
+def load(
+    directory: PathLike,
+    *,
+    engine: str = "auto",
+    dtype: str | None = None,
+    threads: int | None = None,
+) -> LanguageModel:
+    """Load a model from its directory.
+
+    Args:
+        directory: holds `meta.json` and the weights.
+        engine: see `ENGINES`.
+        dtype: float32 or float64; None for the one it was saved from.
+        threads: cores to use; None for all.
+
+    Raises:
+        CheckpointError: the directory does not hold a sound model.
+        EngineError: there is no such engine.
+    """
+    checkpoint = read_checkpoint(directory, dtype)
+    return LanguageModel(
+        checkpoint.tokenizer, checkpoint.parameters, engine=engine, threads=threads
+    )

@@ -1,0 +1,191 @@
+"""From logits to text: temperature, top-k and top-p, and the loop that feeds tokens back.
+
+Every draw takes one `random()` from a generator that the caller passes, and picks the first token
+whose cumulative weight exceeds it: the same token as `random.choices` would. Greedy choices
+(temperature 0) draw nothing.
+"""
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Protocol
+
+from microgpt.errors import ConfigError, ContextLengthError, SamplingError, ShapeError
+from microgpt.model import ModelConfig
+
+__all__ = ["Decoder", "SamplingConfig", "generate", "generate_from_prompt", "sample_token"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How the next token is chosen; filters apply in the order of the fields.
+
+    Args:
+        temperature: logits are divided by it; 0 always takes the most likely token.
+        top_k: keep only the k most likely tokens; None keeps all.
+        top_p: of those, keep the fewest most likely ones whose probabilities reach p; 1 keeps all.
+
+    Raises:
+        ConfigError: temperature negative or not finite, top_k below 1, top_p outside (0, 1].
+    """
+
+    temperature: float = 0.5
+    top_k: int | None = None
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.temperature < math.inf):
+            raise ConfigError(
+                f"temperature is {self.temperature}, expected a finite number of at least 0"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}, expected at least 1")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+
+
+class Decoder(Protocol):
+    """What generation needs of a model; `InferenceGPT` and every engine are one."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+
+    def new_cache(self) -> Any:
+        """Return an empty cache."""
+
+    def prefill(self, token_ids: Sequence[int], cache: Any) -> Sequence[float]:
+        """Append tokens to the cache; return the logits after the last, shape (V,)."""
+
+    def decode(self, token_id: int, cache: Any) -> Sequence[float]:
+        """Append one token to the cache; return the logits of the next, shape (V,)."""
+
+
+def _most_likely_first(weights: Sequence[float]) -> list[int]:
+    """Return the indices by falling weight; equals keep their order."""
+    return sorted(range(len(weights)), key=lambda i: -weights[i])
+
+
+def sample_token(
+    logits: Sequence[float],
+    config: SamplingConfig,
+    rng: random.Random,
+    forbidden: Collection[int] = (),
+) -> int:
+    """Choose one token.
+
+    Args:
+        logits: shape (V,), finite.
+        config: temperature and filters.
+        rng: one `random()` is drawn, none at temperature 0.
+        forbidden: token ids that may not be chosen.
+
+    Returns:
+        A token id.
+
+    Raises:
+        SamplingError: a logit is NaN or infinite.
+
+    Example:
+        >>> sample_token([1.0, 3.0, 2.0], SamplingConfig(temperature=0), random.Random(42))
+        1
+    """
+    if not math.isfinite(sum(logits)):  # one pass in C finds any NaN or infinity
+        raise SamplingError(
+            "the model's logits are not finite, expected finite ones; its weights are too large"
+        )
+    scores = [-math.inf if i in forbidden else z for i, z in enumerate(logits)]
+    if config.temperature == 0.0:
+        return max(range(len(scores)), key=scores.__getitem__)
+    largest = max(scores)
+    # Shift before dividing: a tiny temperature then gives -inf and weight 0, never inf - inf.
+    weights = [math.exp((z - largest) / config.temperature) for z in scores]
+    if config.top_k is not None and config.top_k < len(weights):
+        for i in _most_likely_first(weights)[config.top_k :]:
+            weights[i] = 0.0
+    if config.top_p < 1.0:
+        order = _most_likely_first(weights)
+        reached = list(accumulate(weights[i] for i in order))
+        for i in order[_count_until(reached, config.top_p * reached[-1]) :]:
+            weights[i] = 0.0
+    return _choose(weights, rng.random())
+
+
+def _count_until(cumulative: Sequence[float], threshold: float) -> int:
+    """Return how many leading items it takes for the sum to reach `threshold`."""
+    return next(i for i, total in enumerate(cumulative, 1) if total >= threshold)
+
+
+def _choose(weights: Sequence[float], draw: float) -> int:
+    """Return the first index whose cumulative weight exceeds `draw` (in [0, 1)) of the total."""
+    cumulative = list(accumulate(weights))
+    chosen = bisect_right(cumulative, draw * cumulative[-1])
+    # Rounding can put the product at the total itself: then the last index that has weight.
+    return min(chosen, bisect_right(cumulative, math.nextafter(cumulative[-1], 0.0)))
+
+
+def generate_from_prompt(
+    model: Decoder,
+    prompt: Sequence[int],
+    rng: random.Random,
+    config: SamplingConfig,
+    *,
+    stop: int,
+    forbidden: Collection[int] = (),
+    max_tokens: int | None = None,
+) -> Iterator[int]:
+    """Yield token ids that continue `prompt`, as they are chosen.
+
+    Args:
+        model: any decoder.
+        prompt: 1 to block_size token ids.
+        rng: one draw per token.
+        config: temperature and filters.
+        stop: token id that ends the text; not yielded.
+        forbidden: token ids that are never chosen.
+        max_tokens: the most to yield; None for what the block leaves, which also is the upper
+            bound: block_size - len(prompt) + 1 (the last one need not be read again).
+
+    Raises:
+        ShapeError: the prompt is empty.
+        ContextLengthError: the prompt is longer than block_size.
+    """
+    block_size = model.config.block_size
+    if not prompt:
+        raise ShapeError("the prompt is empty, expected at least one token")
+    if len(prompt) > block_size:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens, expected at most block_size={block_size}; "
+            "shorten it or load a model with a larger block_size"
+        )
+    room = block_size - len(prompt) + 1
+    n_tokens = room if max_tokens is None else min(max_tokens, room)
+
+    def tokens() -> Iterator[int]:  # apart, so that the checks above run at the call
+        cache = model.new_cache()
+        logits = model.prefill(prompt, cache)
+        for n_left in reversed(range(n_tokens)):
+            token_id = sample_token(logits, config, rng, forbidden)
+            if token_id == stop:
+                return
+            yield token_id
+            if n_left:
+                logits = model.decode(token_id, cache)
+
+    return tokens()
+
+
+def generate(
+    model: Decoder,
+    bos: int,
+    rng: random.Random,
+    config: SamplingConfig | None = None,
+    *,
+    forbidden: Collection[int] = (),
+) -> list[int]:
+    """Return the token ids of one document: from BOS until the next BOS or block_size tokens."""
+    config = config or SamplingConfig()
+    return list(generate_from_prompt(model, [bos], rng, config, stop=bos, forbidden=forbidden))

@@ -1,0 +1,16 @@
+"""What tests of every distribution share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_SHARED = Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Golden figures and real data that are not part of the repository."""
+    if not (_SHARED / "golden").is_dir():
+        pytest.skip(f"no golden figures in {_SHARED}; set MICROGPT_SHARED to where they are")
+    return _SHARED
