@@ -13,14 +13,16 @@ __all__ = ["generate"]
 def generate(
     *,
     model_dir: ModelDir = Path("output"),
-    num_samples: Annotated[int, typer.Option(min=0, help="How many.")] = 20,
+    num_samples: Annotated[
+        int, typer.Option(min=0, help="How many; the one at index i is drawn with seed SEED + i.")
+    ] = 20,
     temperature: Temperature = 0.5,
     seed: Seed = 42,
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_k: TopK = None,
     top_p: TopP = 1.0,
 ) -> None:
-    """Print samples of a trained model; sample i has its own seed, SEED + i."""
+    """Print samples of a trained model."""
     import microgpt  # noqa: PLC0415 - see main
 
     model = microgpt.load(model_dir)

@@ -10,7 +10,7 @@ __all__ = ["info"]
 
 
 def info(*, model_dir: ModelDir = Path("output")) -> None:
-    """Show sizes, characters and number of parameters of a trained model."""
+    """Show what a trained model is made of."""
     import microgpt  # noqa: PLC0415 - see main
 
     model = microgpt.load(model_dir)

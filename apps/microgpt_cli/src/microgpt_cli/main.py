@@ -4,8 +4,9 @@ Only typer is imported here; each command imports the library when it runs, so t
 shell completion stay quick.
 """
 
+import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,13 +15,14 @@ from microgpt_cli.terminal import report_error
 
 __all__ = ["app", "run"]
 
-BROKEN_PIPE_ERROR = 1
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="microgpt-cli",
     help="Train, sample and inspect small GPTs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # help set by rich would take 0.2 s longer to appear
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
@@ -52,13 +54,18 @@ def main(
     """Train, sample and inspect small GPTs."""
 
 
+def _exit_interrupted(*_: object) -> NoReturn:
+    sys.exit(INTERRUPTED)
+
+
 def run() -> None:
     """Run the command line; errors that are the user's end as one line on stderr, status 1."""
+    signal.signal(signal.SIGINT, _exit_interrupted)
     try:
         app()
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         sys.stderr.close()
-        sys.exit(BROKEN_PIPE_ERROR)
+        sys.exit(1)
     except Exception as error:
         if not report_error(error):
             raise

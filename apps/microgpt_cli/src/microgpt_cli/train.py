@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["train"]
 
 SAMPLE_TEMPERATURE = 0.5
-STEPS_PER_CALL = 100  # how many steps may pass before Ctrl-C and the progress bar get their turn
+SECONDS_PER_CALL = 0.1  # what may pass before Ctrl-C and the progress bar get their turn
 INTERRUPTED = 130
-
-_SIZES = "Model"
-_TRAINING = "Training"
-_DISPLAY = "Display"
 
 
 def train(
@@ -39,50 +36,31 @@ def train(
     chat: Annotated[
         bool, typer.Option("--chat", help="Train on conversations: per line a JSON array.")
     ] = False,
-    n_embd: Annotated[int, typer.Option(min=1, help="Width.", rich_help_panel=_SIZES)] = 16,
-    n_head: Annotated[
-        int, typer.Option(min=1, help="Attention heads.", rich_help_panel=_SIZES)
-    ] = 4,
-    n_layer: Annotated[
-        int, typer.Option(min=1, help="Transformer blocks.", rich_help_panel=_SIZES)
-    ] = 1,
-    block_size: Annotated[
-        int, typer.Option(min=1, help="Longest context in tokens.", rich_help_panel=_SIZES)
-    ] = 16,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Number of updates.", rich_help_panel=_TRAINING)
-    ] = 1000,
+    n_embd: Annotated[int, typer.Option(min=1, help="Width.")] = 16,
+    n_head: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
+    n_layer: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 1,
+    block_size: Annotated[int, typer.Option(min=1, help="Longest context in tokens.")] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Number of updates.")] = 1000,
     lr: Annotated[
         float | None,
         typer.Option(
             help="Learning rate of the first step.",
             show_default="0.01 x 16 / N_EMBD",
             callback=positive,
-            rich_help_panel=_TRAINING,
         ),
     ] = None,
     seed: Seed = 42,
     shuffle: Annotated[
         bool,
-        typer.Option(
-            "--shuffle/--no-shuffle",
-            help="Take documents in random order.",
-            rich_help_panel=_TRAINING,
-        ),
+        typer.Option("--shuffle/--no-shuffle", help="Take documents in random order."),
     ] = True,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Type of numbers.", rich_help_panel=_TRAINING)
-    ] = Dtype.FLOAT32,
-    engine: Annotated[
-        Engine, typer.Option(help="Way to compute.", rich_help_panel=_TRAINING)
-    ] = Engine.AUTO,
+    dtype: Annotated[Dtype, typer.Option(help="Type of numbers.")] = Dtype.FLOAT32,
+    engine: Annotated[Engine, typer.Option(help="Way to compute.")] = Engine.AUTO,
     log_every: Annotated[
         int,
-        typer.Option(min=1, help="Print every Nth step, first and last.", rich_help_panel=_DISPLAY),
+        typer.Option(min=1, help="Print every Nth step, first and last."),
     ] = 100,
-    num_samples: Annotated[
-        int, typer.Option(min=0, help="Samples at the end.", rich_help_panel=_DISPLAY)
-    ] = 5,
+    num_samples: Annotated[int, typer.Option(min=0, help="Samples at the end.")] = 5,
 ) -> None:
     """Train a model on a text file and save it."""
     import microgpt  # noqa: PLC0415 - see main
@@ -106,14 +84,15 @@ def train(
     )
     _print_header(model, trainer)
     _warn_about_cut(dataset, block_size)
-    with _interruptible() as interrupted, training_display(steps) as display:
-        _run(trainer, display, log_every, interrupted)
-    if trainer.step == 0:
-        raise typer.Exit(INTERRUPTED)
-    typer.echo()
-    model.save(output)
-    typer.echo(f"weights saved to {output / 'weights.json'}")
-    typer.echo(f"metadata saved to {output / 'meta.json'}")
+    with _interruptible() as interrupted:
+        with training_display(steps) as display:
+            _run(trainer, display, log_every, interrupted)
+        if trainer.step == 0:
+            raise typer.Exit(INTERRUPTED)
+        typer.echo()
+        model.save(output)
+        typer.echo(f"weights saved to {output / 'weights.json'}")
+        typer.echo(f"metadata saved to {output / 'meta.json'}")
     if trainer.step < steps:
         warn(f"interrupted; the model is that of step {trainer.step} of {steps}")
         raise typer.Exit(INTERRUPTED)
@@ -188,9 +167,11 @@ def _run(
 ) -> None:
     """Train until the last step or an interruption, printing every `log_every` steps."""
     n_steps = trainer.config.steps
+    start = time.perf_counter()
     while trainer.step < n_steps and not interrupted:
-        until_line = 1 if trainer.step == 0 else log_every - trainer.step % log_every
-        reports = trainer.advance(min(until_line, STEPS_PER_CALL))
+        until_line = log_every - trainer.step % log_every if trainer.step else 1
+        steps_per_second = trainer.step / (time.perf_counter() - start)
+        reports = trainer.advance(min(until_line, 1 + int(steps_per_second * SECONDS_PER_CALL)))
         last = reports[-1]
         if last.step in (1, n_steps) or last.step % log_every == 0:
             display.line(f"step {last.step:4d} / {n_steps:4d} | loss {last.loss:.4f}")
@@ -204,7 +185,7 @@ def _interruptible() -> Iterator[list[int]]:
 
     def on_signal(number: int, _: "FrameType | None") -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, previous)
 
     previous = signal.signal(signal.SIGINT, on_signal)
     try:
