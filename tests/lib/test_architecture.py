@@ -1,0 +1,241 @@
+"""The rules of the layout: what is public, who may import whom, what the library never does."""
+
+import ast
+import inspect
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = ROOT / "libs/microgpt"
+APPLICATIONS = [ROOT / "apps/microgpt_cli", ROOT / "apis/microgpt_serve"]
+
+OF_APPLICATIONS = {"hypercorn", "microgpt_cli", "microgpt_serve", "rich", "starlette", "typer"}
+
+# Each room of the library, and the rooms it may import: only ones that stand above it here.
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "data": {"errors"},
+    "autograd": {"errors"},
+    "model": {"autograd", "errors"},
+    "parameters": {"errors", "model"},
+    "sampling": {"errors", "model"},
+    "engines": {"data", "errors", "model", "parameters", "sampling"},
+    "checkpoint": {"data", "errors", "model", "parameters"},
+    "train": {"autograd", "data", "engines", "errors", "model"},
+    "language_model": {
+        *("checkpoint", "data", "engines", "errors", "model", "parameters", "sampling", "train")
+    },
+}
+
+
+def project_of(distribution: Path) -> dict[str, Any]:
+    content = tomllib.loads((distribution / "pyproject.toml").read_text())
+    project: dict[str, Any] = content["project"]
+    return project
+
+
+def sources_of(distribution: Path) -> list[Path]:
+    sources = sorted((distribution / "src").rglob("*.py"))
+    assert sources
+    return sources
+
+
+def nodes_of(source: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(source.read_text())))
+
+
+def imports_of(source: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield (module, name) of `from module import name`, and (module, None) of `import module`."""
+    for node in nodes_of(source):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}:{node.lineno} imports relatively"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def outsiders(modules: set[str], own: str) -> set[str]:
+    return {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - {own}
+
+
+def room_of(source: Path) -> str:
+    return source.relative_to(LIBRARY / "src/microgpt").parts[0].removesuffix(".py")
+
+
+library_sources = pytest.mark.parametrize(
+    "source",
+    sources_of(LIBRARY),
+    ids=lambda path: str(path.relative_to(LIBRARY / "src/microgpt")),
+)
+application_sources = pytest.mark.parametrize(
+    "source",
+    [source for application in APPLICATIONS for source in sources_of(application)],
+    ids=lambda path: "/".join(path.parts[-2:]),
+)
+
+
+# ---------------------------------------------------------------- the public surface
+
+
+def test_public_names_are_sorted_and_each_is_listed_once() -> None:
+    def constants_classes_functions(name: str) -> tuple[int, str]:  # as ruff sorts `__all__`
+        kind = 0 if name.isupper() else 1 if name[0].isupper() else 2
+        return kind, name
+
+    assert microgpt.__all__ == sorted(set(microgpt.__all__), key=constants_classes_functions)
+
+
+def test_what_is_imported_for_users_is_exactly_what_is_listed() -> None:
+    imported = {name for _, name in imports_of(LIBRARY / "src/microgpt/__init__.py")}
+    assert imported == set(microgpt.__all__)
+
+
+@pytest.mark.parametrize("name", microgpt.__all__)
+def test_public_name_exists_and_is_described(name: str) -> None:
+    public = getattr(microgpt, name)
+    if inspect.isroutine(public):
+        assert public.__doc__
+    if inspect.isclass(public) and public.__module__.startswith("microgpt."):
+        methods = [
+            member
+            for attribute, member in vars(public).items()
+            if not attribute.startswith("_")
+            and hasattr(member, "__get__")
+            and not inspect.ismemberdescriptor(member)  # a slot
+        ]
+        for described in (public, *methods):
+            assert described.__doc__, described
+            # A dataclass without a docstring is given its signature for one.
+            assert not described.__doc__.startswith(f"{name}("), described
+
+
+# ---------------------------------------------------------------- who imports whom
+
+
+def test_rooms_import_only_rooms_above_them() -> None:
+    rooms = list(MAY_IMPORT)
+    for room, allowed in MAY_IMPORT.items():
+        assert allowed <= set(rooms[: rooms.index(room)])
+
+
+def test_every_room_of_the_library_is_in_the_table() -> None:
+    rooms = {room_of(source) for source in sources_of(LIBRARY)}
+    assert rooms - {"__init__"} == MAY_IMPORT.keys()
+
+
+@library_sources
+def test_library_module_imports_what_the_table_allows(source: Path) -> None:
+    room = room_of(source)
+    allowed = set(MAY_IMPORT) if room == "__init__" else MAY_IMPORT[room] | {room}
+    for module, name in imports_of(source):
+        package, _, inner = module.partition(".")
+        if package == "microgpt":
+            assert (inner or name or "itself").partition(".")[0] in allowed, (module, name)
+
+
+def test_engines_know_only_their_base_not_each_other() -> None:
+    for source in sources_of(LIBRARY):
+        if room_of(source) == "engines" and source.stem != "__init__":
+            siblings = {
+                module for module, _ in imports_of(source) if module.startswith("microgpt.engines")
+            }
+            assert siblings <= ({"microgpt.engines.base"} if source.stem != "base" else set())
+
+
+@application_sources
+def test_application_uses_only_public_names_of_the_library(source: Path) -> None:
+    for module, name in imports_of(source):
+        assert not module.startswith("microgpt."), f"{module} is a module of the library"
+        if module == "microgpt":
+            assert name is None or name in microgpt.__all__
+    used = {
+        node.attr
+        for node in nodes_of(source)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "microgpt"
+    }
+    assert used <= set(microgpt.__all__)
+
+
+@pytest.mark.parametrize("distribution", [LIBRARY, *APPLICATIONS], ids=lambda path: path.name)
+def test_distribution_imports_only_what_it_depends_on(distribution: Path) -> None:
+    requirements = map(Requirement, project_of(distribution)["dependencies"])
+    declared = {requirement.name.removesuffix("-lib") for requirement in requirements}
+    modules = {module for source in sources_of(distribution) for module, _ in imports_of(source)}
+    assert outsiders(modules, own=next((distribution / "src").iterdir()).name) <= declared
+
+
+# ---------------------------------------------------------------- what the library never does
+
+
+@library_sources
+def test_library_leaves_the_process_alone(source: Path) -> None:
+    modules = {module.partition(".")[0] for module, _ in imports_of(source)}
+    assert modules.isdisjoint({"logging", "warnings", *OF_APPLICATIONS})
+    names = {node.id for node in nodes_of(source) if isinstance(node, ast.Name)}
+    assert names.isdisjoint({"print", "input"})
+    dotted = {
+        f"{node.value.id}.{node.attr}"
+        for node in nodes_of(source)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    } | {f"{module}.{name}" for module, name in imports_of(source) if name}
+    assert dotted.isdisjoint({"os.environ", "os.getenv", "sys.stdout", "sys.stderr", "np.random"})
+    # The module's own functions share one hidden generator; a generator is passed instead.
+    from_random = {name for name in dotted if name.startswith("random.")}
+    assert from_random <= {"random.Random"}
+
+
+USES_THE_LIBRARY = """
+import logging, os, random, sys
+import numpy as np
+before = set(sys.modules), random.getstate(), np.random.get_state()[1].tolist()
+import microgpt
+model = microgpt.fit(["anna", "bob"], steps=3)
+model.generate(2)
+modules, state, numpy_state = before
+assert random.getstate() == state, "global random"
+assert np.random.get_state()[1].tolist() == numpy_state, "global numpy random"
+assert not logging.getLogger().handlers, "logging"
+os.write(1, " ".join(set(sys.modules) - modules).encode())
+"""
+
+
+def test_library_in_use_says_nothing_and_loads_little() -> None:
+    command = [sys.executable, "-W", "error", "-c", USES_THE_LIBRARY]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    loaded = set(done.stdout.split())
+    assert "microgpt.language_model" in loaded
+    assert outsiders(loaded, own="microgpt").isdisjoint(OF_APPLICATIONS)
+
+
+# ---------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("distribution", [LIBRARY, *APPLICATIONS], ids=lambda path: path.name)
+def test_installed_version_is_the_one_in_the_project_file(distribution: Path) -> None:
+    project = project_of(distribution)
+    assert version(project["name"]) == project["version"]
+
+
+@pytest.mark.parametrize("application", APPLICATIONS, ids=lambda path: path.name)
+def test_application_accepts_this_version_of_the_library_and_no_next_minor(
+    application: Path,
+) -> None:
+    requirements = map(Requirement, project_of(application)["dependencies"])
+    (wanted,) = (requirement for requirement in requirements if requirement.name == "microgpt-lib")
+    installed = project_of(LIBRARY)["version"]
+    major, minor, *_ = map(int, installed.split("."))
+    assert wanted.specifier.contains(installed)
+    assert wanted.specifier.contains(f"{major}.{minor}.99")
+    assert not wanted.specifier.contains(f"{major}.{minor + 1}.0")
