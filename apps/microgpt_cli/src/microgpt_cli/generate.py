@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from microgpt_cli.options import ModelDir, Seed, Temperature, TopK, TopP
+from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
 
 __all__ = ["generate"]
 
@@ -21,11 +21,12 @@ def generate(
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_k: TopK = None,
     top_p: TopP = 1.0,
+    threads: Threads = None,
 ) -> None:
     """Print samples of a trained model."""
     import microgpt  # noqa: PLC0415 - see main
 
-    model = microgpt.load(model_dir)
+    model = microgpt.load(model_dir, threads=threads)
     for i in range(num_samples):  # one by one, so that each is seen as soon as it is there
         (sample,) = model.generate(
             1, temperature=temperature, top_k=top_k, top_p=top_p, prompt=prompt, seed=seed + i

@@ -25,7 +25,7 @@ def info(*, model_dir: ModelDir = Path("output")) -> None:
     }
     if tokenizer.is_chat:
         rows["special_tokens"] = list(tokenizer.special_tokens)
-    rows |= {"num_params": config.n_params, "dtype": model.dtype}
+    rows |= {"num_params": config.n_params, "dtype": model.dtype, "engine": model.engine.name}
     typer.echo("microgpt model")
     for label, value in rows.items():
         typer.echo(f"  {label + ':':<17}{value}")

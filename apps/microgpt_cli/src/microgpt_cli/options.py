@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Dtype", "Engine", "ModelDir", "Seed", "Temperature", "TopK", "TopP", "positive"]
+__all__ = [
+    "Dtype",
+    "Engine",
+    "ModelDir",
+    "Seed",
+    "Temperature",
+    "Threads",
+    "TopK",
+    "TopP",
+    "positive",
+]
 
 
 class Dtype(StrEnum):
@@ -21,6 +31,7 @@ class Engine(StrEnum):
     """Ways to compute."""
 
     AUTO = "auto"
+    NATIVE = "native"
     VECTORIZED = "vectorized"
     SCALAR = "scalar"
 
@@ -36,6 +47,12 @@ ModelDir = Annotated[Path, typer.Option(help="Directory of a trained model.", sh
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
 Temperature = Annotated[
     float, typer.Option(help="0 for the likeliest text; higher is more surprising.")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processor cores to use; results do not depend on it.", show_default="all"
+    ),
 ]
 TopK = Annotated[
     int | None, typer.Option(min=1, help="Choose among the K likeliest characters only.")

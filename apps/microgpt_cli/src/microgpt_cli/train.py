@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from microgpt_cli.options import Dtype, Engine, Seed, positive
+from microgpt_cli.options import Dtype, Engine, Seed, Threads, positive
 from microgpt_cli.terminal import TrainingDisplay, training_display, warn
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def train(
     ] = True,
     dtype: Annotated[Dtype, typer.Option(help="Type of numbers.")] = Dtype.FLOAT32,
     engine: Annotated[Engine, typer.Option(help="Way to compute.")] = Engine.AUTO,
+    threads: Threads = None,
     log_every: Annotated[
         int,
         typer.Option(min=1, help="Print every Nth step, first and last."),
@@ -81,8 +82,12 @@ def train(
         shuffle=shuffle,
         dtype=dtype.value,
         engine=engine.value,
+        threads=threads,
     )
     _print_header(model, trainer)
+    if engine is Engine.AUTO:
+        for name, reason in microgpt.unavailable_engines().items():
+            warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
     _warn_about_cut(dataset, block_size)
     with _interruptible() as interrupted:
         with training_display(steps) as display:

@@ -20,7 +20,7 @@ from microgpt.data import (
     read_conversations,
     read_documents,
 )
-from microgpt.engines import ENGINES
+from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.errors import (
     CheckpointError,
     ConfigError,
@@ -75,4 +75,5 @@ __all__ = [
     "read_conversations",
     "read_documents",
     "train_step",
+    "unavailable_engines",
 ]

@@ -11,7 +11,7 @@ from microgpt.data import Dataset, PathLike, Tokenizer
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
-from microgpt.sampling import SamplingConfig, generate_from_prompt
+from microgpt.sampling import SamplingConfig, room_after
 from microgpt.train import TrainConfig, Trainer
 
 __all__ = ["LanguageModel", "fit", "load", "prepare"]
@@ -119,17 +119,34 @@ class LanguageModel:
             raise ConfigError(f"num_samples is {num_samples}, expected at least 0")
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
         prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
-        samples = []
-        for i in range(num_samples):
-            token_ids = generate_from_prompt(
-                self.engine,
-                prompt_ids,
-                rng or random.Random(seed + i),
-                config,
-                stop=self.tokenizer.bos,
-            )
-            samples.append(prompt + self.tokenizer.decode(token_ids))
-        return samples
+        if rng is None:
+            generators = (random.Random(seed + i) for i in range(num_samples))
+            texts = self._sample(prompt_ids, generators, config)
+        else:
+            texts = [self._sample_and_rewind(prompt_ids, rng, config) for _ in range(num_samples)]
+        return [prompt + self.tokenizer.decode(token_ids) for token_ids in texts]
+
+    def _sample(
+        self, prompt_ids: list[int], generators: Iterable[random.Random], config: SamplingConfig
+    ) -> list[list[int]]:
+        """Return one text per generator, from which as much is drawn as the longest text takes."""
+        room = room_after(prompt_ids, self.config.block_size)
+        draws = [[rng.random() for _ in range(room)] for rng in generators]
+        uniforms = np.array(draws, np.float64).reshape(-1, room)
+        return self.engine.sample(prompt_ids, uniforms, config, stop=self.tokenizer.bos)
+
+    def _sample_and_rewind(
+        self, prompt_ids: list[int], rng: random.Random, config: SamplingConfig
+    ) -> list[int]:
+        """Return one text, and leave `rng` as if each token had been drawn when it was due."""
+        before = rng.getstate()
+        (token_ids,) = self._sample(prompt_ids, [rng], config)
+        rng.setstate(before)
+        if config.temperature > 0.0:
+            room = room_after(prompt_ids, self.config.block_size)
+            for _ in range(min(len(token_ids) + 1, room)):  # the stop token is drawn too
+                rng.random()
+        return token_ids
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """Return what the model expects after each token, before softmax, shape (T, V).

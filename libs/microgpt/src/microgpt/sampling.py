@@ -6,7 +6,6 @@ whose cumulative weight exceeds it: the same token as `random.choices` would. Gr
 """
 
 import math
-import random
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,15 @@ from typing import Any, Protocol
 from microgpt.errors import ConfigError, ContextLengthError, SamplingError, ShapeError
 from microgpt.model import ModelConfig
 
-__all__ = ["Decoder", "SamplingConfig", "generate", "generate_from_prompt", "sample_token"]
+__all__ = [
+    "Decoder",
+    "Draws",
+    "SamplingConfig",
+    "generate",
+    "generate_from_prompt",
+    "room_after",
+    "sample_token",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,13 @@ class SamplingConfig:
             raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1")
 
 
+class Draws(Protocol):
+    """Where draws come from: a `random.Random`, or anything with its `random()`."""
+
+    def random(self) -> float:
+        """Return the next number in [0, 1)."""
+
+
 class Decoder(Protocol):
     """What generation needs of a model; `InferenceGPT` and every engine are one."""
 
@@ -72,7 +86,7 @@ def _most_likely_first(weights: Sequence[float]) -> list[int]:
 def sample_token(
     logits: Sequence[float],
     config: SamplingConfig,
-    rng: random.Random,
+    rng: Draws,
     forbidden: Collection[int] = (),
 ) -> int:
     """Choose one token.
@@ -127,10 +141,27 @@ def _choose(weights: Sequence[float], draw: float) -> int:
     return min(chosen, bisect_right(cumulative, math.nextafter(cumulative[-1], 0.0)))
 
 
+def room_after(prompt: Sequence[int], block_size: int) -> int:
+    """Return the most tokens that can follow `prompt`; the last need not be read again.
+
+    Raises:
+        ShapeError: the prompt is empty.
+        ContextLengthError: the prompt is longer than block_size.
+    """
+    if not prompt:
+        raise ShapeError("the prompt is empty, expected at least one token")
+    if len(prompt) > block_size:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens, expected at most block_size={block_size}; "
+            "shorten it or load a model with a larger block_size"
+        )
+    return block_size - len(prompt) + 1
+
+
 def generate_from_prompt(
     model: Decoder,
     prompt: Sequence[int],
-    rng: random.Random,
+    rng: Draws,
     config: SamplingConfig,
     *,
     stop: int,
@@ -146,22 +177,14 @@ def generate_from_prompt(
         config: temperature and filters.
         stop: token id that ends the text; not yielded.
         forbidden: token ids that are never chosen.
-        max_tokens: the most to yield; None for what the block leaves, which also is the upper
-            bound: block_size - len(prompt) + 1 (the last one need not be read again).
+        max_tokens: the most to yield; None for what the block leaves (see `room_after`), which
+            also is the upper bound.
 
     Raises:
         ShapeError: the prompt is empty.
         ContextLengthError: the prompt is longer than block_size.
     """
-    block_size = model.config.block_size
-    if not prompt:
-        raise ShapeError("the prompt is empty, expected at least one token")
-    if len(prompt) > block_size:
-        raise ContextLengthError(
-            f"the prompt has {len(prompt)} tokens, expected at most block_size={block_size}; "
-            "shorten it or load a model with a larger block_size"
-        )
-    room = block_size - len(prompt) + 1
+    room = room_after(prompt, model.config.block_size)
     n_tokens = room if max_tokens is None else min(max_tokens, room)
 
     def tokens() -> Iterator[int]:  # apart, so that the checks above run at the call
@@ -181,7 +204,7 @@ def generate_from_prompt(
 def generate(
     model: Decoder,
     bos: int,
-    rng: random.Random,
+    rng: Draws,
     config: SamplingConfig | None = None,
     *,
     forbidden: Collection[int] = (),

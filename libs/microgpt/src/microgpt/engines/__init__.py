@@ -1,27 +1,38 @@
 """Interchangeable ways to compute the same model, from clear to fast."""
 
 from microgpt.engines.base import Engine
+from microgpt.engines.native import NativeEngine, why_unavailable
 from microgpt.engines.scalar import ScalarEngine
 from microgpt.engines.vectorized import VectorizedEngine
-from microgpt.errors import EngineError
+from microgpt.errors import ConfigError, EngineError
 from microgpt.parameters import Parameters
 
-__all__ = ["ENGINES", "select"]
+__all__ = ["ENGINES", "select", "unavailable_engines"]
 
 _CLASSES: dict[str, type[Engine]] = {
-    engine.name: engine for engine in (VectorizedEngine, ScalarEngine)
+    engine.name: engine for engine in (NativeEngine, VectorizedEngine, ScalarEngine)
 }
 
 ENGINES = ("auto", *_CLASSES)
+
+
+def unavailable_engines() -> dict[str, str]:
+    """Return the engines that cannot run here, and why; empty where all of them can."""
+    reason = why_unavailable()
+    return {} if reason is None else {NativeEngine.name: reason}
 
 
 def select(name: str, parameters: Parameters, threads: int | None = None) -> Engine:
     """Return the engine of that name, on `parameters`; "auto" is the fastest that runs here.
 
     Raises:
-        EngineError: there is no such engine.
+        EngineError: there is no such engine, or it cannot run here.
+        ConfigError: `threads` is below 1.
     """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}, expected at least 1")
     if name not in ENGINES:
         raise EngineError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")
-    engine = _CLASSES.get(name, VectorizedEngine)
-    return engine(parameters, threads)
+    if name == "auto":
+        name = next(name for name in _CLASSES if name not in unavailable_engines())
+    return _CLASSES[name](parameters, threads)

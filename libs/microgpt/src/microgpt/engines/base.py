@@ -7,7 +7,7 @@ of them, and a compiled engine overrides those too.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from microgpt.data import Batch
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
+from microgpt.sampling import SamplingConfig, generate_from_prompt
 
 __all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
 
@@ -54,6 +55,13 @@ class ArrayCache:
     keys: FloatArray
     values: FloatArray
     length: int = 0
+
+
+class _Given:
+    """Draws that were made before."""
+
+    def __init__(self, draws: Iterator[float]) -> None:
+        self.random = draws.__next__
 
 
 class Engine(ABC):
@@ -206,24 +214,67 @@ class Engine(ABC):
             As `prefill`.
         """
 
+    def sample(
+        self,
+        prompt: Sequence[int],
+        uniforms: FloatArray,
+        config: SamplingConfig,
+        *,
+        stop: int,
+        forbidden: Collection[int] = (),
+    ) -> list[list[int]]:
+        """Return texts that continue `prompt`, one for each row of draws.
+
+        Args:
+            prompt: 1 to block_size token ids.
+            uniforms: numbers in [0, 1), shape (n_samples, `room_after` the prompt); the i-th token
+                of a text takes the i-th of its row.
+            config: temperature and filters.
+            stop: token id that ends a text; not part of it.
+            forbidden: token ids that are never chosen.
+
+        Raises:
+            As `generate_from_prompt`; SamplingError if logits are not finite.
+        """
+        return [
+            list(
+                generate_from_prompt(
+                    self, prompt, _Given(iter(row)), config, stop=stop, forbidden=forbidden
+                )
+            )
+            for row in uniforms.tolist()
+        ]
+
     # ------------------------------------------------------------ checks
 
     def check_batch(self, batch: Batch) -> None:
         """Raise unless `batch` fits together and fits the model (see `loss_and_grads`)."""
-        for name, ids in batch._asdict().items():
-            if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
-                raise ShapeError(f"{name} is {_describe(ids)}, expected a 1-D array of integers")
-        inputs, targets, lengths = batch
-        if lengths.size == 0 or lengths.min() < 1:
-            raise ShapeError("lengths must name at least one document, each at least 1 long")
-        if not lengths.sum() == inputs.size == targets.size:
-            raise ShapeError(
-                f"got {inputs.size} inputs and {targets.size} targets, expected the sum of "
-                f"lengths, {lengths.sum()}"
-            )
+        self.check_batches([batch])
+
+    def check_batches(self, batches: Sequence[Batch]) -> Batch:
+        """Return several batches (at least one) as one, or raise (see `loss_and_grads`)."""
+        for batch in batches:
+            for name, ids in zip(Batch._fields, batch, strict=True):
+                if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
+                    raise ShapeError(
+                        f"{name} is {_describe(ids)}, expected a 1-D array of integers"
+                    )
+            if batch.lengths.size == 0:
+                raise ShapeError("lengths are empty, expected at least one document")
+        inputs, targets, lengths = map(np.concatenate, zip(*batches, strict=True))
+        if lengths.min() < 1:
+            raise ShapeError(f"a length is {lengths.min()}, expected at least 1")
         self._check_length(int(lengths.max()))
+        ends = np.cumsum(lengths)[np.cumsum([batch.lengths.size for batch in batches]) - 1].tolist()
+        for batch, start, end in zip(batches, [0, *ends], ends, strict=False):
+            if not batch.inputs.size == batch.targets.size == end - start:
+                raise ShapeError(
+                    f"got {batch.inputs.size} inputs and {batch.targets.size} targets, expected "
+                    f"the sum of lengths, {end - start}"
+                )
         self._check_range(inputs, 0)
         self._check_range(targets, -1)
+        return Batch(inputs, targets, lengths)
 
     def check_tokens(self, token_ids: Sequence[int], n_before: int = 0) -> IntArray:
         """Return `token_ids` as an array, or raise (see `prefill`)."""

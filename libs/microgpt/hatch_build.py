@@ -1,0 +1,97 @@
+"""Compiles the native engine when the distribution is built or installed.
+
+Without a C compiler the distribution is pure Python, and uses NumPy; with MICROGPT_REQUIRE_NATIVE=1
+in the environment that is an error, and with MICROGPT_PURE=1 nothing is compiled.
+"""
+
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+KERNEL = Path("src/microgpt/engines/kernel")
+LIBRARY = "libmicrogpt.so"
+DIGEST = "libmicrogpt.sha256"
+
+# -ffast-math is out: it would change how the whole process treats subnormal numbers.
+FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall", "-Wextra"]
+X86_FLAGS = {  # bytes of a vector: what the processor must have
+    16: [],
+    32: ["-mavx2", "-mfma"],
+    64: ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
+}
+
+
+class CompileError(Exception):
+    """The native engine cannot be built here."""
+
+
+def _compiler() -> list[str]:
+    candidates = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
+    for command in map(shlex.split, candidates):
+        if command and shutil.which(command[0]):
+            return command
+    raise CompileError("no C compiler found (tried $CC, cc, gcc and clang)")
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if result.returncode:
+        raise CompileError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
+
+
+def compile_kernel(source: Path, to: Path, extra_flags: list[str]) -> None:
+    """Compile `source` for both types of numbers and every width of vectors, and link it."""
+    compiler = _compiler()
+    is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
+    widths = X86_FLAGS if is_x86 else {16: []}
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(2) as pool:
+        objects, jobs = [], []
+        for bits in (32, 64):
+            for width, flags in widths.items():
+                objects.append(f"{directory}/kernel_{bits}_{width}.o")
+                kind = [f"-DREAL_BITS={bits}", f"-DVECTOR_BYTES={width}"]
+                what = ["-c", str(source), "-o", objects[-1]]
+                jobs.append(compiler + FLAGS + flags + extra_flags + kind + what)
+        list(pool.map(_run, jobs))
+        built = f"{directory}/{LIBRARY}"
+        _run([*compiler, "-shared", "-pthread", *extra_flags, *objects, "-lm", "-o", built])
+        shutil.copy(built, to.with_suffix(".new"))
+    to.with_suffix(".new").replace(to)
+
+
+class KernelHook(BuildHookInterface):
+    """Adds the shared library to wheels and editable installs."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Compile, and tell hatchling what came of it."""
+        kernel = Path(self.root) / KERNEL
+        library, digest = kernel / LIBRARY, kernel / DIGEST
+        if os.environ.get("MICROGPT_PURE") == "1":
+            library.unlink(missing_ok=True)
+            return
+        try:
+            compile_kernel(
+                kernel / "kernel.c", library, shlex.split(os.environ.get("MICROGPT_CFLAGS", ""))
+            )
+        except (CompileError, OSError) as error:
+            library.unlink(missing_ok=True)
+            if os.environ.get("MICROGPT_REQUIRE_NATIVE") == "1":
+                raise
+            self.app.display_warning(f"without the native engine: {error}")
+            return
+        digest.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n")
+        build_data["artifacts"] += [f"/{KERNEL / LIBRARY}", f"/{KERNEL / DIGEST}"]
+        build_data["pure_python"] = False
+        tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"py3-none-{tag}"

@@ -1,0 +1,462 @@
+"""The compiled engine: C through ctypes, so that the interpreter is free while it computes.
+
+What crosses to C is checked here first; C trusts its arguments. The source is in `kernel/`, and
+`hatch_build.py` compiles it into one shared library, which holds the same functions for both types
+of numbers and for several widths of vectors. The processor decides which of them are used.
+"""
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Collection, Sequence
+from ctypes import POINTER, byref, c_double, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from microgpt.data import Batch
+from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
+from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
+from microgpt.parameters import FloatArray, IntArray, Parameters
+from microgpt.sampling import SamplingConfig, room_after
+
+__all__ = ["NativeEngine", "why_unavailable"]
+
+LIBRARY = Path(__file__).with_name("kernel") / "libmicrogpt.so"
+DIGEST = LIBRARY.with_suffix(".sha256")
+ABI = 1  # microgpt_abi of kernel.c
+CHUNK_ROWS = 256  # of layout.h
+MAX_THREADS = 64  # MAX_MEMBERS of team.h
+LINE_BYTES = 64  # of the cache; arrays are aligned to it
+FLOPS_PER_THREAD = 2e6  # work that is worth waking a thread for: some 50 us
+MIN_TOGETHER = 16  # tokens from which on preparing weights for products pays
+
+_Arrays = dict[str, NDArray[Any]]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [
+        ("vocab_size", c_int64),
+        ("n_embd", c_int64),
+        ("n_head", c_int64),
+        ("n_layer", c_int64),
+        ("block_size", c_int64),
+        ("weights", c_void_p),
+        ("grads", c_void_p),
+        ("adam_m", c_void_p),
+        ("adam_v", c_void_p),
+    ]
+
+
+class _Training(ctypes.Structure):
+    _fields_ = [
+        ("workspace", c_void_p),
+        ("max_rows", c_int64),
+        ("n_members", c_int64),
+        ("inputs", c_void_p),
+        ("targets", c_void_p),
+        ("starts", c_void_p),
+        ("n_steps", c_int64),
+        ("first_documents", c_void_p),
+        ("n_targets", c_void_p),
+        ("learning_rates", c_void_p),
+        ("weight_decay", c_double),
+        ("clip", c_double),
+        ("n_updates", c_int64),
+        ("beta1", c_double),
+        ("beta2", c_double),
+        ("eps", c_double),
+        ("losses", c_void_p),
+        ("norms", c_void_p),
+        ("n_done", c_int64),
+    ]
+
+
+class _Stream(ctypes.Structure):
+    _fields_ = [
+        ("keys", c_void_p),
+        ("values", c_void_p),
+        ("stride", c_int64),
+        ("length", c_int64),
+        ("row", c_void_p),
+    ]
+
+
+class _Generation(ctypes.Structure):
+    _fields_ = [
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("top_k", c_int64),
+        ("forbidden", c_void_p),
+        ("stop", c_int64),
+        ("n_samples", c_int64),
+        ("max_tokens", c_int64),
+        ("uniforms", c_void_p),
+        ("first_logits", c_void_p),
+        ("logits", c_void_p),
+        ("weights", c_void_p),
+        ("candidates", c_void_p),
+        ("tokens", c_void_p),
+        ("lengths", c_void_p),
+    ]
+
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "workspace_bytes": (c_int64, [POINTER(_Model), c_int64, c_int64, c_int64]),
+    "train": (None, [POINTER(_Model), POINTER(_Training)]),
+    "update": (None, [POINTER(_Model), POINTER(_Training)]),
+    "row_bytes": (c_int64, [POINTER(_Model), c_int64]),
+    "decode": (None, [POINTER(_Model), POINTER(_Stream), c_int64, c_void_p]),
+    "extend": (
+        None,
+        [
+            POINTER(_Model),
+            POINTER(_Stream),
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+            c_void_p,
+            c_int64,
+        ],
+    ),
+    "generate": (None, [POINTER(_Model), POINTER(_Stream), POINTER(_Generation)]),
+}
+
+
+# ---------------------------------------------------------------- the library
+
+
+@cache
+def _open_library() -> ctypes.CDLL:
+    """Return the library, or raise EngineError saying why it cannot be used."""
+    hint = "install a C compiler and reinstall microgpt-lib, or use --engine vectorized"
+    try:
+        content = LIBRARY.read_bytes()
+        expected = DIGEST.read_text().strip()
+    except OSError as error:
+        raise EngineError(
+            f"the native engine is not built: {error.filename} cannot be read", hint=hint
+        ) from error
+    # A cut file would end the process when it is mapped, so its content is checked before.
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise EngineError(f"{LIBRARY} is damaged: its digest differs from {DIGEST.name}", hint=hint)
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        found = int(library.microgpt_abi())
+    except (OSError, AttributeError) as error:
+        raise EngineError(f"{LIBRARY} cannot be loaded: {error}", hint=hint) from error
+    if found != ABI:
+        raise EngineError(
+            f"{LIBRARY} is of another version: its ABI is {found}, expected {ABI}", hint=hint
+        )
+    return library
+
+
+def why_unavailable() -> str | None:
+    """Return why the native engine cannot be used here, or None if it can."""
+    try:
+        _open_library()
+    except EngineError as error:
+        return str(error)
+    return None
+
+
+@cache
+def _functions(dtype: str, vector_bytes: int | None) -> dict[str, Any]:
+    """Return the exported functions for one type of numbers and one width of vectors."""
+    library = _open_library()
+    widest = int(library.microgpt_vector_bytes())
+    width = widest if vector_bytes is None else vector_bytes
+    if width > widest:
+        raise EngineError(f"this processor has vectors of {widest} bytes, expected {width}")
+    functions = {}
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = library[f"{name}_{dtype.removeprefix('float')}_{width}"]
+        function.restype, function.argtypes = result, arguments
+        functions[name] = function
+    return functions
+
+
+def _aligned_zeros(n_bytes: int) -> NDArray[np.uint8]:
+    memory = np.zeros(n_bytes + LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % LINE_BYTES
+    return memory[start : start + n_bytes]
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _starts(lengths: Sequence[int] | IntArray) -> IntArray:
+    """Return where each of several runs starts, and where the last one ends."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+# ---------------------------------------------------------------- the engine
+
+
+@dataclass(frozen=True)
+class _TrainingCall:
+    """Arguments of `train` or `update`, and the arrays that they point to."""
+
+    struct: _Training
+    arrays: _Arrays
+
+
+class NativeStream:
+    """The cache of one stream of text; see `Engine.new_cache`."""
+
+    def __init__(self, engine: "NativeEngine") -> None:
+        config = engine.config
+        itemsize = engine.parameters.flat.itemsize
+        line = LINE_BYTES // itemsize
+        stride = -(-config.block_size // line) * line
+        cache_bytes = config.n_layer * config.n_embd * stride * itemsize
+        row_bytes = engine.functions["row_bytes"](byref(engine.model), stride)
+        self._memory = _aligned_zeros(2 * cache_bytes + row_bytes)
+        start = self._memory.ctypes.data
+        self.struct = _Stream(start, start + cache_bytes, stride, 0, start + 2 * cache_bytes)
+        self.pointer = ctypes.pointer(self.struct)
+        self.logits = np.empty(config.vocab_size, engine.parameters.dtype)
+        self.logits_pointer = self.logits.ctypes.data
+
+    @property
+    def length(self) -> int:
+        """Positions held so far."""
+        return int(self.struct.length)
+
+
+class NativeEngine(Engine):
+    """Compiled for this machine; as fast as it gets.
+
+    Args:
+        parameters: see `Engine`.
+        threads: see `Engine`.
+        vector_bytes: width of vectors: 16, 32 or 64; None for the widest that the processor has.
+
+    Raises:
+        EngineError: the shared library is missing, damaged or of another version.
+    """
+
+    name = "native"
+
+    def __init__(
+        self, parameters: Parameters, threads: int | None = None, vector_bytes: int | None = None
+    ) -> None:
+        super().__init__(parameters, threads)
+        config = self.config
+        self.functions = _functions(parameters.dtype, vector_bytes)
+        self.model = _Model(
+            config.vocab_size,
+            config.n_embd,
+            config.n_head,
+            config.n_layer,
+            config.block_size,
+            parameters.flat.ctypes.data,
+        )
+        self._model_pointer = ctypes.pointer(self.model)
+        self._decode = self.functions["decode"]
+        self._workspace = _aligned_zeros(0)
+
+    def _n_threads(self, n_tokens: int, passes: int) -> int:
+        """Return how many threads are worth their while for so many tokens at once."""
+        flops = 2.0 * passes * n_tokens * self.config.n_params
+        wanted = self.threads or _usable_cores()
+        return max(1, min(wanted, MAX_THREADS, int(flops / FLOPS_PER_THREAD)))
+
+    # ------------------------------------------------------------ training
+
+    def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
+        """See `Engine.loss_and_grads`."""
+        call = self._training_call([batch])
+        self.functions["train"](self._model_pointer, byref(call.struct))
+        return float(call.arrays["losses"][0]), int((batch.targets >= 0).sum())
+
+    def update(
+        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+    ) -> float | None:
+        """See `Engine.update`."""
+        call = self._training_call([], [learning_rate], clip, weight_decay)
+        self.functions["update"](self._model_pointer, byref(call.struct))
+        self.n_updates += 1
+        return None if clip is None else float(call.arrays["norms"][0])
+
+    def train_steps(
+        self,
+        batches: Sequence[Batch],
+        learning_rates: Sequence[float],
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> list[StepResult]:
+        """See `Engine.train_steps`."""
+        if len(batches) != len(learning_rates):
+            raise ShapeError(f"got {len(batches)} batches and {len(learning_rates)} learning rates")
+        if not batches:
+            return []
+        call = self._training_call(batches, learning_rates, clip, weight_decay)
+        self.functions["train"](self._model_pointer, byref(call.struct))
+        n_done = call.struct.n_done
+        self.n_updates += n_done
+        losses, n_targets = call.arrays["losses"].tolist(), call.arrays["n_targets"].tolist()
+        if n_done < len(batches):
+            raise NonFiniteLossError(self.n_updates + 1, learning_rates[n_done], losses[n_done])
+        norms = [None] * n_done if clip is None else call.arrays["norms"].tolist()
+        return list(map(StepResult, losses, n_targets, norms))
+
+    def _training_call(
+        self,
+        batches: Sequence[Batch],
+        learning_rates: Sequence[float] | None = None,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+    ) -> "_TrainingCall":
+        """Check arguments and bring them into the form that C takes."""
+        if not self.model.grads:
+            self.model.grads = self.grads.flat.ctypes.data
+            self.model.adam_m = self.adam_m.flat.ctypes.data
+            self.model.adam_v = self.adam_v.flat.ctypes.data
+        n_steps = max(len(batches), 1)
+        arrays: _Arrays = {"losses": np.empty(n_steps), "norms": np.empty(n_steps)}
+        n_rows = 1
+        if batches:
+            together = self.check_batches(batches)
+            n_rows = max(batch.inputs.size for batch in batches)
+            arrays |= {
+                "inputs": together.inputs.astype(np.int32, copy=False),
+                "targets": together.targets.astype(np.int32, copy=False),
+                "starts": _starts(together.lengths),
+                "first_documents": _starts([batch.lengths.size for batch in batches]),
+            }
+            first_rows = arrays["starts"][arrays["first_documents"][:-1]]
+            arrays["n_targets"] = np.add.reduceat(together.targets >= 0, first_rows, dtype=np.int64)
+        if learning_rates is not None:
+            arrays["learning_rates"] = np.array(learning_rates, np.float64)
+        n_threads = self._n_threads(n_rows, passes=3)
+        max_rows = max(CHUNK_ROWS, self.config.block_size)
+        n_bytes = self.functions["workspace_bytes"](self._model_pointer, max_rows, n_threads, 1)
+        if len(self._workspace) < n_bytes:
+            self._workspace = _aligned_zeros(n_bytes)
+        struct = _Training(
+            workspace=self._workspace.ctypes.data,
+            max_rows=max_rows,
+            n_members=n_threads,
+            n_steps=n_steps,
+            weight_decay=weight_decay,
+            clip=clip or 0.0,
+            n_updates=self.n_updates,
+            beta1=BETA1,
+            beta2=BETA2,
+            eps=ADAM_EPS,
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        return _TrainingCall(struct, arrays)
+
+    # ------------------------------------------------------------ inference
+
+    def new_cache(self) -> NativeStream:
+        """See `Engine.new_cache`."""
+        return NativeStream(self)
+
+    def prefill(self, token_ids: Sequence[int], cache: NativeStream) -> list[float]:
+        """See `Engine.prefill`."""
+        ids = self.check_tokens(token_ids, cache.length)
+        if ids.size >= MIN_TOGETHER:
+            self._extend(ids, cache, cache.logits)
+        else:
+            for token_id in ids.tolist():
+                self._decode(self._model_pointer, cache.pointer, token_id, cache.logits_pointer)
+        logits: list[float] = cache.logits.tolist()
+        return logits
+
+    def decode(self, token_id: int, cache: NativeStream) -> list[float]:
+        """See `Engine.decode`."""
+        config = self.config
+        if not (
+            isinstance(token_id, int)
+            and 0 <= token_id < config.vocab_size
+            and cache.struct.length < config.block_size
+        ):
+            self.check_tokens([token_id], cache.length)
+        self._decode(self._model_pointer, cache.pointer, int(token_id), cache.logits_pointer)
+        logits: list[float] = cache.logits.tolist()
+        return logits
+
+    def logits(self, token_ids: Sequence[int]) -> FloatArray:
+        """See `Engine.logits`."""
+        ids = self.check_tokens(token_ids)
+        logits = np.empty((ids.size, self.config.vocab_size), self.parameters.dtype)
+        self._extend(ids, self.new_cache(), logits)
+        return logits
+
+    def _extend(self, ids: IntArray, cache: NativeStream, logits: FloatArray) -> None:
+        """Append tokens to `cache`; fill `logits`, those after the last ones."""
+        n_threads = self._n_threads(ids.size, passes=1)
+        tokens = np.ascontiguousarray(ids, np.int32)
+        n_bytes = self.functions["workspace_bytes"](self._model_pointer, ids.size, n_threads, 0)
+        workspace = _aligned_zeros(n_bytes)
+        self.functions["extend"](
+            self._model_pointer,
+            cache.pointer,
+            tokens.ctypes.data,
+            ids.size,
+            workspace.ctypes.data,
+            n_threads,
+            logits.ctypes.data,
+            logits.size // self.config.vocab_size,
+        )
+
+    def sample(
+        self,
+        prompt: Sequence[int],
+        uniforms: FloatArray,
+        config: SamplingConfig,
+        *,
+        stop: int,
+        forbidden: Collection[int] = (),
+    ) -> list[list[int]]:
+        """See `Engine.sample`."""
+        max_tokens = room_after(prompt, self.config.block_size)
+        cache = self.new_cache()
+        first_logits = np.array(self.prefill(prompt, cache), self.parameters.dtype)
+        vocab_size = self.config.vocab_size
+        arrays: _Arrays = {
+            "forbidden": np.isin(np.arange(vocab_size), list(forbidden)).astype(np.uint8),
+            "uniforms": np.ascontiguousarray(uniforms, np.float64),
+            "first_logits": first_logits,
+            "logits": cache.logits,
+            "weights": np.empty(vocab_size),
+            "candidates": np.empty(2 * vocab_size),
+            "tokens": np.empty((len(uniforms), max_tokens), np.int32),
+            "lengths": np.empty(len(uniforms), np.int64),
+        }
+        if arrays["uniforms"].shape != arrays["tokens"].shape:
+            raise ShapeError(
+                f"got uniforms of shape {uniforms.shape}, expected {arrays['tokens'].shape}"
+            )
+        generation = _Generation(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k or 0,
+            stop=stop,
+            n_samples=len(uniforms),
+            max_tokens=max_tokens,
+            **{name: array.ctypes.data for name, array in arrays.items()},
+        )
+        self.functions["generate"](self._model_pointer, cache.pointer, byref(generation))
+        lengths = arrays["lengths"].tolist()
+        if min(lengths, default=0) < 0:
+            raise SamplingError(
+                "the model's logits are not finite, expected finite ones; its weights are too large"
+            )
+        return [
+            ids[:length] for ids, length in zip(arrays["tokens"].tolist(), lengths, strict=True)
+        ]
