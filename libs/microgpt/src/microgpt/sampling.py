@@ -104,6 +104,7 @@ def sample_token(
         SamplingError: a logit is NaN or infinite.
 
     Example:
+        >>> import random
         >>> sample_token([1.0, 3.0, 2.0], SamplingConfig(temperature=0), random.Random(42))
         1
     """
