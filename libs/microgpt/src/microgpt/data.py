@@ -9,7 +9,7 @@ import random
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -458,13 +458,23 @@ class Dataset:
 
     def batch(self, indices: Collection[int], block_size: int) -> Batch:
         """Return the chosen documents, each cut after `block_size` positions."""
+        (batch,) = self.batches(indices, len(indices), block_size)
+        return batch
+
+    def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> list[Batch]:
+        """Return the chosen documents, `batch_size` to a batch; see `batch`."""
         index = np.fromiter(indices, np.int64, len(indices))
         starts = self.offsets[index]
         lengths = np.minimum(self.offsets[index + 1] - starts, block_size)
         ends = np.cumsum(lengths)
         gather = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
-        return Batch(
-            self.tokens[gather].astype(np.int32),
-            self.tokens[gather + 1].astype(np.int32),
-            lengths.astype(np.int32),
-        )
+        inputs, targets = (self.tokens[at].astype(np.int32) for at in (gather, gather + 1))
+        ends_of_batches = [0, *ends[batch_size - 1 :: batch_size].tolist()]
+        return [
+            Batch(
+                inputs[start:end],
+                targets[start:end],
+                lengths[i * batch_size : (i + 1) * batch_size],
+            )
+            for i, (start, end) in enumerate(pairwise(ends_of_batches))
+        ]

@@ -208,10 +208,15 @@ class Trainer:
             NonFiniteLossError: a loss is NaN or infinite; the weights are those before that step.
         """
         steps = range(self.step, min(self.step + n_steps, self.config.steps))
-        batches = [
-            self.dataset.batch(self._documents(step), self.engine.config.block_size)
-            for step in steps
-        ]
+        batch_size = self.config.batch_size
+        batches = self.dataset.batches(
+            [
+                self.order[i % len(self.order)]
+                for i in range(steps.start * batch_size, steps.stop * batch_size)
+            ],
+            batch_size,
+            self.engine.config.block_size,
+        )
         rates = [self.learning_rate * (1 - step / self.config.steps) for step in steps]
         results = self.engine.train_steps(
             batches, rates, self.config.clip, self.config.weight_decay
@@ -220,11 +225,4 @@ class Trainer:
         return [
             StepReport(step + 1, result.loss, rate, result.n_tokens)
             for step, rate, result in zip(steps, rates, results, strict=True)
-        ]
-
-    def _documents(self, step: int) -> list[int]:
-        """Return the indices of the documents of one step."""
-        first = step * self.config.batch_size
-        return [
-            self.order[i % len(self.order)] for i in range(first, first + self.config.batch_size)
         ]

@@ -151,6 +151,7 @@ class Engine(ABC):
         weights -= (learning_rate / (1.0 - BETA1**self.n_updates)) * m / denominator
         return norm
 
+    @np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
     def train_steps(
         self,
         batches: Sequence[Batch],

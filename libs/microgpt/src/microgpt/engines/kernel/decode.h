@@ -67,24 +67,37 @@ static void matvec(const real *w, long n, long K, const real *x, real *y, int ac
     }
 }
 
+// scores of n_vectors * LANES positions: q (D) with as many columns of keys (D, cache_stride)
+INLINE void score(int n_vectors, const real *q, const real *keys, long D, long cache_stride,
+                  real *scores) {
+    const real scale = 1 / sqrt_of_real((real)D);
+    vector sums[8];
+#pragma GCC unroll 8
+    for (int v = 0; v < n_vectors; v++) sums[v] = splat(0);
+    for (long d = 0; d < D; d++)
+#pragma GCC unroll 8
+        for (int v = 0; v < n_vectors; v++)
+            sums[v] += load(keys + d * cache_stride + v * LANES) * (q[d] * scale);
+#pragma GCC unroll 8
+    for (int v = 0; v < n_vectors; v++) store(scores + v * LANES, sums[v]);
+}
+
 // mixed (D) of one head from q (D) and caches of D rows, positions 0..n-1
 static void attend(const real *q, const real *keys, const real *values, long D, long cache_stride,
                    long n, real *scores, real *mixed) {
-    const real scale = 1 / sqrt_of_real((real)D);
+    long j = 0;
+    for (; j + 8 * LANES <= n; j += 8 * LANES)  // wide, since rows of a cache lie far apart
+        score(8, q, keys + j, D, cache_stride, scores + j);
+    for (; j < n; j += LANES) score(1, q, keys + j, D, cache_stride, scores + j);
+    for (j = n; j < round_up(n, LANES); j++) scores[j] = minus_infinity;
     vector tops = splat(minus_infinity);
-    for (long j = 0; j < n; j += LANES) {
-        vector s = splat(0);
-        for (long d = 0; d < D; d++) s += load(keys + d * cache_stride + j) * (q[d] * scale);
-        if (j + LANES > n) s = choose(lane_numbers() < (integer)(n - j), s, splat(minus_infinity));
-        store(scores + j, s);
-        tops = larger(s, tops);
-    }
+    for (j = 0; j < n; j += LANES) tops = larger(load(scores + j), tops);
     real lanes[LANES], top;
     store(lanes, tops);
     top = lanes[0];
     for (int i = 1; i < LANES; i++) top = lanes[i] > top ? lanes[i] : top;
     vector sums = splat(0);
-    for (long j = 0; j < n; j += LANES) {
+    for (j = 0; j < n; j += LANES) {
         const vector e = exp_of(load(scores + j) - top);
         store(scores + j, e);
         sums += e;
@@ -92,7 +105,7 @@ static void attend(const real *q, const real *keys, const real *values, long D, 
     const real inverse = 1 / sum_of(sums);
     for (long d = 0; d < D; d++) {
         vector sum = splat(0);
-        for (long j = 0; j < n; j += LANES)
+        for (j = 0; j < n; j += LANES)
             sum += load(scores + j) * load(values + d * cache_stride + j);
         mixed[d] = sum_of(sum) * inverse;
     }
