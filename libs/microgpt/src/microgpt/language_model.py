@@ -109,6 +109,7 @@ class LanguageModel:
             ConfigError: an argument is out of its domain.
             TokenError: the prompt holds a character that the model does not know.
             ContextLengthError: the prompt does not fit into block_size.
+        SamplingError: the model's logits are not finite.
 
         Example:
             >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
@@ -274,6 +275,7 @@ def fit(
     Raises:
         DataError: there is no document.
         ConfigError: a number is out of its domain.
+        EngineError: there is no such engine, or it cannot run here.
         NonFiniteLossError: training diverged.
     """
     _, trainer = model_and_trainer = prepare(
@@ -310,7 +312,8 @@ def load(
 
     Raises:
         CheckpointError: the directory does not hold a sound model.
-        EngineError: there is no such engine.
+        ConfigError: there is no such dtype.
+        EngineError: there is no such engine, or it cannot run here.
     """
     checkpoint = read_checkpoint(directory, dtype)
     return LanguageModel(

@@ -1,0 +1,393 @@
+"""The library from outside: train, save, load, generate, score."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+from microgpt import (
+    ENGINES,
+    CheckpointError,
+    ConfigError,
+    ContextLengthError,
+    DataError,
+    Dataset,
+    EngineError,
+    InferenceGPT,
+    LanguageModel,
+    MicrogptError,
+    ModelConfig,
+    NonFiniteLossError,
+    SamplingConfig,
+    SamplingError,
+    ShapeError,
+    TokenError,
+    Tokenizer,
+    TrainConfig,
+)
+from microgpt.parameters import Parameters
+
+DOCUMENTS = ["anna", "bob", "hannah", "otto", "nathan", "tobbot", "bo", "aha"]
+SIZES: dict[str, Any] = {"n_embd": 6, "n_head": 3, "n_layer": 2, "block_size": 8}
+MISSING = "no such directory"
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    """Return a model that has learned a little, so its texts end now and then."""
+    return microgpt.fit(DOCUMENTS, steps=60, dtype="float64", engine="vectorized", **SIZES)
+
+
+def plain(model: LanguageModel) -> InferenceGPT:
+    weights = {name: view.tolist() for name, view in model.parameters.items()}
+    return InferenceGPT(model.config, weights)
+
+
+def in_float32(model: LanguageModel) -> LanguageModel:
+    parameters = Parameters(model.config, model.parameters.flat.astype(np.float32))
+    return LanguageModel(model.tokenizer, parameters)
+
+
+def untrained(
+    block_size: int, scale: float = 0.3, dtype: str = "float64", engine: str = "auto"
+) -> LanguageModel:
+    """Return a model of the characters a to d, with weights of that standard deviation."""
+    config = ModelConfig(vocab_size=5, n_embd=6, n_head=2, n_layer=1, block_size=block_size)
+    weights = np.random.default_rng(42).normal(0, scale, config.n_params).astype(dtype)
+    return LanguageModel(Tokenizer(tuple("abcd")), Parameters(config, weights), engine=engine)
+
+
+# ---------------------------------------------------------------- fit and prepare
+
+
+def test_fit_is_prepare_and_the_trainer(model: LanguageModel) -> None:
+    prepared, trainer = microgpt.prepare(
+        Dataset.from_documents(DOCUMENTS),
+        TrainConfig(steps=60),
+        random.Random(42),
+        dtype="float64",
+        engine="vectorized",
+        **SIZES,
+    )
+    reports = list(trainer)
+    assert reports[-1].loss < reports[0].loss
+    np.testing.assert_array_equal(prepared.parameters.flat, model.parameters.flat)
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "other"),
+    [
+        ("seed", 42, 43),
+        ("learning_rate", 0.01 * 16 / 6, 0.01),
+        ("batch_size", 1, 2),
+        ("shuffle", True, False),
+        ("steps", 1000, 1),
+        ("dtype", "float32", "float64"),
+        ("n_layer", 1, 2),
+    ],
+)
+def test_fit_heeds_its_options(option: str, default: float | str, other: float | str) -> None:
+    fixed: dict[str, Any] = {"steps": 3, "n_embd": 6, "n_head": 3} if option != "steps" else {}
+    without = microgpt.fit(DOCUMENTS, **fixed).parameters.flat
+    same = microgpt.fit(DOCUMENTS, **fixed, **{option: default}).parameters.flat  # type: ignore[arg-type]
+    different = microgpt.fit(DOCUMENTS, **fixed, **{option: other}).parameters.flat  # type: ignore[arg-type]
+    np.testing.assert_array_equal(without, same)
+    assert (without.dtype, without.tolist()) != (different.dtype, different.tolist())
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_draws_are_the_shuffle_if_any_and_then_the_weights(*, shuffle: bool) -> None:
+    rng, expected = random.Random(7), random.Random(7)
+    dataset = Dataset.from_documents(DOCUMENTS)
+    model, trainer = microgpt.prepare(dataset, TrainConfig(), rng, shuffle=shuffle, **SIZES)
+    order = list(range(len(DOCUMENTS)))
+    if shuffle:
+        expected.shuffle(order)
+    weights = Parameters.init(model.config, expected, "float32")
+    assert list(trainer.order) == order
+    np.testing.assert_array_equal(model.parameters.flat, weights.flat)
+    assert rng.getstate() == expected.getstate()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"documents": []}, DataError, "dataset is empty"),
+        ({"documents": ["", " \t"]}, DataError, "dataset is empty"),
+        ({"steps": 0}, ConfigError, "steps is 0, expected an integer of at least 1"),
+        ({"steps": 1.5}, ConfigError, "steps is 1.5, expected an integer"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0, expected an integer of at least 1"),
+        ({"learning_rate": 0.0}, ConfigError, "learning_rate is 0.0, expected a finite number"),
+        ({"learning_rate": math.nan}, ConfigError, "learning_rate is nan, expected a finite"),
+        ({"n_layer": 0}, ConfigError, "n_layer is 0, expected an integer of at least 1"),
+        ({"block_size": -1}, ConfigError, "block_size is -1, expected an integer of at least 1"),
+        ({"n_head": 5}, ConfigError, r"n_embd \(16\) must be divisible by n_head \(5\)"),
+        ({"dtype": "float16"}, ConfigError, "dtype is 'float16', expected one of float32, float64"),
+        ({"engine": "gpu"}, EngineError, "engine is 'gpu', expected one of auto, "),
+        ({"learning_rate": 1e300}, NonFiniteLossError, "loss is nan at step 2"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_do(
+    options: dict[str, Any], error: type[MicrogptError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        microgpt.fit(**({"documents": DOCUMENTS} | options))
+
+
+def test_model_refuses_a_tokenizer_of_another_vocabulary() -> None:
+    parameters = Parameters.zeros(ModelConfig(vocab_size=7), "float32")
+    with pytest.raises(ConfigError, match="tokenizer has 4 token ids, expected vocab_size=7"):
+        LanguageModel(Tokenizer(tuple("abc")), parameters)
+
+
+# ---------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_loaded_model_is_the_saved_one(tmp_path: Path, dtype: str, *, chat: bool) -> None:
+    turns = [{"role": role, "content": role[:4]} for role in ("user", "assistant")]
+    dataset = Dataset.from_conversations([turns]) if chat else Dataset.from_documents(DOCUMENTS)
+    saved, _ = microgpt.prepare(dataset, TrainConfig(), random.Random(42), dtype=dtype, **SIZES)
+    saved.save(tmp_path / "new" / "model")
+    loaded = microgpt.load(tmp_path / "new" / "model")
+    assert (loaded.config, loaded.tokenizer, loaded.dtype) == (saved.config, saved.tokenizer, dtype)
+    np.testing.assert_array_equal(loaded.parameters.flat, saved.parameters.flat)
+    assert loaded.generate(3) == saved.generate(3)
+
+
+def test_load_chooses_engine_and_type_of_numbers(model: LanguageModel, tmp_path: Path) -> None:
+    model.save(str(tmp_path))
+    assert microgpt.load(tmp_path, engine="scalar").engine.name == "scalar"
+    as_float32 = microgpt.load(tmp_path, dtype="float32")
+    assert as_float32.dtype == "float32"
+    expected = model.parameters.flat.astype(np.float32)
+    np.testing.assert_array_equal(as_float32.parameters.flat, expected)
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "error", "message"),
+    [
+        (MISSING, {}, CheckpointError, MISSING),
+        (".", {"engine": "gpu"}, EngineError, "engine is 'gpu', expected one of auto, "),
+        (".", {"dtype": "int8"}, ConfigError, "dtype is 'int8', expected one of float32, float64"),
+    ],
+)
+def test_load_refuses_what_it_cannot_do(
+    model: LanguageModel,
+    tmp_path: Path,
+    where: str,
+    options: dict[str, Any],
+    error: type[MicrogptError],
+    message: str,
+) -> None:
+    model.save(tmp_path)
+    with pytest.raises(error, match=message):
+        microgpt.load(tmp_path / where, **options)
+
+
+def test_weights_that_are_not_numbers_are_not_saved(tmp_path: Path) -> None:
+    model = untrained(block_size=4)
+    model.save(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    model.parameters["wpe"][1, 2] = math.nan
+    with pytest.raises(CheckpointError, match=r"wpe.*finite"):
+        model.save(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_model_is_not_saved_where_a_file_is(model: LanguageModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file"):
+        model.save(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# ---------------------------------------------------------------- generate
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"temperature": 0.0}, {"temperature": 1.5}, {"top_k": 2}, {"top_p": 0.6}],
+    ids=str,
+)
+@pytest.mark.parametrize("prompt", ["", "bo"])
+def test_sample_i_is_what_the_plain_model_draws_with_seed_plus_i(
+    model: LanguageModel, options: dict[str, Any], prompt: str
+) -> None:
+    tokenizer = model.tokenizer
+    expected = []
+    for seed in range(10, 18):
+        token_ids = microgpt.generate_from_prompt(
+            plain(model),
+            [tokenizer.bos, *tokenizer.encode(prompt)],
+            random.Random(seed),
+            SamplingConfig(**options),
+            stop=tokenizer.bos,
+        )
+        expected.append(prompt + tokenizer.decode(token_ids))
+    assert model.generate(8, seed=10, prompt=prompt, **options) == expected
+    assert model.generate(1, seed=13, prompt=prompt, **options) == expected[3:4]
+
+
+def test_one_sample_with_seed_42_is_the_default(model: LanguageModel) -> None:
+    assert model.generate() == model.generate(1, seed=42, temperature=0.5)
+    assert model.generate(0) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_samples_from_one_generator_continue_its_stream(
+    model: LanguageModel, temperature: float
+) -> None:
+    rng, expected = random.Random(5), random.Random(5)
+    samples = model.generate(6, rng=rng, temperature=temperature)
+    config = SamplingConfig(temperature=temperature)
+    bos, decode = model.tokenizer.bos, model.tokenizer.decode
+    texts = [microgpt.generate(plain(model), bos, expected, config) for _ in range(6)]
+    assert samples == [decode(text) for text in texts]
+    assert rng.getstate() == expected.getstate()
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "auto"])
+def test_every_engine_writes_the_same_texts(model: LanguageModel, engine: str) -> None:
+    try:
+        other = LanguageModel(model.tokenizer, model.parameters, engine=engine)
+    except EngineError as error:
+        pytest.skip(str(error))
+    for options in ({}, {"top_k": 3, "top_p": 0.8, "temperature": 1.2, "prompt": "a"}):
+        samples = model.generate(20, **options)  # type: ignore[arg-type]
+        assert other.generate(20, **options) == samples  # type: ignore[arg-type]
+
+
+def test_texts_hold_at_most_block_size_characters(model: LanguageModel) -> None:
+    lengths = [len(text) for text in model.generate(40, temperature=2.0)]
+    assert min(lengths) < 8 == max(lengths)
+    assert {len(text) for text in model.generate(30, temperature=2.0, prompt="hannaha")} == {7, 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_samples": -1}, ConfigError, "num_samples is -1, expected at least 0"),
+        ({"temperature": -0.5}, ConfigError, "temperature is -0.5, expected a finite number"),
+        ({"temperature": math.nan}, ConfigError, "temperature is nan, expected a finite number"),
+        ({"top_k": 0}, ConfigError, "top_k is 0, expected at least 1"),
+        ({"top_p": 0.0}, ConfigError, "top_p is 0.0, expected above 0"),
+        ({"prompt": "xbz"}, TokenError, "characters that the model does not know: 'x', 'z'"),
+        ({"prompt": "b" * 8}, ContextLengthError, "prompt has 9 tokens, .* most block_size=8"),
+    ],
+)
+@pytest.mark.parametrize("rng", [None, random.Random(1)], ids=["seed", "rng"])
+def test_generate_refuses_what_it_cannot_do(
+    model: LanguageModel,
+    rng: random.Random | None,
+    options: dict[str, Any],
+    error: type[MicrogptError],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        model.generate(**options, rng=rng)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "auto"])
+def test_generate_says_when_logits_are_not_finite(engine: str) -> None:
+    try:
+        model = untrained(block_size=4, engine=engine)
+    except EngineError as error:
+        pytest.skip(str(error))
+    model.parameters["lm_head"][2, 3] = math.nan
+    with pytest.raises(SamplingError, match="logits are not finite"):
+        model.generate()
+
+
+# ---------------------------------------------------------------- logits and score
+
+
+def test_logits_are_those_of_the_plain_model(model: LanguageModel) -> None:
+    token_ids = model.tokenizer.encode_document("hannah")
+    logits = model.logits(token_ids)
+    assert logits.shape == (8, model.config.vocab_size)
+    np.testing.assert_allclose(logits, plain(model).logits(token_ids), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "error", "message"),
+    [
+        ([], ShapeError, "got no tokens, expected at least one"),
+        ([0, 5], TokenError, "token id 5, expected 0 to 4"),
+        ([0] * 5, ContextLengthError, "got 5 tokens, expected at most block_size=4"),
+    ],
+)
+def test_logits_refuse_what_the_model_cannot_read(
+    token_ids: list[int], error: type[MicrogptError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        untrained(block_size=4).logits(token_ids)
+
+
+def surprise(model: InferenceGPT, token_ids: list[int], start: int, position: int) -> float:
+    """Return -log p of the token after `position`, read from `start` on."""
+    logits = model.logits(token_ids[start : position + 1])[-1]
+    probabilities = [math.exp(z) for z in logits]
+    return -math.log(probabilities[token_ids[position + 1]] / sum(probabilities))
+
+
+@pytest.mark.parametrize("text", ["", "a", "hannah", "anbotha"])
+def test_score_is_the_mean_surprise_at_each_character_and_the_end(
+    model: LanguageModel, text: str
+) -> None:
+    token_ids = model.tokenizer.encode_document(text)
+    each = [surprise(plain(model), token_ids, 0, i) for i in range(len(text) + 1)]
+    assert model.score([text]) == pytest.approx([sum(each) / len(each)], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("block_size", "starts"),  # starts[i] is where the window begins that predicts token i + 1
+    [
+        (4, [0, 0, 0, 0, 1]),
+        (4, [0, 0, 0, 0, 2, 2]),
+        (4, [0, 0, 0, 0, 2, 2, 3]),
+        (4, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 7]),
+        (5, [0, 0, 0, 0, 0, 3, 3, 3, 4]),
+        (2, [0, 0, 1, 2, 3]),
+        (1, [0, 1, 2, 3]),
+    ],
+)
+def test_long_documents_are_scored_in_windows_that_overlap_by_half(
+    block_size: int, starts: list[int]
+) -> None:
+    model = untrained(block_size)
+    text = "abdcacbdab"[: len(starts) - 1]
+    token_ids = model.tokenizer.encode_document(text)
+    each = [surprise(plain(model), token_ids, start, i) for i, start in enumerate(starts)]
+    assert model.score([text]) == pytest.approx([sum(each) / len(each)], rel=1e-12)
+
+
+def test_scores_come_in_order_and_do_not_depend_on_neighbours(model: LanguageModel) -> None:
+    scores = model.score(iter(DOCUMENTS))
+    assert scores == [model.score([text])[0] for text in DOCUMENTS]
+    assert len(set(scores)) == len(DOCUMENTS)
+    assert model.score([]) == []
+
+
+def test_scores_in_float32_are_those_in_float64_rounded(model: LanguageModel) -> None:
+    texts = [*DOCUMENTS, "hannah" * 5]
+    assert in_float32(model).score(texts) == pytest.approx(model.score(texts), rel=1e-5)
+
+
+def test_training_data_scores_better_than_what_was_never_seen(model: LanguageModel) -> None:
+    seen, unseen = model.score(["hannah", "ttnnoo"])
+    assert seen < unseen
+
+
+def test_score_of_what_is_all_but_impossible_is_finite() -> None:
+    (score,) = untrained(block_size=8, scale=30.0).score(["abcd"])
+    assert 800 < score < math.inf  # exp(-800) is 0
+
+
+def test_score_names_unknown_characters(model: LanguageModel) -> None:
+    with pytest.raises(TokenError, match="characters that the model does not know: 'q', 'z'"):
+        model.score(["anna", "zaq"])
