@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sampling": {"errors", "model"},
     "engines": {"data", "errors", "model", "parameters", "sampling"},
     "checkpoint": {"data", "errors", "model", "parameters"},
-    "train": {"autograd", "data", "engines", "errors", "model"},
+    "train": {"autograd", "data", "engines", "errors", "model", "parameters"},
+    "snapshot": {"checkpoint", "data", "errors", "model", "parameters", "train"},
     "language_model": {
         *("checkpoint", "data", "engines", "errors", "model", "parameters", "sampling", "train")
     },

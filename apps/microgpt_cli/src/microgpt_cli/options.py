@@ -10,7 +10,9 @@ import typer
 __all__ = [
     "Dtype",
     "Engine",
+    "Long",
     "ModelDir",
+    "Schedule",
     "Seed",
     "Temperature",
     "Threads",
@@ -34,6 +36,22 @@ class Engine(StrEnum):
     NATIVE = "native"
     VECTORIZED = "vectorized"
     SCALAR = "scalar"
+
+
+class Schedule(StrEnum):
+    """What the learning rate does after the warm-up."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Long(StrEnum):
+    """What becomes of documents that are longer than the block."""
+
+    TRUNCATE = "truncate"
+    SPLIT = "split"
+    SKIP = "skip"
 
 
 def positive(value: float | None) -> float | None:

@@ -76,9 +76,9 @@ class TrainingDisplay:
 
 
 @contextmanager
-def training_display(n_steps: int) -> Iterator[TrainingDisplay]:
-    """Show the progress of training while the context lasts."""
-    if not sys.stderr.isatty():
+def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
+    """Show progress on a terminal while the context lasts, if it is to be shown."""
+    if not (shown and sys.stderr.isatty()):
         yield TrainingDisplay(n_steps, None)
         return
     from rich.console import Console  # noqa: PLC0415 - 70 ms, and only for terminals

@@ -2,35 +2,56 @@
 
 import os
 import random
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microgpt_cli.options import Dtype, Engine, Seed, Threads, positive
-from microgpt_cli.terminal import TrainingDisplay, training_display, warn
+from microgpt_cli.options import Dtype, Engine, Long, Schedule, Seed, Threads, positive
+from microgpt_cli.terminal import warn
+from microgpt_cli.training import Pace, run_training
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from microgpt import Dataset, LanguageModel, Trainer
+    from microgpt import Dataset, LanguageModel, Snapshot, Trainer
 
 __all__ = ["train"]
 
-SAMPLE_TEMPERATURE = 0.5
-SECONDS_PER_CALL = 0.1  # what may pass before Ctrl-C and the progress bar get their turn
-INTERRUPTED = 130
+
+@dataclass(frozen=True)
+class Options:
+    """The flags that a run's results depend on; named like them, and kept in its snapshots."""
+
+    input: str
+    chat: bool
+    n_embd: int
+    n_head: int
+    n_layer: int
+    block_size: int
+    steps: int
+    lr: float | None
+    batch_size: int
+    warmup_steps: int
+    schedule: str
+    clip: float | None
+    weight_decay: float
+    seed: int
+    shuffle: bool
+    long: str
+    val_fraction: float
+    val_input: str | None
+    eval_every: int
+    dtype: str
+    engine: str
 
 
 def train(
+    context: typer.Context,
     *,
     input: Annotated[  # noqa: A002 - the name of the flag
-        Path, typer.Option(help="Text file, one document per line (with --chat: JSONL).")
-    ],
+        Path | None,
+        typer.Option(help="Text file, one document per line (with --chat: JSONL).  [required]"),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Directory for the model.")] = Path("output"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite a model in OUTPUT.")] = False,
     chat: Annotated[
@@ -44,10 +65,34 @@ def train(
     lr: Annotated[
         float | None,
         typer.Option(
-            help="Learning rate of the first step.",
-            show_default="0.01 x 16 / N_EMBD",
-            callback=positive,
+            help="Highest learning rate.", show_default="0.01 x 16 / N_EMBD", callback=positive
         ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Documents per step.")] = 1,
+    warmup_steps: Annotated[
+        int, typer.Option(min=0, help="First steps, over which the rate rises.")
+    ] = 0,
+    schedule: Annotated[Schedule, typer.Option(help="How the rate goes on.")] = Schedule.LINEAR,
+    clip: Annotated[float | None, typer.Option(help="Longest gradient.", callback=positive)] = None,
+    weight_decay: Annotated[
+        float, typer.Option(min=0.0, help="Share of weights x rate taken off per step.")
+    ] = 0.0,
+    long: Annotated[
+        Long, typer.Option(help="What to do with documents longer than BLOCK_SIZE.")
+    ] = Long.TRUNCATE,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of documents held out to measure on.")
+    ] = 0.0,
+    val_input: Annotated[
+        Path | None, typer.Option(help="Other documents to measure on, in place of a share.")
+    ] = None,
+    eval_every: Annotated[int, typer.Option(min=1, help="Measure every Nth step.")] = 100,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Save a snapshot to resume from every Nth step.")
+    ] = None,
+    keep_checkpoints: Annotated[int, typer.Option(min=1, help="Snapshots that stay.")] = 3,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on from the latest snapshot in this directory.")
     ] = None,
     seed: Seed = 42,
     shuffle: Annotated[
@@ -61,59 +106,131 @@ def train(
         int,
         typer.Option(min=1, help="Print every Nth step, first and last."),
     ] = 100,
+    sample_every: Annotated[
+        int | None, typer.Option(min=1, help="Show a sample every Nth step.")
+    ] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Samples at the end.")] = 5,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per event, the result last.")
+    ] = False,
 ) -> None:
     """Train a model on a text file and save it."""
+    flags = locals().copy()
     import microgpt  # noqa: PLC0415 - see main
 
-    if n_embd % n_head:
-        raise microgpt.ConfigError(f"n_embd ({n_embd}) must be divisible by n_head ({n_head})")
-    _check_paths(input, output, force=force)
-    dataset = _read_dataset(input, chat=chat)
-    rng = random.Random(seed)
+    if input is None and resume is None:
+        raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
+    if val_input is not None and val_fraction:
+        raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
+    given = {field.name: _plain(flags[field.name]) for field in fields(Options)}
+    snapshot = None
+    if resume is not None:
+        snapshot = microgpt.read_snapshot(resume)
+        given = _options_of(snapshot, context, given)
+        output = output if _is_explicit(context, "output") else resume
+    options = Options(**given)
+    if options.n_embd % options.n_head:
+        raise microgpt.ConfigError(
+            f"n_embd ({options.n_embd}) must be divisible by n_head ({options.n_head})"
+        )
+    may_replace = force or (snapshot is not None and output == resume)
+    _check_paths(options, output, may_replace=may_replace)
+    train_config = microgpt.TrainConfig(
+        steps=options.steps,
+        learning_rate=options.lr,
+        batch_size=options.batch_size,
+        warmup_steps=options.warmup_steps,
+        schedule=options.schedule,  # type: ignore[arg-type] # checked there
+        clip=options.clip,
+        weight_decay=options.weight_decay,
+    )
+    dataset = _read_dataset(Path(options.input), chat=options.chat)
+    rng = random.Random(options.seed)
     model, trainer = microgpt.prepare(
         dataset,
-        microgpt.TrainConfig(steps=steps, learning_rate=lr),
+        train_config,
         rng,
-        n_embd=n_embd,
-        n_head=n_head,
-        n_layer=n_layer,
-        block_size=block_size,
-        shuffle=shuffle,
-        dtype=dtype.value,
-        engine=engine.value,
+        n_embd=options.n_embd,
+        n_head=options.n_head,
+        n_layer=options.n_layer,
+        block_size=options.block_size,
+        long=options.long,  # type: ignore[arg-type] # checked there
+        shuffle=options.shuffle,
+        val_fraction=options.val_fraction,
+        val_dataset=_read_dataset(Path(options.val_input), chat=options.chat)
+        if options.val_input
+        else None,
+        eval_every=options.eval_every,
+        dtype=options.dtype,
+        engine=options.engine,
         threads=threads,
     )
-    _print_header(model, trainer)
+    if snapshot is not None:
+        microgpt.restore(trainer, snapshot)
+    header = _header(model, trainer, n_documents=len(dataset))
     if engine is Engine.AUTO:
         for name, reason in microgpt.unavailable_engines().items():
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
-    _warn_about_cut(dataset, block_size)
-    with _interruptible() as interrupted:
-        with training_display(steps) as display:
-            _run(trainer, display, log_every, interrupted)
-        if trainer.step == 0:
-            raise typer.Exit(INTERRUPTED)
-        typer.echo()
-        model.save(output)
-        typer.echo(f"weights saved to {output / 'weights.json'}")
-        typer.echo(f"metadata saved to {output / 'meta.json'}")
-    if trainer.step < steps:
-        warn(f"interrupted; the model is that of step {trainer.step} of {steps}")
-        raise typer.Exit(INTERRUPTED)
-    if not chat and num_samples:
-        typer.echo("\n--- samples ---")
-        for sample in model.generate(num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng):
-            typer.echo(f"  {sample}")
+    _warn_about_long(dataset, options)
+    run_training(
+        model,
+        trainer,
+        output,
+        header=header,
+        options=asdict(options) | {"engine": model.engine.name},
+        rng=rng,
+        pace=Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples),
+        style="json" if as_json else "quiet" if quiet else "text",
+    )
 
 
-def _check_paths(input_: Path, output: Path, *, force: bool) -> None:
+def _plain(value: Any) -> Any:
+    """Return the value of a flag as JSON knows it."""
+    return str(value) if isinstance(value, str | Path) else value
+
+
+def _is_explicit(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _options_of(
+    snapshot: "Snapshot", context: typer.Context, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the options of the run that is resumed, or raise where flags contradict them."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    stored = snapshot.options
+    if missing := given.keys() - stored.keys():
+        raise microgpt.CheckpointError(
+            f"{snapshot.path} does not hold the flags of this program: it lacks "
+            f"{', '.join(sorted(missing))}"
+        )
+    contradictions = [
+        f"--{name.replace('_', '-')} is {value}, expected {stored[name]}"
+        for name, value in given.items()
+        if name not in {"input", "val_input"}  # may have moved; their content is compared
+        and _is_explicit(context, name)
+        and value != stored[name]
+    ]
+    if contradictions:
+        raise microgpt.ConfigError(
+            f"{'; '.join(contradictions)} as in {snapshot.path}",
+            hint="a resumed run keeps its flags: leave these out, or start a new run",
+        )
+    moved = {name for name in ("input", "val_input") if _is_explicit(context, name)}
+    return {name: given[name] if name in moved else stored[name] for name in given}
+
+
+def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
     """Raise now what would otherwise fail after training."""
     import microgpt  # noqa: PLC0415 - see main
 
-    if not input_.exists():
-        raise microgpt.DataError(f"input file not found: {input_}")
-    if microgpt.holds_model(output) and not force:
+    for path in filter(None, (options.input, options.val_input)):
+        if not Path(path).exists():
+            raise microgpt.DataError(f"input file not found: {path}")
+    if microgpt.holds_model(output) and not may_replace:
         raise microgpt.CheckpointError(
             f"{output} already holds a model",
             hint="use --force to overwrite it, or choose another --output",
@@ -141,59 +258,36 @@ def _read_dataset(path: Path, *, chat: bool) -> "Dataset":
     return microgpt.Dataset.from_conversations(conversations.conversations)
 
 
-def _print_header(model: "LanguageModel", trainer: "Trainer") -> None:
+def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dict[str, Any]:
+    """Return what is told about a run before it starts, by label."""
     config = model.config
     is_chat = model.tokenizer.is_chat
-    typer.echo(f"microgpt train ({'chat' if is_chat else 'text'})")
-    for name in ("n_embd", "n_head", "n_layer", "block_size"):
-        typer.echo(f"  {name + ':':<13}{getattr(config, name)}")
-    for label, value in {
-        "num convos" if is_chat else "num docs": len(trainer.dataset),
+    header: dict[str, Any] = {
+        "microgpt train": "chat" if is_chat else "text",
+        "n_embd": config.n_embd,
+        "n_head": config.n_head,
+        "n_layer": config.n_layer,
+        "block_size": config.block_size,
+        "num convos" if is_chat else "num docs": n_documents,
+    }
+    if trainer.validation:
+        header["held out"] = len(trainer.validation.order)
+    return header | {
         "vocab size": config.vocab_size,
         "num params": config.n_params,
         "engine": f"{trainer.engine.name}, {model.dtype}",
         "lr": f"{trainer.learning_rate:g}",
-    }.items():
-        typer.echo(f"{label + ':':<13}{value}")
-    typer.echo()
+    }
 
 
-def _warn_about_cut(dataset: "Dataset", block_size: int) -> None:
-    n_cut = int((dataset.lengths > block_size).sum())
-    if n_cut:
-        warn(
-            f"{n_cut} of {len(dataset)} documents are longer than block_size={block_size} and are "
-            f"cut; a block size of {int(dataset.lengths.max())} holds them all"
-        )
-
-
-def _run(
-    trainer: "Trainer", display: TrainingDisplay, log_every: int, interrupted: list[int]
-) -> None:
-    """Train until the last step or an interruption, printing every `log_every` steps."""
-    n_steps = trainer.config.steps
-    start = time.perf_counter()
-    while trainer.step < n_steps and not interrupted:
-        until_line = log_every - trainer.step % log_every if trainer.step else 1
-        steps_per_second = trainer.step / (time.perf_counter() - start)
-        reports = trainer.advance(min(until_line, 1 + int(steps_per_second * SECONDS_PER_CALL)))
-        last = reports[-1]
-        if last.step in (1, n_steps) or last.step % log_every == 0:
-            display.line(f"step {last.step:4d} / {n_steps:4d} | loss {last.loss:.4f}")
-        display.steps(reports)
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT in the list that is yielded; a second one ends the process at once."""
-    received: list[int] = []
-
-    def on_signal(number: int, _: "FrameType | None") -> None:
-        received.append(number)
-        signal.signal(number, previous)
-
-    previous = signal.signal(signal.SIGINT, on_signal)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def _warn_about_long(dataset: "Dataset", options: Options) -> None:
+    n_long = int((dataset.lengths > options.block_size).sum())
+    if not n_long:
+        return
+    p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
+    done = {"truncate": "cut", "split": "split", "skip": "left out"}[options.long]
+    warn(
+        f"{n_long} of {len(dataset)} documents are longer than block_size={options.block_size} and "
+        f"are {done}; a block size of {p50} covers half of them all, {p90} covers 90 %, {p99} "
+        f"99 %, {int(dataset.lengths.max())} all"
+    )

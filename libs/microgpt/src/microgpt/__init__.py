@@ -36,13 +36,15 @@ from microgpt.errors import (
 from microgpt.language_model import LanguageModel, fit, load, prepare
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.sampling import SamplingConfig, generate, generate_from_prompt
-from microgpt.train import Adam, StepReport, TrainConfig, Trainer, train_step
+from microgpt.snapshot import Snapshot, read_snapshot, restore, write_snapshot
+from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
 
 __all__ = [
     "ENGINES",
     "GPT",
     "Adam",
     "Batch",
+    "Best",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -60,11 +62,13 @@ __all__ = [
     "SamplingConfig",
     "SamplingError",
     "ShapeError",
+    "Snapshot",
     "StepReport",
     "TokenError",
     "Tokenizer",
     "TrainConfig",
     "Trainer",
+    "Validation",
     "Value",
     "fit",
     "generate",
@@ -74,6 +78,9 @@ __all__ = [
     "prepare",
     "read_conversations",
     "read_documents",
+    "read_snapshot",
+    "restore",
     "train_step",
     "unavailable_engines",
+    "write_snapshot",
 ]

@@ -22,7 +22,15 @@ from microgpt.errors import CheckpointError, MicrogptError
 from microgpt.model import ModelConfig, parameter_shapes
 from microgpt.parameters import DTYPES, FloatArray, Parameters
 
-__all__ = ["Checkpoint", "holds_model", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "STAGED",
+    "Checkpoint",
+    "holds_model",
+    "read_checkpoint",
+    "sync_directory",
+    "write_checkpoint",
+    "write_durably",
+]
 
 META = "meta.json"
 WEIGHTS = "weights.json"
@@ -150,16 +158,16 @@ def _write_together(path: Path, contents: dict[str, bytes]) -> None:
     """Replace several files in `path` such that all of them change or none does."""
     try:
         for name, content in contents.items():
-            _write_durably(path / (name + STAGED), content)
-        _write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
-        _sync_directory(path)
+            write_durably(path / (name + STAGED), content)
+        write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
+        sync_directory(path)
         (path / (COMMIT + STAGED)).replace(path / COMMIT)
     except BaseException:
         for name in (*contents, COMMIT):
             with suppress(OSError):
                 (path / (name + STAGED)).unlink()
         raise
-    _sync_directory(path)
+    sync_directory(path)
     _complete_commit(path)
 
 
@@ -171,7 +179,7 @@ def _complete_commit(path: Path) -> None:
             with suppress(FileNotFoundError):  # in place already
                 (path / (name + STAGED)).replace(path / name)
         if names:
-            _sync_directory(path)
+            sync_directory(path)
             (path / COMMIT).unlink()
     except FileNotFoundError:
         pass  # somebody else has completed it
@@ -192,14 +200,15 @@ def _committed_names(path: Path) -> Sequence[str]:
     return names
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file such that it is on disk when this returns."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     """Make renames in a directory survive a loss of power."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)

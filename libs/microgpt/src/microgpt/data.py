@@ -4,20 +4,21 @@ Files are read line by line and encoded as they come, so that a file of any size
 memory than its token ids. This module knows nothing of models.
 """
 
+import hashlib
 import os
 import random
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.errors import DataError, TokenError
+from microgpt.errors import ConfigError, DataError, TokenError
 
 __all__ = [
     "ROLES",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 ROLES = ("user", "assistant")
+Long: TypeAlias = Literal["truncate", "split", "skip"]
+LONG: tuple[Long, ...] = get_args(Long)
 SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
 MAX_SHOWN = 10  # characters that an error message names
 
@@ -380,12 +383,14 @@ class _Encoder:
 class Dataset:
     """Documents or conversations, encoded once into one array.
 
-    Neighbours share the BOS between them: document i is `tokens[offsets[i] : offsets[i+1] + 1]`.
+    Document i is `tokens[starts[i] : starts[i] + lengths[i] + 1]`; neighbours share the BOS
+    between them.
 
     Args:
         tokenizer: made from the same texts.
         tokens: every document's ids, shape (N,), 2 bytes each where the vocabulary allows.
-        offsets: where each document's first BOS stands, and the last BOS, shape (n + 1,).
+        starts: where each document's first id stands, shape (n,).
+        lengths: positions to learn of each: its ids less one, shape (n,).
 
     Example:
         >>> dataset = Dataset.from_documents(["ab", "b"])
@@ -397,7 +402,8 @@ class Dataset:
 
     tokenizer: Tokenizer
     tokens: NDArray[np.unsignedinteger[Any]]
-    offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
     @classmethod
     def from_documents(cls, documents: Iterable[str]) -> "Dataset":
@@ -414,7 +420,7 @@ class Dataset:
         tokenizer, tokens, offsets = encoder.finish(is_chat=False)
         if len(offsets) == 1:
             raise DataError("dataset is empty")
-        return cls(tokenizer, tokens, offsets)
+        return cls(tokenizer, tokens, offsets[:-1], np.diff(offsets))
 
     @classmethod
     def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
@@ -436,19 +442,104 @@ class Dataset:
         tokenizer, tokens, offsets = encoder.finish(is_chat=True)
         if len(offsets) == 1:
             raise DataError("chat dataset is empty")
-        return cls(tokenizer, tokens, offsets)
+        return cls(tokenizer, tokens, offsets[:-1], np.diff(offsets))
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
         """Return the ids of one document, both BOS included, shape (T + 1,)."""
-        return self.tokens[self.offsets[index] : self.offsets[index + 1] + 1]
+        start = self.starts[index]
+        return self.tokens[start : start + self.lengths[index] + 1]
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Positions to learn of each document, uncut, shape (n,): its ids less one."""
-        return np.diff(self.offsets)
+    def length_percentiles(self, *percents: float) -> list[int]:
+        """Return how many positions so many percent of the documents have at most."""
+        found = np.percentile(self.lengths, percents, method="inverted_cdf")
+        return [int(length) for length in found]
+
+    def encoded_with(self, tokenizer: Tokenizer) -> "Dataset":
+        """Return the same documents as another tokenizer encodes them.
+
+        Raises:
+            TokenError: it does not know a character that is in here.
+            DataError: one of the two is for chat and the other is not.
+        """
+        if tokenizer.is_chat != self.tokenizer.is_chat:
+            raise DataError("got conversations and plain documents, expected both of one kind")
+        ids = tokenizer.encode("".join(self.tokenizer.chars))
+        for name in ("bos", *self.tokenizer.special_tokens):
+            ids.append(tokenizer.special_id(name))
+        old = self.tokenizer.encode("".join(self.tokenizer.chars))
+        old += [self.tokenizer.special_id(name) for name in ("bos", *tokenizer.special_tokens)]
+        new_ids = np.zeros(self.tokenizer.vocab_size, np.min_scalar_type(tokenizer.vocab_size))
+        new_ids[old] = ids
+        return replace(self, tokenizer=tokenizer, tokens=new_ids[self.tokens])
+
+    def digest(self) -> str:
+        """Return a hash of everything here: two datasets with the same one train alike."""
+        digest = hashlib.sha256(repr(self.tokenizer).encode("utf-8", "surrogatepass"))
+        for numbers in (self.tokens, self.starts, self.lengths):
+            digest.update(np.ascontiguousarray(numbers).data)
+        return digest.hexdigest()
+
+    def fitted(self, block_size: int, long: Long = "truncate") -> "Dataset":
+        """Return the documents as a model of that block size can learn them.
+
+        Args:
+            block_size: the most positions of a document.
+            long: what becomes of longer documents. "truncate" keeps their beginning; "skip" leaves
+                them out; "split" makes several documents of each, which together cover it: for
+                chat these begin where a turn does, and only a turn that is longer than the block
+                is cut inside.
+
+        Raises:
+            DataError: no document is left.
+            ConfigError: `long` is unknown, or block_size below 1.
+        """
+        if long not in LONG or block_size < 1:
+            raise ConfigError(
+                f"got block_size={block_size} and long={long!r}, expected at least 1 and one of "
+                f"{', '.join(LONG)}"
+            )
+        is_long = self.lengths > block_size
+        if not is_long.any():
+            return self
+        if long == "truncate":
+            return replace(self, lengths=np.minimum(self.lengths, block_size))
+        if long == "skip":
+            if is_long.all():
+                raise DataError(
+                    f"all {len(self)} documents are longer than block_size={block_size}",
+                    hint="split or truncate them, or use a larger block size",
+                )
+            return replace(self, starts=self.starts[~is_long], lengths=self.lengths[~is_long])
+        if self.tokenizer.is_chat:
+            return self._split_at_turns(block_size)
+        n_parts = -(-self.lengths // block_size)
+        ends = np.cumsum(n_parts)
+        part = np.arange(ends[-1]) - np.repeat(ends - n_parts, n_parts)  # 0, 1, .. per document
+        rest = np.repeat(self.lengths, n_parts) - part * block_size
+        return replace(
+            self,
+            starts=np.repeat(self.starts, n_parts) + part * block_size,
+            lengths=np.minimum(rest, block_size),
+        )
+
+    def _split_at_turns(self, block_size: int) -> "Dataset":
+        roles = [self.tokenizer.special_id(role) for role in ROLES]
+        starts, lengths = [], []
+        for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True):
+            end = start + length
+            turns = start + np.flatnonzero(np.isin(self.tokens[start:end], roles))
+            while end - start > block_size:
+                fitting = turns[(turns > start) & (turns <= start + block_size)]
+                cut = int(fitting[-1]) if fitting.size else start + block_size
+                starts.append(start)
+                lengths.append(cut - start)
+                start = cut  # noqa: PLW2901 - walks through the document
+            starts.append(start)
+            lengths.append(end - start)
+        return replace(self, starts=np.array(starts), lengths=np.array(lengths))
 
     def shuffled(self, rng: random.Random) -> "array[int]":
         """Return the indices of the documents in an order drawn from `rng`."""
@@ -464,8 +555,8 @@ class Dataset:
     def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> list[Batch]:
         """Return the chosen documents, `batch_size` to a batch; see `batch`."""
         index = np.fromiter(indices, np.int64, len(indices))
-        starts = self.offsets[index]
-        lengths = np.minimum(self.offsets[index + 1] - starts, block_size)
+        starts = self.starts[index]
+        lengths = np.minimum(self.lengths[index], block_size)
         ends = np.cumsum(lengths)
         gather = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
         inputs, targets = (self.tokens[at].astype(np.int32) for at in (gather, gather + 1))

@@ -7,12 +7,12 @@ import numpy as np
 
 from microgpt import engines
 from microgpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from microgpt.data import Dataset, PathLike, Tokenizer
+from microgpt.data import Dataset, Long, PathLike, Tokenizer
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
 from microgpt.sampling import SamplingConfig, room_after
-from microgpt.train import TrainConfig, Trainer
+from microgpt.train import Schedule, TrainConfig, Trainer, Validation
 
 __all__ = ["LanguageModel", "fit", "load", "prepare"]
 
@@ -199,7 +199,11 @@ def prepare(
     n_head: int = 4,
     n_layer: int = 1,
     block_size: int = 16,
+    long: Long = "truncate",
     shuffle: bool = True,
+    val_fraction: float = 0.0,
+    val_dataset: Dataset | None = None,
+    eval_every: int = 100,
     dtype: str = "float32",
     engine: str = "auto",
     threads: int | None = None,
@@ -217,13 +221,20 @@ def prepare(
         n_head: attention heads; must divide n_embd.
         n_layer: transformer blocks.
         block_size: the most tokens it can attend to.
+        long: what becomes of documents that are longer than that; see `Dataset.fitted`.
         shuffle: take documents in an order drawn from `rng`, else as they come.
+        val_fraction: share of the documents, the last ones of that order, that are not trained on
+            but measure the model.
+        val_dataset: other documents to measure it on.
+        eval_every: steps between two measurements.
         dtype: float32, or float64 to agree with the original digit for digit.
         engine: see `ENGINES`.
         threads: cores to use; None for all.
 
     Raises:
-        ConfigError: a size is out of its domain.
+        ConfigError: a number is out of its domain, or leaves nothing to train or to measure on.
+        DataError: every document is too long, and skipped.
+        TokenError: the documents to measure on hold a character that is not in the others.
         EngineError: there is no such engine.
     """
     config = ModelConfig(
@@ -233,10 +244,30 @@ def prepare(
         n_layer=n_layer,
         block_size=block_size,
     )
-    order = dataset.shuffled(rng) if shuffle else range(len(dataset))
+    dataset = dataset.fitted(block_size, long)
+    order: Sequence[int] = dataset.shuffled(rng) if shuffle else range(len(dataset))
+    validation = None
+    if val_dataset is not None:
+        others = val_dataset.encoded_with(dataset.tokenizer).fitted(block_size, long)
+        validation = Validation(others, range(len(others)), eval_every)
+    elif val_fraction:
+        n_train = _n_train(len(order), val_fraction)
+        validation = Validation(dataset, order[n_train:], eval_every)
+        order = order[:n_train]
     parameters = Parameters.init(config, rng, dtype)
     model = LanguageModel(dataset.tokenizer, parameters, engine=engine, threads=threads)
-    return model, Trainer(model.engine, dataset, order, train_config)
+    return model, Trainer(model.engine, dataset, order, train_config, validation)
+
+
+def _n_train(n_documents: int, val_fraction: float) -> int:
+    """Return how many documents are left to train on."""
+    n_val = round(n_documents * val_fraction) if 0.0 < val_fraction < 1.0 else 0
+    if not 0 < n_val < n_documents:
+        raise ConfigError(
+            f"val_fraction is {val_fraction}, expected a share between 0 and 1 that leaves "
+            f"documents on both sides; there are {n_documents}"
+        )
+    return n_documents - n_val
 
 
 def fit(
@@ -246,6 +277,8 @@ def fit(
     seed: int = 42,
     learning_rate: float | None = None,
     batch_size: int = 1,
+    warmup_steps: int = 0,
+    schedule: Schedule = "linear",
     n_embd: int = 16,
     n_head: int = 4,
     n_layer: int = 1,
@@ -261,8 +294,10 @@ def fit(
         documents: texts, for instance names; blank ones are left out.
         steps: number of updates.
         seed: of the generator behind shuffle and initial weights.
-        learning_rate: of the first step; None for 0.01 x 16 / n_embd.
+        learning_rate: the highest; None for 0.01 x 16 / n_embd.
         batch_size: documents per step.
+        warmup_steps: over how many first steps the rate rises.
+        schedule: how it falls then; see `TrainConfig`.
         n_embd: width of the model.
         n_head: attention heads; must divide n_embd.
         n_layer: transformer blocks.
@@ -280,7 +315,13 @@ def fit(
     """
     _, trainer = model_and_trainer = prepare(
         Dataset.from_documents(documents),
-        TrainConfig(steps=steps, learning_rate=learning_rate, batch_size=batch_size),
+        TrainConfig(
+            steps=steps,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            warmup_steps=warmup_steps,
+            schedule=schedule,
+        ),
         random.Random(seed),
         n_embd=n_embd,
         n_head=n_head,

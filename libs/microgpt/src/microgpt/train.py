@@ -1,16 +1,34 @@
 """Learning: the Adam optimizer, one reference step over `Value`, and the loop over any engine."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
 
 from microgpt.autograd import Value
 from microgpt.data import Dataset
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine
 from microgpt.errors import ConfigError, NonFiniteLossError
 from microgpt.model import GPT
+from microgpt.parameters import FloatArray
 
-__all__ = ["Adam", "StepReport", "TrainConfig", "Trainer", "default_learning_rate", "train_step"]
+__all__ = [
+    "Adam",
+    "Best",
+    "StepReport",
+    "TrainConfig",
+    "Trainer",
+    "Validation",
+    "default_learning_rate",
+    "evaluate",
+    "train_step",
+]
+
+ROWS_TOGETHER = 4096  # positions that `evaluate` gives to an engine at once
 
 
 def default_learning_rate(n_embd: int) -> float:
@@ -21,15 +39,21 @@ def default_learning_rate(n_embd: int) -> float:
     return 0.01 * 16 / n_embd
 
 
+Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train.
 
     Args:
         steps: number of updates.
-        learning_rate: of the first step; it falls linearly towards 0 after the last. None for
-            `default_learning_rate` of the model's width.
+        learning_rate: the highest; None for `default_learning_rate` of the model's width.
         batch_size: documents per step.
+        warmup_steps: over how many first steps the rate rises from 0 to its highest.
+        schedule: what it does then: "linear" falls towards 0 after the last step, "cosine" does so
+            slowly, fast and slowly, "constant" stays.
         clip: longest gradient; None for any.
         weight_decay: share of each weight, times the learning rate, taken off at each step.
 
@@ -40,6 +64,8 @@ class TrainConfig:
     steps: int = 1000
     learning_rate: float | None = None
     batch_size: int = 1
+    warmup_steps: int = 0
+    schedule: Schedule = "linear"
     clip: float | None = None
     weight_decay: float = 0.0
 
@@ -52,10 +78,28 @@ class TrainConfig:
             number = getattr(self, name)
             if number is not None and not 0.0 < number < math.inf:
                 raise ConfigError(f"{name} is {number!r}, expected a finite number above 0")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}, expected at least 0 and less than the "
+                f"{self.steps} steps of the run"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
+            )
         if not 0.0 <= self.weight_decay < math.inf:
             raise ConfigError(
                 f"weight_decay is {self.weight_decay!r}, expected a finite number of at least 0"
             )
+
+    def rate_at(self, step: int) -> float:
+        """Return the share of the highest learning rate that `step`, counted from 0, takes."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return 1 - progress
+        return (1 + math.cos(math.pi * progress)) / 2 if self.schedule == "cosine" else 1.0
 
 
 class Adam:
@@ -140,6 +184,50 @@ def train_step(
     return loss.data
 
 
+def evaluate(engine: Engine, dataset: Dataset, order: Sequence[int]) -> float:
+    """Return the mean loss of documents in nats per predicted token.
+
+    Args:
+        engine: any.
+        dataset: each document as long as the engine's block at most; see `Dataset.fitted`.
+        order: which documents, at least one.
+    """
+    longest = int(dataset.lengths[np.asarray(order)].max())
+    n_together = max(1, ROWS_TOGETHER // longest)
+    total, n_tokens = 0.0, 0
+    for first in range(0, len(order), n_together):
+        batch = dataset.batch(order[first : first + n_together], engine.config.block_size)
+        nll, n = engine.loss(batch)
+        total += nll
+        n_tokens += n
+    return total / n_tokens
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out documents, and how often to look at them.
+
+    Args:
+        dataset: encoded with the tokenizer of the training set.
+        order: which of its documents, at least one.
+        every: steps between two looks; there is one more after the last step.
+
+    Raises:
+        ConfigError: there is nothing in `order`, or `every` is below 1.
+    """
+
+    dataset: Dataset
+    order: Sequence[int]
+    every: int = 100
+
+    def __post_init__(self) -> None:
+        if len(self.order) == 0 or self.every < 1:
+            raise ConfigError(
+                f"got {len(self.order)} documents to validate on every {self.every} steps, "
+                "expected at least 1 of each"
+            )
+
+
 @dataclass(frozen=True)
 class StepReport:
     """One training step, as the `Trainer` tells it.
@@ -149,12 +237,31 @@ class StepReport:
         loss: mean over the predicted tokens, in nats, before the update.
         learning_rate: of this step.
         n_tokens: predicted tokens.
+        grad_norm: of the gradient before clipping; None without clipping.
+        val_loss: mean over the held-out tokens, in nats, after the update; None between two looks.
     """
 
     step: int
     loss: float
     learning_rate: float
     n_tokens: int
+    grad_norm: float | None = None
+    val_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The model with the least validation loss so far.
+
+    Args:
+        val_loss: in nats per token.
+        step: after which it was seen.
+        weights: a copy, laid out as `Parameters.flat`.
+    """
+
+    val_loss: float
+    step: int
+    weights: FloatArray
 
 
 class Trainer:
@@ -165,13 +272,15 @@ class Trainer:
         dataset: encoded documents.
         order: indices into `dataset`; taken from the start again after the last.
         config: steps, rate, batch size.
+        validation: what to measure the model on; None for nothing.
 
     Attributes:
         step: steps taken so far.
-        learning_rate: of the first step.
+        learning_rate: the highest.
+        best: the best model so far, with validation.
 
     Raises:
-        ConfigError: there is nothing in `order`.
+        ConfigError: there is nothing in `order`, or less than one batch.
 
     Example:
         >>> import random
@@ -184,17 +293,35 @@ class Trainer:
     """
 
     def __init__(
-        self, engine: Engine, dataset: Dataset, order: Sequence[int], config: TrainConfig
+        self,
+        engine: Engine,
+        dataset: Dataset,
+        order: Sequence[int],
+        config: TrainConfig,
+        validation: Validation | None = None,
     ) -> None:
         self.engine = engine
         self.dataset = dataset
         self.order = order
         self.config = config
+        self.validation = validation
         self.step = 0
+        self.best: Best | None = None
         rate = config.learning_rate
         self.learning_rate = default_learning_rate(engine.config.n_embd) if rate is None else rate
-        if len(order) == 0:
-            raise ConfigError("the order names no document, expected at least one")
+        if len(order) < config.batch_size:
+            raise ConfigError(
+                f"there are {len(order)} documents to train on, expected at least "
+                f"batch_size={config.batch_size}"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the documents that are trained on and measured on, and of their order."""
+        digests = [self.dataset.digest(), hashlib.sha256(np.array(self.order).data).hexdigest()]
+        if self.validation:
+            digests.append(self.validation.dataset.digest())
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[StepReport]:
         """Take the remaining steps one by one."""
@@ -204,10 +331,15 @@ class Trainer:
     def advance(self, n_steps: int) -> list[StepReport]:
         """Take up to `n_steps` of the remaining steps in one call, and report each.
 
+        There are fewer where the next look at the validation set comes before.
+
         Raises:
             NonFiniteLossError: a loss is NaN or infinite; the weights are those before that step.
         """
-        steps = range(self.step, min(self.step + n_steps, self.config.steps))
+        end = min(self.step + n_steps, self.config.steps)
+        if self.validation:
+            end = min(end, self.step + self.validation.every - self.step % self.validation.every)
+        steps = range(self.step, end)
         batch_size = self.config.batch_size
         batches = self.dataset.batches(
             [
@@ -217,12 +349,26 @@ class Trainer:
             batch_size,
             self.engine.config.block_size,
         )
-        rates = [self.learning_rate * (1 - step / self.config.steps) for step in steps]
+        rates = [self.learning_rate * self.config.rate_at(step) for step in steps]
         results = self.engine.train_steps(
             batches, rates, self.config.clip, self.config.weight_decay
         )
         self.step = steps.stop
-        return [
-            StepReport(step + 1, result.loss, rate, result.n_tokens)
+        reports = [
+            StepReport(step + 1, result.loss, rate, result.n_tokens, result.grad_norm)
             for step, rate, result in zip(steps, rates, results, strict=True)
         ]
+        if self.validation and (end % self.validation.every == 0 or end == self.config.steps):
+            reports[-1] = replace(reports[-1], val_loss=self._validate(self.validation))
+        return reports
+
+    def _validate(self, validation: Validation) -> float:
+        val_loss = evaluate(self.engine, validation.dataset, validation.order)
+        if self.best is None or val_loss < self.best.val_loss:
+            self.best = Best(val_loss, self.step, self.engine.parameters.flat.copy())
+        return val_loss
+
+    def use_best(self) -> None:
+        """Put the best weights so far in the place of the current ones; training is over."""
+        if self.best is not None:
+            self.engine.parameters.flat[:] = self.best.weights

@@ -121,6 +121,10 @@ class Engine(ABC):
             ContextLengthError: a document has more than block_size positions.
         """
 
+    def loss(self, batch: Batch) -> tuple[float, int]:
+        """Compute the loss of a batch as `loss_and_grads` does; what `grads` holds is undefined."""
+        return self.loss_and_grads(batch)
+
     def update(
         self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
     ) -> float | None:

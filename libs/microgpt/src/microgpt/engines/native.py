@@ -28,11 +28,11 @@ __all__ = ["NativeEngine", "why_unavailable"]
 
 LIBRARY = Path(__file__).with_name("kernel") / "libmicrogpt.so"
 DIGEST = LIBRARY.with_suffix(".sha256")
-ABI = 1  # microgpt_abi of kernel.c
+ABI = 2  # microgpt_abi of kernel.c
 CHUNK_ROWS = 256  # of layout.h
 MAX_THREADS = 64  # MAX_MEMBERS of team.h
 LINE_BYTES = 64  # of the cache; arrays are aligned to it
-FLOPS_PER_THREAD = 2e6  # work that is worth waking a thread for: some 50 us
+FLOPS_PER_THREAD = 3e7  # of a step: below some 300 us, threads wait more than they work
 MIN_TOGETHER = 16  # tokens from which on preparing weights for products pays
 
 _Arrays = dict[str, NDArray[Any]]
@@ -64,6 +64,7 @@ class _Training(ctypes.Structure):
         ("first_documents", c_void_p),
         ("n_targets", c_void_p),
         ("learning_rates", c_void_p),
+        ("loss_only", c_int64),
         ("weight_decay", c_double),
         ("clip", c_double),
         ("n_updates", c_int64),
@@ -275,9 +276,17 @@ class NativeEngine(Engine):
 
     # ------------------------------------------------------------ training
 
+    def loss(self, batch: Batch) -> tuple[float, int]:
+        """See `Engine.loss`."""
+        return self._loss(batch, loss_only=True)
+
     def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss_and_grads`."""
+        return self._loss(batch, loss_only=False)
+
+    def _loss(self, batch: Batch, *, loss_only: bool) -> tuple[float, int]:
         call = self._training_call([batch])
+        call.struct.loss_only = loss_only
         self.functions["train"](self._model_pointer, byref(call.struct))
         return float(call.arrays["losses"][0]), int((batch.targets >= 0).sum())
 

@@ -31,6 +31,7 @@ typedef struct {
     const int64_t *first_documents;  // (n_steps + 1): per step, and the end
     const int64_t *n_targets;        // (n_steps): targets that count
     const double *learning_rates;    // (n_steps); NULL: only the gradient of the summed loss
+    int64_t loss_only;               // without learning rates: not even that
     double weight_decay, clip;       // clip 0: none
     int64_t n_updates;               // before the first step
     double beta1, beta2, eps;
@@ -61,7 +62,7 @@ static double loss_and_gradient(Member *member, Pass *pass, long first, long end
         pass->accumulate = document > first;
         forward(member, pass);
         for (long i = 0; i < pass->chunk.n_rows; i++) loss += pass->workspace->nll[i];
-        backward(member, pass);
+        if (!pass->loss_only) backward(member, pass);
     }
     return loss;
 }
@@ -75,7 +76,8 @@ static void train_program(Member *member, void *arguments) {
                  .inputs = t->inputs,
                  .targets = t->targets,
                  .starts = t->starts,
-                 .loss_scale = 1};
+                 .loss_scale = 1,
+                 .loss_only = (int)t->loss_only};
     for (long step = 0; step < t->n_steps; step++) {
         const long first = t->first_documents[step], end = t->first_documents[step + 1];
         const double n_targets = (double)t->n_targets[step];
@@ -229,7 +231,7 @@ void EXPORT(generate)(const Model *model, Stream *stream, Generation *g) {
 #if REAL_BITS == 32 && VECTOR_BYTES == 16
 
 // Changes with every change of an exported function or structure; native.py expects it.
-__attribute__((visibility("default"))) int64_t microgpt_abi(void) { return 1; }
+__attribute__((visibility("default"))) int64_t microgpt_abi(void) { return 2; }
 
 // Bytes of the widest vectors that this processor has.
 __attribute__((visibility("default"))) int64_t microgpt_vector_bytes(void) {

@@ -35,6 +35,7 @@ typedef struct {
     real loss_scale;                  // what the gradient of the summed loss is multiplied by
     Chunk chunk;
     int accumulate;       // add to the gradients of earlier chunks
+    int loss_only;        // stop at the loss
     real *keys, *values;  // inference: caches (n_layer, C, cache_stride)
     long cache_stride;    // of a row of a cache, in elements
     long position;        // inference: of the first row
@@ -330,7 +331,7 @@ static void mlp_phase(Member *member, const Pass *pass, long layer) {
             rows_to_qkv(pass, layer + 1, row, n_rows);
         else if (pass->targets) {
             rows_through_loss(pass, row, n_rows);
-            rows_through_mlp_backward(pass, layer, row, n_rows, scratch);
+            if (!pass->loss_only) rows_through_mlp_backward(pass, layer, row, n_rows, scratch);
         }
     }
     end_phase(member, n);

@@ -1,0 +1,269 @@
+"""Snapshots of training: all that is needed to go on as if it had never stopped.
+
+A snapshot is one safetensors file in `checkpoints/` of the model directory, named after its step:
+weights, Adam's moments, the best weights so far, and as metadata the rest. It appears by one
+rename, so that it is whole or not there.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from microgpt.checkpoint import STAGED, sync_directory, write_durably
+from microgpt.data import PathLike, Tokenizer
+from microgpt.errors import CheckpointError
+from microgpt.model import ModelConfig
+from microgpt.parameters import DTYPES, FloatArray
+from microgpt.train import Best, Trainer
+
+__all__ = ["Snapshot", "read_snapshot", "restore", "write_snapshot"]
+
+FOLDER = "checkpoints"
+FORMAT = "microgpt-snapshot-1"
+NAME = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+class _State(msgspec.Struct, kw_only=True):
+    """The metadata of a snapshot."""
+
+    model: dict[str, int]
+    chars: list[str]
+    is_chat: bool
+    dtype: str
+    engine: str
+    step: int
+    n_updates: int
+    best_val_loss: float | None
+    best_step: int | None
+    data_digest: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where a training run stood.
+
+    Args:
+        path: the file.
+        config: sizes of the model.
+        tokenizer: its characters.
+        engine: name of the engine that ran it.
+        step: steps taken.
+        n_updates: updates of the optimizer.
+        data_digest: `Dataset.digest` of what it was trained on.
+        options: what the application stored with it.
+        arrays: "weights", "adam_m", "adam_v", each of shape (n_params,).
+        best: the best model until then, with validation.
+    """
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Tokenizer
+    engine: str
+    step: int
+    n_updates: int
+    data_digest: str
+    options: Mapping[str, Any]
+    arrays: Mapping[str, FloatArray]
+    best: Best | None
+
+
+def write_snapshot(
+    directory: PathLike, trainer: Trainer, options: Mapping[str, Any], *, keep: int = 3
+) -> Path:
+    """Save where `trainer` stands, and remove all snapshots but the latest.
+
+    Args:
+        directory: of the model; made if it does not exist.
+        trainer: between two steps.
+        options: what the application needs to set up the same run again; JSON values.
+        keep: how many snapshots stay.
+
+    Returns:
+        The file written.
+
+    Raises:
+        CheckpointError: it cannot be written; earlier snapshots are intact.
+    """
+    from safetensors.numpy import save  # noqa: PLC0415 - 90 ms, and only here
+
+    folder = Path(directory) / FOLDER
+    path = folder / f"step-{trainer.step:08d}.safetensors"
+    arrays = _arrays(trainer)
+    metadata = {
+        "format": FORMAT,
+        "state": msgspec.json.encode(_state(trainer, options)).decode(),
+        "sha256": _digest(arrays),
+    }
+    staged = path.with_name(path.name + STAGED)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stray in folder.glob(f"*{STAGED}"):
+            stray.unlink(missing_ok=True)
+        write_durably(staged, save(arrays, metadata))
+        staged.replace(path)
+        sync_directory(folder)
+        for old in _snapshots(folder)[:-keep]:
+            old.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        cause = (isinstance(error, OSError) and error.strerror) or error
+        raise CheckpointError(
+            f"cannot write {path}: {cause}", hint="earlier snapshots are intact"
+        ) from error
+    return path
+
+
+def _arrays(trainer: Trainer) -> dict[str, FloatArray]:
+    engine = trainer.engine
+    arrays = {
+        "weights": engine.parameters.flat,
+        "adam_m": engine.adam_m.flat,
+        "adam_v": engine.adam_v.flat,
+    }
+    if trainer.best:
+        arrays["best"] = trainer.best.weights
+    return arrays
+
+
+def _digest(arrays: Mapping[str, FloatArray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
+    engine, tokenizer, best = trainer.engine, trainer.dataset.tokenizer, trainer.best
+    return _State(
+        model={name: getattr(engine.config, name) for name in ModelConfig.__dataclass_fields__},
+        chars=list(tokenizer.chars),
+        is_chat=tokenizer.is_chat,
+        dtype=engine.parameters.dtype,
+        engine=engine.name,
+        step=trainer.step,
+        n_updates=engine.n_updates,
+        best_val_loss=best.val_loss if best else None,
+        best_step=best.step if best else None,
+        data_digest=trainer.digest,
+        options=dict(options),
+    )
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """Return the snapshots in a folder, the latest last."""
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+
+
+def read_snapshot(directory: PathLike) -> Snapshot:
+    """Load the latest snapshot of a model directory, and check everything about it.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of another version.
+    """
+    folder = Path(directory) / FOLDER
+    try:
+        paths = _snapshots(folder)
+    except (OSError, ValueError):
+        paths = []
+    if not paths:
+        raise CheckpointError(
+            f"{directory} holds no snapshot of training: there is nothing in {folder}",
+            hint="train with --checkpoint-every, or interrupt training with Ctrl-C, to have one",
+        )
+    hint = f"remove {paths[-1].name} to go on from the one before" if paths[1:] else None
+    try:
+        return _read(paths[-1])
+    except CheckpointError as error:
+        error.hint = error.hint or hint
+        raise
+
+
+def _read(path: Path) -> Snapshot:
+    import safetensors  # noqa: PLC0415 - 90 ms, and only here
+
+    if not path.is_file():
+        raise CheckpointError(f"cannot read {path}: it is not a regular file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} has the format {metadata.get('format')!r}, expected {FORMAT!r}",
+                hint="go on with the version of microgpt that wrote it",
+            )
+        state = msgspec.json.decode(metadata["state"], type=_State)
+        config = ModelConfig(**state.model)
+        tokenizer = Tokenizer(tuple(state.chars), state.is_chat)
+    except (safetensors.SafetensorError, msgspec.DecodeError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"invalid {path}: {error}") from error
+    has_best = state.best_val_loss is not None and state.best_step is not None
+    expected = {"weights", "adam_m", "adam_v", *(["best"] if has_best else [])}
+    if (
+        arrays.keys() != expected
+        or state.dtype not in DTYPES
+        or any(
+            array.shape != (config.n_params,) or array.dtype != state.dtype
+            for array in arrays.values()
+        )
+        or metadata.get("sha256") != _digest(arrays)
+    ):
+        raise CheckpointError(f"{path} is damaged: its arrays are not what its metadata describes")
+    best = None
+    if state.best_val_loss is not None and state.best_step is not None:
+        best = Best(state.best_val_loss, state.best_step, arrays.pop("best"))
+    return Snapshot(
+        path,
+        config,
+        tokenizer,
+        state.engine,
+        state.step,
+        state.n_updates,
+        state.data_digest,
+        state.options,
+        arrays,
+        best,
+    )
+
+
+def restore(trainer: Trainer, snapshot: Snapshot) -> None:
+    """Put a trainer that was just set up for the same run where the snapshot was taken.
+
+    Raises:
+        CheckpointError: the data or the model is not the one of the snapshot.
+    """
+    engine = trainer.engine
+    if trainer.digest != snapshot.data_digest:
+        raise CheckpointError(
+            f"the training data is not that of {snapshot.path}: its digest is "
+            f"{trainer.digest[:12]}, expected {snapshot.data_digest[:12]}",
+            hint="give the same file as --input, unchanged",
+        )
+    for what, found, expected in (
+        ("sizes", engine.config, snapshot.config),
+        ("dtype", engine.parameters.dtype, str(snapshot.arrays["weights"].dtype)),
+        ("engine", engine.name, snapshot.engine),
+    ):
+        if found != expected:
+            raise CheckpointError(
+                f"the run's {what}: got {found}, expected {expected} as in {snapshot.path}"
+            )
+    engine.parameters.flat[:] = snapshot.arrays["weights"]
+    engine.adam_m.flat[:] = snapshot.arrays["adam_m"]
+    engine.adam_v.flat[:] = snapshot.arrays["adam_v"]
+    engine.n_updates = snapshot.n_updates
+    trainer.step = snapshot.step
+    trainer.best = snapshot.best
