@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from microgpt import StepReport
+    from pathlib import Path
+
+    from microgpt import Dataset, StepReport
     from rich.progress import Progress
 
-__all__ = ["TrainingDisplay", "report_error", "training_display", "warn"]
+__all__ = ["TrainingDisplay", "read_dataset", "report_error", "training_display", "warn"]
 
 
 def report_error(error: Exception) -> bool:
@@ -36,6 +38,23 @@ def report_error(error: Exception) -> bool:
 def warn(message: str) -> None:
     """Print a warning."""
     typer.echo(f"warning: {message}", err=True)
+
+
+def read_dataset(path: "Path", *, chat: bool) -> "Dataset":
+    """Read documents or conversations, and warn about what had to be left out."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if not chat:
+        return microgpt.Dataset.from_documents(microgpt.read_documents(path))
+    conversations = microgpt.read_conversations(path)
+    if conversations.n_trimmed:
+        warn(
+            f"{conversations.n_trimmed} conversations end with a user turn that nobody answers; "
+            "these turns are left out"
+        )
+    if conversations.n_skipped:
+        warn(f"{conversations.n_skipped} conversations without an assistant turn are left out")
+    return microgpt.Dataset.from_conversations(conversations.conversations)
 
 
 class TrainingDisplay:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microgpt_cli.options import Dtype, Engine, Long, Schedule, Seed, Threads, positive
-from microgpt_cli.terminal import warn
+from microgpt_cli.terminal import read_dataset, warn
 from microgpt_cli.training import Pace, run_training
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def train(
         clip=options.clip,
         weight_decay=options.weight_decay,
     )
-    dataset = _read_dataset(Path(options.input), chat=options.chat)
+    dataset = read_dataset(Path(options.input), chat=options.chat)
     rng = random.Random(options.seed)
     model, trainer = microgpt.prepare(
         dataset,
@@ -158,7 +158,7 @@ def train(
         long=options.long,  # type: ignore[arg-type] # checked there
         shuffle=options.shuffle,
         val_fraction=options.val_fraction,
-        val_dataset=_read_dataset(Path(options.val_input), chat=options.chat)
+        val_dataset=read_dataset(Path(options.val_input), chat=options.chat)
         if options.val_input
         else None,
         eval_every=options.eval_every,
@@ -240,22 +240,6 @@ def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
         raise microgpt.CheckpointError(f"cannot write {output}: {existing} is not a directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise microgpt.CheckpointError(f"cannot write {output}: no permission to write {existing}")
-
-
-def _read_dataset(path: Path, *, chat: bool) -> "Dataset":
-    import microgpt  # noqa: PLC0415 - see main
-
-    if not chat:
-        return microgpt.Dataset.from_documents(microgpt.read_documents(path))
-    conversations = microgpt.read_conversations(path)
-    if conversations.n_trimmed:
-        warn(
-            f"{conversations.n_trimmed} conversations end with a user turn that nobody answers; "
-            "these turns are left out"
-        )
-    if conversations.n_skipped:
-        warn(f"{conversations.n_skipped} conversations without an assistant turn are left out")
-    return microgpt.Dataset.from_conversations(conversations.conversations)
 
 
 def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dict[str, Any]:

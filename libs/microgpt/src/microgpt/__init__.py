@@ -33,7 +33,7 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
-from microgpt.language_model import LanguageModel, fit, load, prepare
+from microgpt.language_model import LanguageModel, Score, fit, load, prepare
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.sampling import SamplingConfig, generate, generate_from_prompt
 from microgpt.snapshot import Snapshot, read_snapshot, restore, write_snapshot
@@ -61,6 +61,7 @@ __all__ = [
     "NonFiniteLossError",
     "SamplingConfig",
     "SamplingError",
+    "Score",
     "ShapeError",
     "Snapshot",
     "StepReport",

@@ -467,13 +467,15 @@ class Dataset:
         if tokenizer.is_chat != self.tokenizer.is_chat:
             raise DataError("got conversations and plain documents, expected both of one kind")
         ids = tokenizer.encode("".join(self.tokenizer.chars))
-        for name in ("bos", *self.tokenizer.special_tokens):
-            ids.append(tokenizer.special_id(name))
-        old = self.tokenizer.encode("".join(self.tokenizer.chars))
-        old += [self.tokenizer.special_id(name) for name in ("bos", *tokenizer.special_tokens)]
-        new_ids = np.zeros(self.tokenizer.vocab_size, np.min_scalar_type(tokenizer.vocab_size))
-        new_ids[old] = ids
+        ids += [tokenizer.special_id(name) for name in self.tokenizer.special_tokens]
+        ids.append(tokenizer.bos)  # all in the order of our own ids
+        new_ids = np.array(ids, np.min_scalar_type(tokenizer.vocab_size))
         return replace(self, tokenizer=tokenizer, tokens=new_ids[self.tokens])
+
+    def only(self, index: int) -> "Dataset":
+        """Return a dataset of one document of this one."""
+        at = slice(index, index + 1)
+        return replace(self, starts=self.starts[at], lengths=self.lengths[at])
 
     def digest(self) -> str:
         """Return a hash of everything here: two datasets with the same one train alike."""

@@ -1,20 +1,45 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
+import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from microgpt import engines
 from microgpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from microgpt.data import Dataset, Long, PathLike, Tokenizer
+from microgpt.data import Batch, Dataset, Long, PathLike, Tokenizer
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
-from microgpt.parameters import FloatArray, Parameters
+from microgpt.parameters import FloatArray, IntArray, Parameters
 from microgpt.sampling import SamplingConfig, room_after
-from microgpt.train import Schedule, TrainConfig, Trainer, Validation
+from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
 
-__all__ = ["LanguageModel", "fit", "load", "prepare"]
+__all__ = ["LanguageModel", "Score", "fit", "load", "prepare"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts something.
+
+    Args:
+        n_tokens: predicted tokens: every character, chat token and closing BOS.
+        nats_per_token: mean loss; lower is better.
+    """
+
+    n_tokens: int
+    nats_per_token: float
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean loss in bits."""
+        return self.nats_per_token / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is undecided, in effect."""
+        return math.exp(self.nats_per_token)
 
 
 class LanguageModel:
@@ -171,23 +196,55 @@ class LanguageModel:
         Raises:
             TokenError: a document holds a character that the model does not know.
         """
-        return [self._score(self.tokenizer.encode_document(text)) for text in documents]
+        documents_ids = (self.tokenizer.encode_document(text) for text in documents)
+        return [self._loss([np.array(ids)]) / (len(ids) - 1) for ids in documents_ids]
 
-    def _score(self, token_ids: list[int]) -> float:
-        n_targets = len(token_ids) - 1
-        block_size = self.config.block_size
+    def measure(self, dataset: Dataset) -> Score:
+        """Return how well the model predicts a dataset; long documents as in `score`.
+
+        Args:
+            dataset: documents, or for a chat model conversations.
+
+        Raises:
+            TokenError: it holds a character that the model does not know.
+            DataError: it holds documents and the model is for chat, or the other way round.
+
+        Example:
+            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> score = model.measure(Dataset.from_documents(["anna", "otto"]))
+            >>> score.n_tokens, round(score.nats_per_token, 1), round(score.perplexity, 1)
+            (10, 0.3, 1.3)
+        """
+        dataset = dataset.encoded_with(self.tokenizer)
+        n_together = max(1, ROWS_TOGETHER // int(dataset.lengths.max()))
         total = 0.0
-        done = 0  # targets counted so far
-        while done < n_targets:
-            start = max(0, min(done - block_size // 2, n_targets - block_size)) if done else 0
-            end = min(start + block_size, n_targets)
-            logits = self.logits(token_ids[start:end])[done - start :].astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            targets = token_ids[done + 1 : end + 1]
-            log_totals = np.log(np.exp(logits).sum(axis=1))
-            total += float((log_totals - logits[np.arange(len(targets)), targets]).sum())
-            done = end
-        return total / n_targets
+        for first in range(0, len(dataset), n_together):
+            last = min(first + n_together, len(dataset))
+            total += self._loss([dataset[i] for i in range(first, last)])
+        n_tokens = int(dataset.lengths.sum())
+        return Score(n_tokens, total / n_tokens)
+
+    def _loss(self, documents: Sequence[IntArray]) -> float:
+        """Return the summed loss in nats of documents, each at least two ids."""
+        inputs, targets = [], []
+        for ids in documents:
+            for start, seen, end in _windows(len(ids) - 1, self.config.block_size):
+                inputs.append(ids[start:end])
+                targets.append(ids[start + 1 : end + 1].astype(np.int32))
+                targets[-1][: seen - start] = -1  # counted in the window before
+        lengths = np.array([len(window) for window in inputs])
+        loss, _ = self.engine.loss(Batch(np.concatenate(inputs), np.concatenate(targets), lengths))
+        return loss
+
+
+def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, seen, end): read positions start..end-1, count from `seen` on."""
+    seen = 0
+    while seen < n_targets:
+        start = max(0, min(seen - block_size // 2, n_targets - block_size)) if seen else 0
+        end = min(start + block_size, n_targets)
+        yield start, seen, end
+        seen = end
 
 
 def prepare(

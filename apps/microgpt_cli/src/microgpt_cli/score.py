@@ -1,0 +1,48 @@
+"""`microgpt-cli score`: how well a trained model predicts a file."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microgpt_cli.options import ModelDir, Threads
+from microgpt_cli.terminal import read_dataset
+
+__all__ = ["score"]
+
+
+def score(
+    *,
+    model_dir: ModelDir = Path("output"),
+    input: Annotated[  # noqa: A002 - the name of the flag
+        Path, typer.Option(help="Text file, or JSONL for a chat model.")
+    ],
+    per_document: Annotated[
+        bool, typer.Option("--per-document", help="Also print each document's loss.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    threads: Threads = None,
+) -> None:
+    """Measure a model on a file: the loss of predicting every character and every end."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    model = microgpt.load(model_dir, threads=threads)
+    dataset = read_dataset(input, chat=model.tokenizer.is_chat)
+    total = model.measure(dataset)
+    figures = {
+        "n_tokens": total.n_tokens,
+        "nats_per_token": total.nats_per_token,
+        "bits_per_token": total.bits_per_token,
+        "perplexity": total.perplexity,
+    }
+    documents = []
+    if per_document:
+        documents = [model.measure(dataset.only(i)).nats_per_token for i in range(len(dataset))]
+    if as_json:
+        typer.echo(json.dumps(figures | ({"documents": documents} if per_document else {})))
+        return
+    for i, nats_per_token in enumerate(documents, 1):
+        typer.echo(f"{i:6d}  {nats_per_token:.4f}")
+    for label, value in figures.items():
+        typer.echo(f"{label + ':':<17}{value if label == 'n_tokens' else f'{value:.4f}'}")
