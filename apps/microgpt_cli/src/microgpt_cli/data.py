@@ -1,20 +1,32 @@
-"""`microgpt-cli data`: sample data to begin with."""
+"""`microgpt-cli data`: sample data to begin with, and what a file holds."""
 
+import json
+import random
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from microgpt_cli.terminal import read_dataset
+
+if TYPE_CHECKING:
+    from microgpt import Dataset
+
 __all__ = ["app"]
 
-app = typer.Typer(help="Sample data to begin with.", no_args_is_help=True)
+LARGEST_BLOCK = 1024  # that we suggest
+SECONDS_OF_TRIAL = 0.3
+STEPS = 1000  # that the estimate is for
+
+app = typer.Typer(help="Sample data to begin with, and what a file holds.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Sample data to begin with."""
+    """Sample data to begin with, and what a file holds."""
 
 
 @app.command()
@@ -37,3 +49,59 @@ def names(
         staged.replace(output)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror or error}") from error
+
+
+@app.command()
+def stats(
+    file: Annotated[Path, typer.Argument(help="Text file, one document per line.")],
+    *,
+    chat: Annotated[bool, typer.Option("--chat", help="The file holds conversations.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how long the documents of a file are, and what training on them takes here."""
+    dataset = read_dataset(file, chat=chat)
+    p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
+    block_size = min(max(1 << (p99 - 1).bit_length(), 2), LARGEST_BLOCK)
+    covered = float((dataset.lengths <= block_size).mean())
+    figures: dict[str, Any] = {
+        "documents": len(dataset),
+        "tokens": int(dataset.lengths.sum()),
+        "characters": len(dataset.tokenizer.chars),
+        "vocab_size": dataset.tokenizer.vocab_size,
+        "tokens_p50": p50,
+        "tokens_p90": p90,
+        "tokens_p99": p99,
+        "tokens_longest": longest,
+        "suggested_block_size": block_size,
+        "covered": covered,
+        "seconds_per_1000_steps": _seconds_of_training(dataset, block_size),
+    }
+    if as_json:
+        typer.echo(json.dumps(figures | {"charset": list(dataset.tokenizer.chars)}))
+        return
+    rows = {
+        "documents": f"{len(dataset):,}",
+        "tokens": f"{figures['tokens']:,} (each predicted once: characters and ends)",
+        "vocabulary": f"{dataset.tokenizer.vocab_size} ({figures['characters']} characters)",
+        "charset": repr("".join(dataset.tokenizer.chars)),
+        "document length": f"half up to {p50}, 90 % up to {p90}, 99 % up to {p99}, "
+        f"longest {longest}",
+        "block size": f"--block-size {block_size} covers {covered:.1%} of the documents",
+        "training": f"{STEPS} steps of the default model at that block size: about "
+        f"{figures['seconds_per_1000_steps']:.2g} s here",
+    }
+    for label, value in rows.items():
+        typer.echo(f"{label + ':':<17}{value}")
+
+
+def _seconds_of_training(dataset: "Dataset", block_size: int) -> float:
+    """Return how long 1000 steps would take, from a short trial."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    config = microgpt.TrainConfig(steps=STEPS, learning_rate=1e-3)
+    _, trainer = microgpt.prepare(dataset, config, random.Random(42), block_size=block_size)
+    trainer.advance(1)  # the first one also sets things up
+    start = time.perf_counter()
+    while trainer.step < STEPS and time.perf_counter() - start < SECONDS_OF_TRIAL:
+        trainer.advance(min(10, STEPS - trainer.step))
+    return round((time.perf_counter() - start) / (trainer.step - 1) * STEPS, 3)
