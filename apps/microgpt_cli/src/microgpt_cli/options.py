@@ -11,6 +11,7 @@ __all__ = [
     "Dtype",
     "Engine",
     "Long",
+    "LossOn",
     "ModelDir",
     "Schedule",
     "Seed",
@@ -52,6 +53,13 @@ class Long(StrEnum):
     TRUNCATE = "truncate"
     SPLIT = "split"
     SKIP = "skip"
+
+
+class LossOn(StrEnum):
+    """Which tokens of a conversation count in the loss."""
+
+    ALL = "all"
+    ASSISTANT = "assistant"
 
 
 def positive(value: float | None) -> float | None:

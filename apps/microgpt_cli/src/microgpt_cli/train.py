@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microgpt_cli.options import Dtype, Engine, Long, Schedule, Seed, Threads, positive
+from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
 from microgpt_cli.terminal import read_dataset, warn
 from microgpt_cli.training import Pace, run_training
 
@@ -38,6 +38,7 @@ class Options:
     seed: int
     shuffle: bool
     long: str
+    loss_on: str
     val_fraction: float
     val_input: str | None
     eval_every: int
@@ -80,6 +81,9 @@ def train(
     long: Annotated[
         Long, typer.Option(help="What to do with documents longer than BLOCK_SIZE.")
     ] = Long.TRUNCATE,
+    loss_on: Annotated[
+        LossOn, typer.Option(help="What of a conversation counts.")
+    ] = LossOn.ALL,
     val_fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of documents held out to measure on.")
     ] = 0.0,
@@ -121,6 +125,8 @@ def train(
 
     if input is None and resume is None:
         raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
+    if loss_on is LossOn.ASSISTANT and not chat and resume is None:
+        raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
     if val_input is not None and val_fraction:
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
     given = {field.name: _plain(flags[field.name]) for field in fields(Options)}
@@ -156,6 +162,7 @@ def train(
         n_layer=options.n_layer,
         block_size=options.block_size,
         long=options.long,  # type: ignore[arg-type] # checked there
+        loss_on=options.loss_on,  # type: ignore[arg-type] # checked there
         shuffle=options.shuffle,
         val_fraction=options.val_fraction,
         val_dataset=read_dataset(Path(options.val_input), chat=options.chat)

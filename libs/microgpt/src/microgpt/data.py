@@ -391,6 +391,7 @@ class Dataset:
         tokens: every document's ids, shape (N,), 2 bytes each where the vocabulary allows.
         starts: where each document's first id stands, shape (n,).
         lengths: positions to learn of each: its ids less one, shape (n,).
+        counted: whether each id counts as a target, shape (N,); None if all do.
 
     Example:
         >>> dataset = Dataset.from_documents(["ab", "b"])
@@ -404,6 +405,7 @@ class Dataset:
     tokens: NDArray[np.unsignedinteger[Any]]
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    counted: NDArray[np.bool_] | None = None
 
     @classmethod
     def from_documents(cls, documents: Iterable[str]) -> "Dataset":
@@ -480,8 +482,9 @@ class Dataset:
     def digest(self) -> str:
         """Return a hash of everything here: two datasets with the same one train alike."""
         digest = hashlib.sha256(repr(self.tokenizer).encode("utf-8", "surrogatepass"))
-        for numbers in (self.tokens, self.starts, self.lengths):
-            digest.update(np.ascontiguousarray(numbers).data)
+        for numbers in (self.tokens, self.starts, self.lengths, self.counted):
+            if numbers is not None:
+                digest.update(np.ascontiguousarray(numbers).data)
         return digest.hexdigest()
 
     def fitted(self, block_size: int, long: Long = "truncate") -> "Dataset":
@@ -543,6 +546,29 @@ class Dataset:
             lengths.append(end - start)
         return replace(self, starts=np.array(starts), lengths=np.array(lengths))
 
+    def only_assistant(self) -> "Dataset":
+        """Return conversations of which only what the assistant says counts, and its end_turn.
+
+        Those in which it says nothing, perhaps because they were cut before, are left out.
+
+        Raises:
+            DataError: these are no conversations, or none is left.
+        """
+        if not self.tokenizer.is_chat:
+            raise DataError("got plain documents, expected conversations")
+        speakers = [*map(self.tokenizer.special_id, ROLES), self.tokenizer.bos]
+        is_mark = np.isin(self.tokens, speakers)
+        latest_mark = np.maximum.accumulate(np.where(is_mark, np.arange(len(self.tokens)), 0))
+        is_assistant = self.tokens[latest_mark] == self.tokenizer.special_id("assistant")
+        counted = is_assistant & ~is_mark
+        n_counted = np.concatenate([[0], np.cumsum(counted)])
+        kept = n_counted[self.starts + self.lengths + 1] > n_counted[self.starts + 1]
+        if not kept.any():
+            raise DataError("the assistant says nothing in any conversation")
+        return replace(
+            self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted
+        )
+
     def shuffled(self, rng: random.Random) -> "array[int]":
         """Return the indices of the documents in an order drawn from `rng`."""
         order = array("q", range(len(self)))
@@ -562,6 +588,8 @@ class Dataset:
         ends = np.cumsum(lengths)
         gather = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
         inputs, targets = (self.tokens[at].astype(np.int32) for at in (gather, gather + 1))
+        if self.counted is not None:
+            targets[~self.counted[gather + 1]] = -1
         ends_of_batches = [0, *ends[batch_size - 1 :: batch_size].tolist()]
         return [
             Batch(

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from microgpt.sampling import SamplingConfig, room_after
 from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
 
 __all__ = ["LanguageModel", "Score", "fit", "load", "prepare"]
+
+
+LossOn: TypeAlias = Literal["all", "assistant"]
+LOSS_ON: tuple[LossOn, ...] = get_args(LossOn)
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,7 @@ def prepare(
     n_layer: int = 1,
     block_size: int = 16,
     long: Long = "truncate",
+    loss_on: LossOn = "all",
     shuffle: bool = True,
     val_fraction: float = 0.0,
     val_dataset: Dataset | None = None,
@@ -279,6 +285,8 @@ def prepare(
         n_layer: transformer blocks.
         block_size: the most tokens it can attend to.
         long: what becomes of documents that are longer than that; see `Dataset.fitted`.
+        loss_on: "all", or for conversations "assistant": only what it says counts, trained on or
+            measured; see `Dataset.only_assistant`.
         shuffle: take documents in an order drawn from `rng`, else as they come.
         val_fraction: share of the documents, the last ones of that order, that are not trained on
             but measure the model.
@@ -290,7 +298,8 @@ def prepare(
 
     Raises:
         ConfigError: a number is out of its domain, or leaves nothing to train or to measure on.
-        DataError: every document is too long, and skipped.
+        DataError: every document is too long, and skipped; or only the assistant counts and there
+            is none.
         TokenError: the documents to measure on hold a character that is not in the others.
         EngineError: there is no such engine.
     """
@@ -301,11 +310,12 @@ def prepare(
         n_layer=n_layer,
         block_size=block_size,
     )
-    dataset = dataset.fitted(block_size, long)
+    dataset = _learnable(dataset, block_size, long, loss_on)
     order: Sequence[int] = dataset.shuffled(rng) if shuffle else range(len(dataset))
     validation = None
     if val_dataset is not None:
-        others = val_dataset.encoded_with(dataset.tokenizer).fitted(block_size, long)
+        others = val_dataset.encoded_with(dataset.tokenizer)
+        others = _learnable(others, block_size, long, loss_on)
         validation = Validation(others, range(len(others)), eval_every)
     elif val_fraction:
         n_train = _n_train(len(order), val_fraction)
@@ -314,6 +324,13 @@ def prepare(
     parameters = Parameters.init(config, rng, dtype)
     model = LanguageModel(dataset.tokenizer, parameters, engine=engine, threads=threads)
     return model, Trainer(model.engine, dataset, order, train_config, validation)
+
+
+def _learnable(dataset: Dataset, block_size: int, long: Long, loss_on: LossOn) -> Dataset:
+    if loss_on not in LOSS_ON:
+        raise ConfigError(f"loss_on is {loss_on!r}, expected one of {', '.join(LOSS_ON)}")
+    dataset = dataset.fitted(block_size, long)
+    return dataset.only_assistant() if loss_on == "assistant" else dataset
 
 
 def _n_train(n_documents: int, val_fraction: float) -> int:
