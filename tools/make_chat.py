@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 N_CONVERSATIONS = 30_000
 N_QUESTIONS = 200  # per task
@@ -124,12 +125,10 @@ def is_held_out(text: str) -> bool:
 def any_word(rng: random.Random) -> str:
     """Return letters: half of the time at random, else such as can be spoken."""
     length = rng.choice(WORD_LENGTHS)
-    if rng.random() < 0.5:
+    if rng.randrange(2):
         return "".join(rng.choices(LETTERS, k=length))
     starts_with = rng.randrange(2)
-    return "".join(
-        rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length)
-    )
+    return "".join(rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length))
 
 
 def word(rng: random.Random, *, held_out: bool) -> str:
@@ -192,6 +191,7 @@ def greetings(rng: random.Random, **_: bool) -> Exchange:
     return rng.choice(list(SMALL_TALK.items()))
 
 
+T = TypeVar("T")
 Task = Callable[..., Exchange]
 # A share of each among the exchanges; the hardest to learn have the most.
 TASKS: dict[Task, float] = {
@@ -206,15 +206,15 @@ SHARE_OF_RECALL = 0.2  # of the conversations
 N_EXCHANGES = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}
 
 
-def draw(rng: random.Random, shares: dict) -> object:  # type: ignore[type-arg]
+def draw(rng: random.Random, shares: dict[T, float]) -> T:
     """Return a key, as often as its value says."""
-    (chosen,) = rng.choices(list(shares), shares.values())
+    (chosen,) = rng.choices(list(shares), list(shares.values()))
     return chosen
 
 
 def others(rng: random.Random, n: int, *, held_out: bool) -> list[Exchange]:
     """Return exchanges of any task."""
-    return [draw(rng, TASKS)(rng, held_out=held_out) for _ in range(n)]  # type: ignore[operator]
+    return [draw(rng, TASKS)(rng, held_out=held_out) for _ in range(n)]
 
 
 def recall(rng: random.Random, *, held_out: bool) -> list[Exchange]:
@@ -230,7 +230,7 @@ def conversation(rng: random.Random) -> list[Exchange]:
     """Return one conversation without anything that is held out."""
     if rng.random() < SHARE_OF_RECALL:
         return recall(rng, held_out=False)
-    return others(rng, draw(rng, N_EXCHANGES), held_out=False)  # type: ignore[arg-type]
+    return others(rng, draw(rng, N_EXCHANGES), held_out=False)
 
 
 def question(rng: random.Random, task: Task) -> list[Exchange]:

@@ -29,11 +29,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parameters": {"errors", "model"},
     "sampling": {"errors", "model"},
     "engines": {"data", "errors", "model", "parameters", "sampling"},
+    "chat": {"data", "errors"},
+    "streaming": {"chat", "data", "errors"},
     "checkpoint": {"data", "errors", "model", "parameters"},
     "train": {"autograd", "data", "engines", "errors", "model", "parameters"},
     "snapshot": {"checkpoint", "data", "errors", "model", "parameters", "train"},
     "language_model": {
-        *("checkpoint", "data", "engines", "errors", "model", "parameters", "sampling", "train")
+        *("chat", "streaming"),
+        *("checkpoint", "data", "engines", "errors", "model", "parameters", "sampling", "train"),
     },
 }
 

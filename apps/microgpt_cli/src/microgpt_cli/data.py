@@ -1,5 +1,6 @@
 """`microgpt-cli data`: sample data to begin with, and what a file holds."""
 
+import gzip
 import json
 import random
 import sys
@@ -29,13 +30,32 @@ def data() -> None:
     """Sample data to begin with, and what a file holds."""
 
 
+Output = Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")]
+
+
 @app.command()
-def names(
-    *,
-    output: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")] = None,
-) -> None:
+def names(*, output: Output = None) -> None:
     """Write a list of given names, one per line."""
-    content = (files("microgpt_cli") / "sample_data" / "names.txt").read_bytes()
+    _write("names.txt", output)
+
+
+@app.command()
+def chat(*, output: Output = None) -> None:
+    """Write conversations to train with --chat on, one per line."""
+    _write("chat.jsonl.gz", output)
+
+
+@app.command()
+def questions(*, output: Output = None) -> None:
+    """Write questions that are not in these conversations, with answers, for evaluate."""
+    _write("questions.jsonl.gz", output)
+
+
+def _write(name: str, output: Path | None) -> None:
+    """Write a sample file to `output` or stdout."""
+    content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
+    if name.endswith(".gz"):
+        content = gzip.decompress(content)
     if output is None:
         sys.stdout.buffer.write(content)
         return

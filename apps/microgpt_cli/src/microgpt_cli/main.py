@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from microgpt_cli import bench, data, generate, info, score, train
+from microgpt_cli import bench, data, evaluate, generate, info, score, train
 from microgpt_cli.terminal import report_error
 
 __all__ = ["app", "run"]
@@ -29,6 +29,7 @@ app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("info")(info.info)
 app.command("score")(score.score)
+app.command("evaluate")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.add_typer(data.app, name="data")
 

@@ -81,9 +81,7 @@ def train(
     long: Annotated[
         Long, typer.Option(help="What to do with documents longer than BLOCK_SIZE.")
     ] = Long.TRUNCATE,
-    loss_on: Annotated[
-        LossOn, typer.Option(help="What of a conversation counts.")
-    ] = LossOn.ALL,
+    loss_on: Annotated[LossOn, typer.Option(help="What of a conversation counts.")] = LossOn.ALL,
     val_fraction: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of documents held out to measure on.")
     ] = 0.0,

@@ -10,6 +10,7 @@ public too. Everything else may change without notice.
 """
 
 from microgpt.autograd import Value
+from microgpt.chat import ChatPrompt, build_prompt
 from microgpt.checkpoint import holds_model
 from microgpt.data import (
     Batch,
@@ -22,6 +23,7 @@ from microgpt.data import (
 )
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.errors import (
+    ChatError,
     CheckpointError,
     ConfigError,
     ContextLengthError,
@@ -33,10 +35,11 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
-from microgpt.language_model import LanguageModel, Score, fit, load, prepare
+from microgpt.language_model import ChatReply, LanguageModel, Score, fit, load, prepare
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.sampling import SamplingConfig, generate, generate_from_prompt
 from microgpt.snapshot import Snapshot, read_snapshot, restore, write_snapshot
+from microgpt.streaming import TextStream
 from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
 
 __all__ = [
@@ -45,6 +48,9 @@ __all__ = [
     "Adam",
     "Batch",
     "Best",
+    "ChatError",
+    "ChatPrompt",
+    "ChatReply",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -65,12 +71,14 @@ __all__ = [
     "ShapeError",
     "Snapshot",
     "StepReport",
+    "TextStream",
     "TokenError",
     "Tokenizer",
     "TrainConfig",
     "Trainer",
     "Validation",
     "Value",
+    "build_prompt",
     "fit",
     "generate",
     "generate_from_prompt",

@@ -34,6 +34,7 @@ __all__ = [
 ROLES = ("user", "assistant")
 Long: TypeAlias = Literal["truncate", "split", "skip"]
 LONG: tuple[Long, ...] = get_args(Long)
+Unknown: TypeAlias = Literal["error", "skip"]
 SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
 MAX_SHOWN = 10  # characters that an error message names
 
@@ -120,18 +121,28 @@ class _Turn(msgspec.Struct):
     content: str
 
 
-_turns_decoder = msgspec.json.Decoder(list[_Turn])
+class _Conversation(msgspec.Struct):
+    messages: list[_Turn]
+
+
+_line_decoder = msgspec.json.Decoder(list[_Turn] | _Conversation)
 
 
 def _parse_conversation(number: int, text: str) -> list[Message]:
     try:
-        turns = _turns_decoder.decode(text)
+        line = _line_decoder.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
         raise DataError(
             f"invalid JSON on line {number}: {error}; expected an array of "
-            '{"role": ..., "content": ...}'
+            '{"role": ..., "content": ...}, or {"messages": [...]} around it'
         ) from error
+    turns = line.messages if isinstance(line, _Conversation) else line
     for turn in turns:
+        if turn.role == "system":
+            raise DataError(
+                f"line {number}: system turns cannot be trained on yet "
+                '(expected "user" or "assistant"); take them out of the file'
+            )
         if turn.role not in ROLES:
             raise DataError(
                 f'line {number}: unknown role "{turn.role}" (expected "user" or "assistant")'
@@ -141,6 +152,8 @@ def _parse_conversation(number: int, text: str) -> list[Message]:
 
 def read_conversations(path: PathLike) -> Conversations:
     """Read a JSONL file of conversations: per line an array of {"role", "content"} objects.
+
+    Or an object whose "messages" are such an array.
 
     Blank lines and empty arrays are passed over. User turns at the end that nobody answered are
     trimmed, and conversations that the assistant never joins are skipped; both are counted.
@@ -225,7 +238,7 @@ class Tokenizer:
             )
         return len(self.chars) + self.special_tokens.index(name)
 
-    def encode(self, text: str, *, unknown: Literal["error", "skip"] = "error") -> list[int]:
+    def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
         """Return the ids of the characters of `text`, without special tokens.
 
         Args:
@@ -252,13 +265,19 @@ class Tokenizer:
         """
         return [self.bos, *self.encode(text), self.bos]
 
-    def encode_turn(self, role: str, content: str) -> list[int]:
+    def encode_turn(self, role: str, content: str, *, unknown: Unknown = "error") -> list[int]:
         """Return the role's token, the characters, end_turn.
 
+        Args:
+            role: "user" or "assistant".
+            content: any text.
+            unknown: see `encode`.
+
         Raises:
-            TokenError: the role or a character is not in the vocabulary.
+            TokenError: the role is not in the vocabulary, or see `encode`.
         """
-        return [self.special_id(role), *self.encode(content), self.special_id("end_turn")]
+        ids = self.encode(content, unknown=unknown)
+        return [self.special_id(role), *ids, self.special_id("end_turn")]
 
     def encode_conversation(self, messages: Iterable[Message]) -> list[int]:
         """Return BOS, every turn, BOS.
@@ -565,9 +584,7 @@ class Dataset:
         kept = n_counted[self.starts + self.lengths + 1] > n_counted[self.starts + 1]
         if not kept.any():
             raise DataError("the assistant says nothing in any conversation")
-        return replace(
-            self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted
-        )
+        return replace(self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted)
 
     def shuffled(self, rng: random.Random) -> "array[int]":
         """Return the indices of the documents in an order drawn from `rng`."""

@@ -1,6 +1,7 @@
 """Every error that the library raises on purpose: one tree, `MicrogptError` at its root."""
 
 __all__ = [
+    "ChatError",
     "CheckpointError",
     "ConfigError",
     "ContextLengthError",
@@ -40,6 +41,10 @@ class ShapeError(MicrogptError, ValueError):
 
 class TokenError(MicrogptError, ValueError):
     """A token id or a character is not in the vocabulary."""
+
+
+class ChatError(MicrogptError, ValueError):
+    """Messages are not as expected, or the model was not trained to chat."""
 
 
 class ContextLengthError(MicrogptError, ValueError):

@@ -2,22 +2,24 @@
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from microgpt import engines
+from microgpt.chat import ChatPrompt, TooLong, build_prompt
 from microgpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from microgpt.data import Batch, Dataset, Long, PathLike, Tokenizer
+from microgpt.data import ROLES, Batch, Dataset, Long, Message, PathLike, Tokenizer, Unknown
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, room_after
+from microgpt.sampling import SamplingConfig, generate_from_prompt, room_after
+from microgpt.streaming import FinishReason, TextStream, check_limits
 from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
 
-__all__ = ["LanguageModel", "Score", "fit", "load", "prepare"]
+__all__ = ["ChatReply", "LanguageModel", "Score", "fit", "load", "prepare"]
 
 
 LossOn: TypeAlias = Literal["all", "assistant"]
@@ -45,6 +47,29 @@ class Score:
     def perplexity(self) -> float:
         """Among how many equally likely tokens the model is undecided, in effect."""
         return math.exp(self.nats_per_token)
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """What a chat model answered.
+
+    Args:
+        content: the text.
+        finish_reason: "stop" if the model ended it or a stop string did, "length" if it was cut at
+            `max_tokens` or the model's block.
+        n_tokens: tokens of the reply.
+        prompt: what the model read before, and what had to be left out of it.
+    """
+
+    content: str
+    finish_reason: FinishReason
+    n_tokens: int
+    prompt: ChatPrompt
+
+    @property
+    def tokens_dropped(self) -> int:
+        """Tokens of the messages that did not fit into the block."""
+        return self.prompt.tokens_dropped
 
 
 class LanguageModel:
@@ -120,6 +145,8 @@ class LanguageModel:
         top_k: int | None = None,
         top_p: float = 1.0,
         prompt: str = "",
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
         seed: int = 42,
         rng: random.Random | None = None,
     ) -> list[str]:
@@ -131,6 +158,8 @@ class LanguageModel:
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
             prompt: how every document begins; it is part of what is returned.
+            max_tokens: the most characters after the prompt; None for what the block leaves.
+            stop: strings before which a document is cut.
             seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
                 are asked for.
             rng: draw all samples from this generator, one after another, in place of `seed`.
@@ -149,33 +178,210 @@ class LanguageModel:
         if num_samples < 0:
             raise ConfigError(f"num_samples is {num_samples}, expected at least 0")
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        check_limits(max_tokens, stop)
         prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+        n_tokens = self._limit(prompt_ids, max_tokens)
         if rng is None:
             generators = (random.Random(seed + i) for i in range(num_samples))
-            texts = self._sample(prompt_ids, generators, config)
+            texts = self._sample(prompt_ids, generators, config, n_tokens, self.tokenizer.bos)
         else:
-            texts = [self._sample_and_rewind(prompt_ids, rng, config) for _ in range(num_samples)]
-        return [prompt + self.tokenizer.decode(token_ids) for token_ids in texts]
+            texts = [
+                self._sample_and_rewind(prompt_ids, rng, config, n_tokens)
+                for _ in range(num_samples)
+            ]
+        if not stop:
+            return [prompt + self.tokenizer.decode(token_ids) for token_ids in texts]
+        streams = (TextStream(iter(ids), self.tokenizer, n_tokens, stop) for ids in texts)
+        return [prompt + "".join(stream) for stream in streams]
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        temperature: float = 0.5,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 42,
+    ) -> TextStream:
+        """Return what `generate` adds to the prompt of one document, piece by piece.
+
+        Args:
+            prompt: how the document begins; not part of what is yielded.
+            temperature: see `generate`.
+            top_k: see `generate`.
+            top_p: see `generate`.
+            max_tokens: see `generate`.
+            stop: see `generate`.
+            seed: see `generate`.
+
+        Raises:
+            ConfigError, TokenError, ContextLengthError, SamplingError: see `generate`.
+
+        Example:
+            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> "|".join(model.stream("h", temperature=0))
+            'a|n|n|a|h'
+        """
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        check_limits(max_tokens, stop)
+        prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
+        n_tokens = self._limit(prompt_ids, max_tokens)
+        token_ids = generate_from_prompt(
+            self.engine,
+            prompt_ids,
+            random.Random(seed),
+            config,
+            stop=self.tokenizer.bos,
+            max_tokens=n_tokens,
+        )
+        return TextStream(token_ids, self.tokenizer, n_tokens, stop)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        temperature: float = 0.5,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 42,
+        unknown: Unknown = "skip",
+        too_long: TooLong = "error",
+    ) -> ChatReply:
+        """Return the assistant's reply to messages.
+
+        Args:
+            messages: at least one, each with "role" (user or assistant) and "content"; the oldest
+                are dropped where not all fit.
+            temperature: 0 for the most likely reply; higher is more surprising.
+            top_k: choose among the k most likely characters only.
+            top_p: choose among the most likely characters that together reach this probability.
+            max_tokens: the most characters; None for what the block leaves.
+            stop: strings before which the reply is cut.
+            seed: of the draws.
+            unknown: what to do about characters that the model does not know.
+            too_long: what to do if the last message alone does not fit; see `build_prompt`.
+
+        Raises:
+            ChatError: the model was not trained to chat, or a message is not as expected.
+            ConfigError: an argument is out of its domain.
+            TokenError, ContextLengthError: see `build_prompt`.
+            SamplingError: the model's logits are not finite.
+
+        Example:
+            >>> import microgpt
+            >>> talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hey"}]
+            >>> dataset = microgpt.Dataset.from_conversations([talk])
+            >>> config = microgpt.TrainConfig(steps=100)
+            >>> model, trainer = microgpt.prepare(dataset, config, random.Random(42))
+            >>> losses = [report.loss for report in trainer]
+            >>> model.chat([{"role": "user", "content": "hi"}], temperature=0).content
+            'hey'
+        """
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        check_limits(max_tokens, stop)
+        prompt = self._chat_prompt(messages, unknown, too_long)
+        n_tokens = self._limit(prompt.token_ids, max_tokens)
+        end = self.tokenizer.special_id("end_turn")
+        (token_ids,) = self._sample(
+            prompt.token_ids, [random.Random(seed)], config, n_tokens, end, self._not_said
+        )
+        stream = TextStream(iter(token_ids), self.tokenizer, n_tokens, stop, prompt)
+        text = "".join(stream)
+        assert stream.finish_reason, "a text that was read to its end"
+        return ChatReply(text, stream.finish_reason, stream.n_tokens, prompt)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        temperature: float = 0.5,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        seed: int = 42,
+        unknown: Unknown = "skip",
+        too_long: TooLong = "error",
+    ) -> TextStream:
+        """Return the reply that `chat` would give, piece by piece as the model chooses it.
+
+        Args:
+            messages: see `chat`.
+            temperature: see `chat`.
+            top_k: see `chat`.
+            top_p: see `chat`.
+            max_tokens: see `chat`.
+            stop: see `chat`.
+            seed: see `chat`.
+            unknown: see `chat`.
+            too_long: see `chat`.
+
+        Raises:
+            ChatError, ConfigError, TokenError, ContextLengthError, SamplingError: see `chat`.
+        """
+        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+        check_limits(max_tokens, stop)
+        prompt = self._chat_prompt(messages, unknown, too_long)
+        n_tokens = self._limit(prompt.token_ids, max_tokens)
+        token_ids = generate_from_prompt(
+            self.engine,
+            prompt.token_ids,
+            random.Random(seed),
+            config,
+            stop=self.tokenizer.special_id("end_turn"),
+            forbidden=self._not_said,
+            max_tokens=n_tokens,
+        )
+        return TextStream(token_ids, self.tokenizer, n_tokens, stop, prompt)
+
+    def _chat_prompt(
+        self, messages: Sequence[Message], unknown: Unknown, too_long: TooLong
+    ) -> ChatPrompt:
+        return build_prompt(
+            messages,
+            self.tokenizer,
+            self.config.block_size,
+            unknown=unknown,
+            too_long=too_long,
+        )
+
+    @property
+    def _not_said(self) -> list[int]:
+        """Tokens that cannot be part of a reply."""
+        return [*map(self.tokenizer.special_id, ROLES), self.tokenizer.bos]
+
+    def _limit(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
+        """Return the most tokens that may follow a prompt."""
+        room = room_after(prompt_ids, self.config.block_size)
+        return room if max_tokens is None else min(max_tokens, room)
 
     def _sample(
-        self, prompt_ids: list[int], generators: Iterable[random.Random], config: SamplingConfig
+        self,
+        prompt_ids: list[int],
+        generators: Iterable[random.Random],
+        config: SamplingConfig,
+        n_tokens: int,
+        stop: int,
+        forbidden: Collection[int] = (),
     ) -> list[list[int]]:
         """Return one text per generator, from which as much is drawn as the longest text takes."""
-        room = room_after(prompt_ids, self.config.block_size)
-        draws = [[rng.random() for _ in range(room)] for rng in generators]
-        uniforms = np.array(draws, np.float64).reshape(-1, room)
-        return self.engine.sample(prompt_ids, uniforms, config, stop=self.tokenizer.bos)
+        draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
+        uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
+        return self.engine.sample(prompt_ids, uniforms, config, stop=stop, forbidden=forbidden)
 
     def _sample_and_rewind(
-        self, prompt_ids: list[int], rng: random.Random, config: SamplingConfig
+        self, prompt_ids: list[int], rng: random.Random, config: SamplingConfig, n_tokens: int
     ) -> list[int]:
         """Return one text, and leave `rng` as if each token had been drawn when it was due."""
         before = rng.getstate()
-        (token_ids,) = self._sample(prompt_ids, [rng], config)
+        (token_ids,) = self._sample(prompt_ids, [rng], config, n_tokens, self.tokenizer.bos)
         rng.setstate(before)
         if config.temperature > 0.0:
-            room = room_after(prompt_ids, self.config.block_size)
-            for _ in range(min(len(token_ids) + 1, room)):  # the stop token is drawn too
+            for _ in range(min(len(token_ids) + 1, n_tokens)):  # the stop token is drawn too
                 rng.random()
         return token_ids
 

@@ -18,7 +18,7 @@ from microgpt.data import Batch
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, generate_from_prompt
+from microgpt.sampling import SamplingConfig, generate_from_prompt, room_after
 
 __all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
 
@@ -232,8 +232,8 @@ class Engine(ABC):
 
         Args:
             prompt: 1 to block_size token ids.
-            uniforms: numbers in [0, 1), shape (n_samples, `room_after` the prompt); the i-th token
-                of a text takes the i-th of its row.
+            uniforms: numbers in [0, 1), shape (n_samples, n), where n is the most tokens of a text
+                and at most `room_after` the prompt; the i-th token takes the i-th of its row.
             config: temperature and filters.
             stop: token id that ends a text; not part of it.
             forbidden: token ids that are never chosen.
@@ -241,16 +241,33 @@ class Engine(ABC):
         Raises:
             As `generate_from_prompt`; SamplingError if logits are not finite.
         """
+        max_tokens = self.check_uniforms(uniforms, prompt)
         return [
             list(
                 generate_from_prompt(
-                    self, prompt, _Given(iter(row)), config, stop=stop, forbidden=forbidden
+                    self,
+                    prompt,
+                    _Given(iter(row)),
+                    config,
+                    stop=stop,
+                    forbidden=forbidden,
+                    max_tokens=max_tokens,
                 )
             )
             for row in uniforms.tolist()
         ]
 
     # ------------------------------------------------------------ checks
+
+    def check_uniforms(self, uniforms: FloatArray, prompt: Sequence[int]) -> int:
+        """Return how many tokens so many draws allow, or raise (see `sample`)."""
+        room = room_after(prompt, self.config.block_size)
+        match uniforms.shape:
+            case (_, int(max_tokens)) if max_tokens <= room:
+                return max_tokens
+        raise ShapeError(
+            f"got uniforms of shape {uniforms.shape}, expected (n_samples, at most {room})"
+        )
 
     def check_batch(self, batch: Batch) -> None:
         """Raise unless `batch` fits together and fits the model (see `loss_and_grads`)."""

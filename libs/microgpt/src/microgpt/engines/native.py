@@ -22,7 +22,7 @@ from microgpt.data import Batch
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, room_after
+from microgpt.sampling import SamplingConfig
 
 __all__ = ["NativeEngine", "why_unavailable"]
 
@@ -433,7 +433,7 @@ class NativeEngine(Engine):
         forbidden: Collection[int] = (),
     ) -> list[list[int]]:
         """See `Engine.sample`."""
-        max_tokens = room_after(prompt, self.config.block_size)
+        max_tokens = self.check_uniforms(uniforms, prompt)
         cache = self.new_cache()
         first_logits = np.array(self.prefill(prompt, cache), self.parameters.dtype)
         vocab_size = self.config.vocab_size
@@ -447,10 +447,6 @@ class NativeEngine(Engine):
             "tokens": np.empty((len(uniforms), max_tokens), np.int32),
             "lengths": np.empty(len(uniforms), np.int64),
         }
-        if arrays["uniforms"].shape != arrays["tokens"].shape:
-            raise ShapeError(
-                f"got uniforms of shape {uniforms.shape}, expected {arrays['tokens'].shape}"
-            )
         generation = _Generation(
             temperature=config.temperature,
             top_p=config.top_p,
