@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from microgpt_cli import bench, data, evaluate, generate, info, score, train
+from microgpt_cli import bench, chat, data, evaluate, generate, info, score, train
 from microgpt_cli.terminal import report_error
 
 __all__ = ["app", "run"]
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("info")(info.info)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)

@@ -1,0 +1,175 @@
+"""`microgpt-cli chat`: talk with a model, at a terminal or through a pipe."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
+from microgpt_cli.session import HELP, Session, Settings, printable
+from microgpt_cli.terminal import report_error
+
+if TYPE_CHECKING:
+    from prompt_toolkit import PromptSession
+
+__all__ = ["chat"]
+
+USER, ASSISTANT, MORE = "you> ", "microgpt> ", "...  "
+QUOTES = '"""'
+
+
+def chat(
+    *,
+    model_dir: ModelDir = Path("output"),
+    temperature: Temperature = 0.5,
+    seed: Seed = 42,
+    top_k: TopK = None,
+    top_p: TopP = 1.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest reply.", show_default="what fits")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a reply; may be given repeatedly.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Talk with a trained chat model; piped in, each line gets one line of answer."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    model = microgpt.load(model_dir, threads=threads)
+    # Raises now if the model cannot chat at all.
+    nothing: microgpt.Message = {"role": "user", "content": ""}
+    microgpt.build_prompt([nothing], model.tokenizer, model.config.block_size)
+    settings = Settings(temperature, top_k, top_p, max_tokens, stop or [], seed)
+    session = Session(model, settings)
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        _talk(session)
+    else:
+        _answer_lines(session)
+
+
+def _note(text: str) -> None:
+    typer.echo(f"({text})", err=True)
+
+
+# ---------------------------------------------------------------- one line of input
+
+
+def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
+    """Carry out a command or reply to a message; return False to leave."""
+    name, _, argument = line.partition(" ")
+    argument = argument.strip()
+    if not line.startswith("/"):
+        if n_unknown := session.ask(line):
+            _note(f"{n_unknown} characters that the model does not know are left out")
+        _reply(session, at_terminal=at_terminal)
+    elif name == "/quit":
+        return False
+    elif name == "/clear":
+        session.clear()
+        typer.echo("(history cleared)", err=not at_terminal)
+    elif name == "/regen":
+        if session.take_back():
+            _reply(session, at_terminal=at_terminal)
+        else:
+            _note("nothing was said yet")
+    elif name == "/save" and argument:
+        session.save(Path(argument))
+        _note(f"saved to {argument}")
+    elif name == "/set" and argument:
+        setting, _, value = argument.partition(" ")
+        session.settings.change(setting, value.strip())
+    elif name in {"/set", "/help"}:
+        typer.echo(HELP if name == "/help" else str(session.settings), err=not at_terminal)
+    else:
+        _note(f"no command {printable(line)!r}; /help shows them")
+    return True
+
+
+def _reply(session: Session, *, at_terminal: bool) -> None:
+    """Stream one reply to stdout; at a terminal, Ctrl-C stops it."""
+    stream = session.reply()
+    if stream.prompt and stream.prompt.turns_dropped:
+        _note(f"the oldest {stream.prompt.turns_dropped} turns no longer fit")
+    elif stream.prompt and stream.prompt.tokens_dropped:
+        _note(f"too long: the first {stream.prompt.tokens_dropped} characters are cut off")
+    sys.stdout.write(ASSISTANT if at_terminal else "")
+    said = ""
+    with _stoppable(at_terminal=at_terminal) as stopped:
+        for piece in stream:
+            said += piece
+            sys.stdout.write(printable(piece, one_line=not at_terminal))
+            sys.stdout.flush()
+            if stopped:
+                break
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    session.keep(said)
+    if stopped:
+        _note("stopped")
+
+
+@contextmanager
+def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
+    """Collect Ctrl-C in the list that is yielded; through a pipe it ends the program instead."""
+    received: list[int] = []
+    if not at_terminal:
+        yield received
+        return
+    previous = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+# ---------------------------------------------------------------- many lines
+
+
+def _answer_lines(session: Session) -> None:
+    """Answer every line of stdin with one line on stdout."""
+    for raw in sys.stdin.buffer:
+        line = raw.decode("utf-8", "replace").strip()
+        if line and not _respond(session, line, at_terminal=False):
+            return
+
+
+def _talk(session: Session) -> None:
+    """Go on until the person leaves."""
+    from prompt_toolkit import PromptSession  # noqa: PLC0415 - for terminals only
+
+    typer.echo(f"microgpt chat (block_size={session.model.config.block_size})")
+    typer.echo("type /quit to exit, /clear to reset history\n")
+    prompt: PromptSession[str] = PromptSession()
+    was_interrupted = False
+    while True:
+        try:
+            line = _read(prompt)
+            was_interrupted = False
+            if line and not _respond(session, line, at_terminal=True):
+                return
+        except EOFError:
+            return
+        except KeyboardInterrupt:  # at the prompt: the line is gone, a second one leaves
+            if was_interrupted:
+                return
+            was_interrupted = True
+        except Exception as error:
+            if not report_error(error):
+                raise
+
+
+def _read(prompt: "PromptSession[str]") -> str:
+    """Return one line, or several between triple quotes; stripped."""
+    text = prompt.prompt(USER).strip()
+    if not text.startswith(QUOTES):
+        return text
+    text = text.removeprefix(QUOTES)
+    while not text.endswith(QUOTES):
+        text += "\n" + prompt.prompt(MORE).rstrip()
+    return text.removesuffix(QUOTES).strip()
