@@ -174,7 +174,9 @@ def test_application_uses_only_public_names_of_the_library(source: Path) -> None
 @pytest.mark.parametrize("distribution", [LIBRARY, *APPLICATIONS], ids=lambda path: path.name)
 def test_distribution_imports_only_what_it_depends_on(distribution: Path) -> None:
     requirements = map(Requirement, project_of(distribution)["dependencies"])
-    declared = {requirement.name.removesuffix("-lib") for requirement in requirements}
+    declared = {
+        requirement.name.removesuffix("-lib").replace("-", "_") for requirement in requirements
+    }
     modules = {module for source in sources_of(distribution) for module, _ in imports_of(source)}
     assert outsiders(modules, own=next((distribution / "src").iterdir()).name) <= declared
 

@@ -37,7 +37,7 @@ from microgpt.errors import (
 )
 from microgpt.language_model import ChatReply, LanguageModel, Score, fit, load, prepare
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
-from microgpt.sampling import SamplingConfig, generate, generate_from_prompt
+from microgpt.sampling import SamplingConfig, StopSignal, generate, generate_from_prompt
 from microgpt.snapshot import Snapshot, read_snapshot, restore, write_snapshot
 from microgpt.streaming import TextStream
 from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
@@ -71,6 +71,7 @@ __all__ = [
     "ShapeError",
     "Snapshot",
     "StepReport",
+    "StopSignal",
     "TextStream",
     "TokenError",
     "Tokenizer",

@@ -15,7 +15,7 @@ from microgpt.data import ROLES, Batch, Dataset, Long, Message, PathLike, Tokeni
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, generate_from_prompt, room_after
+from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
 from microgpt.streaming import FinishReason, TextStream, check_limits
 from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
 
@@ -149,6 +149,7 @@ class LanguageModel:
         stop: Sequence[str] = (),
         seed: int = 42,
         rng: random.Random | None = None,
+        signal: StopSignal | None = None,
     ) -> list[str]:
         """Return new documents.
 
@@ -163,6 +164,7 @@ class LanguageModel:
             seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
                 are asked for.
             rng: draw all samples from this generator, one after another, in place of `seed`.
+            signal: ends all documents where they are, once it is set.
 
         Raises:
             ConfigError: an argument is out of its domain.
@@ -183,10 +185,12 @@ class LanguageModel:
         n_tokens = self._limit(prompt_ids, max_tokens)
         if rng is None:
             generators = (random.Random(seed + i) for i in range(num_samples))
-            texts = self._sample(prompt_ids, generators, config, n_tokens, self.tokenizer.bos)
+            texts = self._sample(
+                prompt_ids, generators, config, n_tokens, self.tokenizer.bos, signal=signal
+            )
         else:
             texts = [
-                self._sample_and_rewind(prompt_ids, rng, config, n_tokens)
+                self._sample_and_rewind(prompt_ids, rng, config, n_tokens, signal)
                 for _ in range(num_samples)
             ]
         if not stop:
@@ -250,6 +254,7 @@ class LanguageModel:
         seed: int = 42,
         unknown: Unknown = "skip",
         too_long: TooLong = "error",
+        signal: StopSignal | None = None,
     ) -> ChatReply:
         """Return the assistant's reply to messages.
 
@@ -264,6 +269,7 @@ class LanguageModel:
             seed: of the draws.
             unknown: what to do about characters that the model does not know.
             too_long: what to do if the last message alone does not fit; see `build_prompt`.
+            signal: ends the reply where it is, once it is set.
 
         Raises:
             ChatError: the model was not trained to chat, or a message is not as expected.
@@ -287,7 +293,13 @@ class LanguageModel:
         n_tokens = self._limit(prompt.token_ids, max_tokens)
         end = self.tokenizer.special_id("end_turn")
         (token_ids,) = self._sample(
-            prompt.token_ids, [random.Random(seed)], config, n_tokens, end, self._not_said
+            prompt.token_ids,
+            [random.Random(seed)],
+            config,
+            n_tokens,
+            end,
+            forbidden=self._not_said,
+            signal=signal,
         )
         stream = TextStream(iter(token_ids), self.tokenizer, n_tokens, stop, prompt)
         text = "".join(stream)
@@ -366,19 +378,30 @@ class LanguageModel:
         config: SamplingConfig,
         n_tokens: int,
         stop: int,
+        *,
         forbidden: Collection[int] = (),
+        signal: StopSignal | None = None,
     ) -> list[list[int]]:
         """Return one text per generator, from which as much is drawn as the longest text takes."""
         draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
         uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
-        return self.engine.sample(prompt_ids, uniforms, config, stop=stop, forbidden=forbidden)
+        return self.engine.sample(
+            prompt_ids, uniforms, config, stop=stop, forbidden=forbidden, signal=signal
+        )
 
     def _sample_and_rewind(
-        self, prompt_ids: list[int], rng: random.Random, config: SamplingConfig, n_tokens: int
+        self,
+        prompt_ids: list[int],
+        rng: random.Random,
+        config: SamplingConfig,
+        n_tokens: int,
+        signal: StopSignal | None,
     ) -> list[int]:
         """Return one text, and leave `rng` as if each token had been drawn when it was due."""
         before = rng.getstate()
-        (token_ids,) = self._sample(prompt_ids, [rng], config, n_tokens, self.tokenizer.bos)
+        (token_ids,) = self._sample(
+            prompt_ids, [rng], config, n_tokens, self.tokenizer.bos, signal=signal
+        )
         rng.setstate(before)
         if config.temperature > 0.0:
             for _ in range(min(len(token_ids) + 1, n_tokens)):  # the stop token is drawn too

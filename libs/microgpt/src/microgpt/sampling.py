@@ -8,6 +8,7 @@ whose cumulative weight exceeds it: the same token as `random.choices` would. Gr
 import math
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
+from ctypes import c_int64
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ __all__ = [
     "Decoder",
     "Draws",
     "SamplingConfig",
+    "StopSignal",
     "generate",
     "generate_from_prompt",
     "room_after",
@@ -52,6 +54,29 @@ class SamplingConfig:
             raise ConfigError(f"top_k is {self.top_k}, expected at least 1")
         if not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+
+
+class StopSignal:
+    """Ends texts that are being drawn, from any thread and within one token.
+
+    Example:
+        >>> signal = StopSignal()
+        >>> signal.set()
+        >>> signal.is_set
+        True
+    """
+
+    def __init__(self) -> None:
+        self.flag = c_int64(0)  # compiled code looks at it too
+
+    def set(self) -> None:
+        """End the texts."""
+        self.flag.value = 1
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self.flag.value != 0
 
 
 class Draws(Protocol):

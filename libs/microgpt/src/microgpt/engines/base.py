@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from microgpt.data import Batch
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, generate_from_prompt, room_after
+from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
 
 __all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
 
@@ -227,6 +228,7 @@ class Engine(ABC):
         *,
         stop: int,
         forbidden: Collection[int] = (),
+        signal: StopSignal | None = None,
     ) -> list[list[int]]:
         """Return texts that continue `prompt`, one for each row of draws.
 
@@ -237,25 +239,26 @@ class Engine(ABC):
             config: temperature and filters.
             stop: token id that ends a text; not part of it.
             forbidden: token ids that are never chosen.
+            signal: once set, all texts end where they are.
 
         Raises:
             As `generate_from_prompt`; SamplingError if logits are not finite.
         """
         max_tokens = self.check_uniforms(uniforms, prompt)
-        return [
-            list(
-                generate_from_prompt(
-                    self,
-                    prompt,
-                    _Given(iter(row)),
-                    config,
-                    stop=stop,
-                    forbidden=forbidden,
-                    max_tokens=max_tokens,
-                )
+        signal = signal or StopSignal()
+        texts = (
+            generate_from_prompt(
+                self,
+                prompt,
+                _Given(iter(row)),
+                config,
+                stop=stop,
+                forbidden=forbidden,
+                max_tokens=max_tokens,
             )
             for row in uniforms.tolist()
-        ]
+        )
+        return [list(takewhile(lambda _: not signal.is_set, text)) for text in texts]
 
     # ------------------------------------------------------------ checks
 

@@ -9,7 +9,7 @@ import ctypes
 import hashlib
 import os
 from collections.abc import Collection, Sequence
-from ctypes import POINTER, byref, c_double, c_int64, c_void_p
+from ctypes import POINTER, addressof, byref, c_double, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,13 +22,13 @@ from microgpt.data import Batch
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig
+from microgpt.sampling import SamplingConfig, StopSignal
 
 __all__ = ["NativeEngine", "why_unavailable"]
 
 LIBRARY = Path(__file__).with_name("kernel") / "libmicrogpt.so"
 DIGEST = LIBRARY.with_suffix(".sha256")
-ABI = 2  # microgpt_abi of kernel.c
+ABI = 3  # microgpt_abi of kernel.c
 CHUNK_ROWS = 256  # of layout.h
 MAX_THREADS = 64  # MAX_MEMBERS of team.h
 LINE_BYTES = 64  # of the cache; arrays are aligned to it
@@ -103,6 +103,7 @@ class _Generation(ctypes.Structure):
         ("candidates", c_void_p),
         ("tokens", c_void_p),
         ("lengths", c_void_p),
+        ("ended", c_void_p),
     ]
 
 
@@ -431,9 +432,11 @@ class NativeEngine(Engine):
         *,
         stop: int,
         forbidden: Collection[int] = (),
+        signal: StopSignal | None = None,
     ) -> list[list[int]]:
         """See `Engine.sample`."""
         max_tokens = self.check_uniforms(uniforms, prompt)
+        signal = signal or StopSignal()
         cache = self.new_cache()
         first_logits = np.array(self.prefill(prompt, cache), self.parameters.dtype)
         vocab_size = self.config.vocab_size
@@ -454,6 +457,7 @@ class NativeEngine(Engine):
             stop=stop,
             n_samples=len(uniforms),
             max_tokens=max_tokens,
+            ended=addressof(signal.flag),
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
         self.functions["generate"](self._model_pointer, cache.pointer, byref(generation))

@@ -197,6 +197,7 @@ typedef struct {
     void *candidates;          // (V) of 16 bytes
     int32_t *tokens;           // out: (n_samples, max_tokens)
     int64_t *lengths;          // out: (n_samples); -1 where logits were not finite
+    const volatile int64_t *ended;  // another thread sets it to end all samples where they are
 } Generation;
 
 // Draws samples that continue what the stream holds, and leaves the stream as it was.
@@ -209,7 +210,7 @@ void EXPORT(generate)(const Model *model, Stream *stream, Generation *g) {
         int32_t *tokens = g->tokens + sample * g->max_tokens;
         const real *logits = g->first_logits;
         long n = 0;
-        while (n < g->max_tokens) {
+        while (n < g->max_tokens && !*g->ended) {
             const long token = choose_token(&sampling, logits, V,
                                             g->uniforms[sample * g->max_tokens + n], g->weights,
                                             g->candidates);
@@ -231,7 +232,7 @@ void EXPORT(generate)(const Model *model, Stream *stream, Generation *g) {
 #if REAL_BITS == 32 && VECTOR_BYTES == 16
 
 // Changes with every change of an exported function or structure; native.py expects it.
-__attribute__((visibility("default"))) int64_t microgpt_abi(void) { return 2; }
+__attribute__((visibility("default"))) int64_t microgpt_abi(void) { return 3; }
 
 // Bytes of the widest vectors that this processor has.
 __attribute__((visibility("default"))) int64_t microgpt_vector_bytes(void) {
