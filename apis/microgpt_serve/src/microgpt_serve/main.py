@@ -1,32 +1,24 @@
 """The command `microgpt-serve`."""
 
-import asyncio
 import os
-import signal
+import socket
 import sys
 from typing import NoReturn
 
-from microgpt_serve.settings import Settings, SettingsError
+from microgpt_serve.settings import LISTEN_FD, Settings, SettingsError, describe
 
 __all__ = ["run"]
 
 USAGE_ERROR = 2
+BACKLOG = 2048
+HELP = """\
+usage: microgpt-serve [--help] [--version]
 
+Serve a microgpt model over HTTP. Settings are variables of the environment:
 
-async def _serve(settings: Settings) -> None:
-    from hypercorn.asyncio import serve  # noqa: PLC0415 - after the settings are known to be good
-    from hypercorn.config import Config  # noqa: PLC0415
+{}
 
-    from microgpt_serve.app import create_app  # noqa: PLC0415
-
-    config = Config()
-    config.bind = [f"{settings.host}:{settings.port}"]
-    config.include_server_header = False
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    await serve(create_app(), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+SIGTERM ends it after requests in flight are answered, SIGHUP loads the model again."""
 
 
 def _fail(message: str, status: int) -> NoReturn:
@@ -34,13 +26,56 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _listen(settings: Settings) -> socket.socket:
+    """Return a socket that listens where the settings say."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        cause = error.strerror or error
+        _fail(f"cannot listen on {settings.host}:{settings.port}: {cause}", 1)
+    return listening
+
+
+def _parse_arguments(arguments: list[str]) -> None:
+    if arguments in (["--help"], ["-h"]):
+        print(HELP.format(describe()))  # noqa: T201
+        sys.exit(0)
+    if arguments == ["--version"]:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        library, service = version("microgpt-lib"), version("microgpt-serve")
+        print(f"microgpt-serve {service} (microgpt-lib {library})")  # noqa: T201
+        sys.exit(0)
+    if arguments:
+        _fail(f"unexpected argument {arguments[0]!r}; see microgpt-serve --help", USAGE_ERROR)
+
+
 def run() -> None:
     """Serve until SIGINT or SIGTERM."""
+    _parse_arguments(sys.argv[1:])
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         _fail(str(error), USAGE_ERROR)
-    try:
-        asyncio.run(_serve(settings))
-    except OSError as error:
-        _fail(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}", 1)
+    from microgpt_serve.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415 - after the checks
+
+    if LISTEN_FD in os.environ:
+        sys.exit(run_worker(settings, socket.socket(fileno=int(os.environ[LISTEN_FD]))))
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    sys.stderr.write(f"microgpt-serve listens on http://{shown}:{port}\n")
+    if settings.is_exposed:
+        sys.stderr.write(f"warning: anyone who reaches {host} can use this service; set API_KEY\n")
+    if settings.workers == 1:
+        status = run_worker(settings, listening)
+        sys.exit(1 if status == CANNOT_LOAD else status)
+    from microgpt_serve.supervisor import supervise  # noqa: PLC0415
+
+    sys.exit(supervise(settings, listening))

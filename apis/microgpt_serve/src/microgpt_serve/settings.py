@@ -1,10 +1,18 @@
 """Settings of the service, read once from the environment and checked."""
 
+import ipaddress
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 
-__all__ = ["Settings", "SettingsError"]
+__all__ = ["LISTEN_FD", "Settings", "SettingsError", "describe"]
+
+LISTEN_FD = "MICROGPT_SERVE_FD"  # tells a worker which file descriptor is the socket
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
 
 class SettingsError(ValueError):
@@ -12,17 +20,49 @@ class SettingsError(ValueError):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the service can be told.
+    """What the service can be told, by variables named like the fields, in capitals."""
 
-    Args:
-        model_dir: MODEL_DIR, the model to serve.
-        port: PORT, 0 to 65535; 0 lets the system choose.
-        host: HOST, the address to listen on.
-    """
-
-    model_dir: str = "output"
-    port: int = 8080
-    host: str = "127.0.0.1"
+    model_dir: Annotated[str, msgspec.Meta(description="directory of the model")] = "output"
+    port: Annotated[
+        int, msgspec.Meta(ge=0, le=65535, description="port to listen on; 0 for any free one")
+    ] = 8080
+    host: Annotated[str, msgspec.Meta(description="address to listen on")] = "127.0.0.1"
+    workers: Annotated[Count, msgspec.Meta(le=256, description="processes that share the port")] = 1
+    threads: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, le=256, description="texts that a worker generates at once; 0 for one per core"
+        ),
+    ] = 0
+    max_queue: Annotated[
+        int, msgspec.Meta(ge=0, description="requests that may wait in a worker; then 503")
+    ] = 64
+    rate_limit: Annotated[
+        int,
+        msgspec.Meta(ge=0, description="requests per minute, client and worker; 0 for any number"),
+    ] = 0
+    request_timeout: Annotated[
+        Seconds, msgspec.Meta(description="seconds that a request may take")
+    ] = 60.0
+    grace_period: Annotated[
+        Seconds, msgspec.Meta(description="seconds that requests have to end after SIGTERM")
+    ] = 10.0
+    api_key: Annotated[
+        str, msgspec.Meta(description="what clients must send as Authorization: Bearer ...")
+    ] = ""
+    api_key_file: Annotated[str, msgspec.Meta(description="file that holds it, in its place")] = ""
+    cors_origins: Annotated[
+        str, msgspec.Meta(description="origins of other pages that may ask, with commas between")
+    ] = ""
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], msgspec.Meta(description="the least to log")
+    ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], msgspec.Meta(description="how log lines look")
+    ] = "text"
+    docs: Annotated[bool, msgspec.Meta(description="serve /docs and /openapi.json")] = True
+    metrics: Annotated[bool, msgspec.Meta(description="serve /metrics")] = True
+    page: Annotated[bool, msgspec.Meta(description="serve the page at /")] = True
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
@@ -39,12 +79,40 @@ class Settings(msgspec.Struct, frozen=True):
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{_variable(error)}: {error}") from error
-        if not 0 <= settings.port <= 65535:  # noqa: PLR2004 - what TCP has
-            raise SettingsError(f"PORT: got {settings.port}, expected 0 to 65535")
-        return settings
+            message, _, field = str(error).rpartition(" - at `$.")
+            name = field.rstrip("`")
+            raise SettingsError(f"{name.upper()} is {given[name]!r}: {message}") from error
+        if settings.api_key and settings.api_key_file:
+            raise SettingsError("API_KEY and API_KEY_FILE are both set, expected one of them")
+        if not settings.api_key_file:
+            return settings
+        try:
+            key = Path(settings.api_key_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"API_KEY_FILE: cannot read {settings.api_key_file}") from error
+        if not key:
+            raise SettingsError(f"API_KEY_FILE: {settings.api_key_file} is empty")
+        return msgspec.structs.replace(settings, api_key=key, api_key_file="")
+
+    @property
+    def is_exposed(self) -> bool:
+        """Whether others than this machine can ask, and need no key."""
+        if self.api_key or self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return True
 
 
-def _variable(error: msgspec.ValidationError) -> str:
-    """Return the name of the variable behind an error whose text ends in `$.field`."""
-    return str(error).rpartition("$.")[2].rstrip("`").upper()
+def describe() -> str:
+    """Return a line for each variable."""
+    hints = get_type_hints(Settings, include_extras=True)
+    defaults = msgspec.to_builtins(Settings())
+    lines = []
+    for field in Settings.__struct_fields__:
+        description = hints[field].__metadata__[-1].description
+        default = defaults[field]
+        shown = {True: "1", False: "0"}.get(default, default) if default != "" else "none"
+        lines.append(f"  {field.upper():<16}{description} [{shown}]")
+    return "\n".join(lines)

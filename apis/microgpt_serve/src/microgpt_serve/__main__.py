@@ -1,0 +1,5 @@
+"""`python -m microgpt_serve`."""
+
+from microgpt_serve.main import run
+
+run()

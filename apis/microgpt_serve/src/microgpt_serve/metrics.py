@@ -1,0 +1,57 @@
+"""What is counted and timed, for Prometheus.
+
+With several workers, PROMETHEUS_MULTIPROC_DIR (set by the supervisor) makes each of them answer
+for all.
+"""
+
+import os
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+__all__ = [
+    "COMPLETION_TOKENS",
+    "CONTENT_TYPE_LATEST",
+    "DURATION",
+    "FIRST_TOKEN",
+    "IN_FLIGHT",
+    "PROMPT_TOKENS",
+    "QUEUED",
+    "QUEUE_WAIT",
+    "REJECTED",
+    "REQUESTS",
+    "exposition",
+]
+
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+REQUESTS = Counter("microgpt_requests", "Requests answered.", ["route", "method", "status"])
+DURATION = Histogram(
+    "microgpt_request_seconds", "Request to end of answer.", ["route"], buckets=BUCKETS
+)
+IN_FLIGHT = Gauge("microgpt_in_flight", "Texts being generated.", multiprocess_mode="livesum")
+QUEUED = Gauge("microgpt_queued", "Requests that wait for a thread.", multiprocess_mode="livesum")
+QUEUE_WAIT = Histogram("microgpt_queue_wait_seconds", "Time in the queue.", buckets=BUCKETS)
+FIRST_TOKEN = Histogram(
+    "microgpt_time_to_first_token_seconds", "Request to first token of a stream.", buckets=BUCKETS
+)
+PROMPT_TOKENS = Counter("microgpt_prompt_tokens", "Tokens read.")
+COMPLETION_TOKENS = Counter("microgpt_completion_tokens", "Tokens generated.")
+REJECTED = Counter("microgpt_rejected", "Requests turned away.", ["reason"])
+
+
+def exposition() -> bytes:
+    """Return everything in the text format of Prometheus."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)

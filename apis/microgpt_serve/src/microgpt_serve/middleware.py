@@ -1,0 +1,142 @@
+"""What every request passes: its id, the log, the metrics, the key, the rate limit."""
+
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections import OrderedDict
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from microgpt_serve import metrics
+from microgpt_serve.errors import ApiError
+from microgpt_serve.http import CLIENT_CLOSED, error_response
+from microgpt_serve.log import log
+
+__all__ = ["Guard", "Observer"]
+
+SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
+MAX_CLIENTS = 10_000  # whose rates are remembered
+SECONDS_PER_MINUTE = 60.0
+OPEN_PATHS = {"/livez", "/readyz", "/health"}  # without a key, at any rate
+
+
+class Observer:
+    """Gives each request an id, and tells log and metrics how it went.
+
+    Args:
+        app: what answers.
+        routes: the path template of each endpoint, for the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, routes: dict[object, str]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
+        status = CLIENT_CLOSED  # unless an answer begins
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            status = 500
+            logging.getLogger("microgpt_serve").exception("failed")
+            raise
+        finally:
+            seconds = time.perf_counter() - start
+            route = self._routes.get(scope.get("endpoint"), "unmatched")
+            method = scope["method"] if scope.get("endpoint") else "other"
+            metrics.REQUESTS.labels(route, method, status).inc()
+            metrics.DURATION.labels(route).observe(seconds)
+            log(
+                logging.INFO,
+                "request",
+                request_id=request_id,
+                method=scope["method"][:16],
+                route=route,
+                status=status,
+                seconds=round(seconds, 6),
+                client=_client(scope),
+            )
+
+
+class Guard:
+    """Asks for the key and keeps clients below their rate.
+
+    Args:
+        app: what answers.
+        api_key: what must be sent; empty for nothing.
+        rate_limit: requests per minute and client; 0 for any number.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str, rate_limit: int) -> None:
+        self._app = app
+        self._api_key = api_key.encode()
+        self._rate_limit = rate_limit
+        self._allowances: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            try:
+                self._check(scope)
+            except ApiError as error:
+                response = await error_response(Request(scope), error)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        if self._api_key:
+            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(key.strip().encode(), self._api_key)
+            if scheme.lower() != "bearer" or not is_right:
+                metrics.REJECTED.labels("key").inc()
+                raise ApiError(
+                    401, "expected Authorization: Bearer and the API key", code="invalid_api_key"
+                )
+        if self._rate_limit and (wait := self._seconds_to_wait(_client(scope))):
+            metrics.REJECTED.labels("rate").inc()
+            raise ApiError(
+                429,
+                f"more than {self._rate_limit} requests per minute",
+                code="rate_limit_exceeded",
+                retry_after=int(wait) + 1,
+            )
+
+    def _seconds_to_wait(self, client: str) -> float:
+        """Return 0 and count the request, or how long the client has to wait.
+
+        A bucket of `rate_limit` requests that fills up evenly over a minute.
+        """
+        now = time.monotonic()
+        rate = self._rate_limit / SECONDS_PER_MINUTE
+        left, since = self._allowances.pop(client, (float(self._rate_limit), now))
+        left = min(left + (now - since) * rate, float(self._rate_limit))
+        may_ask = left >= 1.0
+        self._allowances[client] = (left - may_ask, now)
+        if len(self._allowances) > MAX_CLIENTS:
+            self._allowances.popitem(last=False)
+        return 0.0 if may_ask else (1.0 - left) / rate
+
+
+def _client(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else "unknown"

@@ -1,0 +1,146 @@
+"""The routes under `/microgpt/v1`."""
+
+import math
+
+import msgspec
+from microgpt import ChatReply, LanguageModel, Message, StopSignal, build_prompt
+from starlette.requests import Request
+from starlette.responses import Response
+
+from microgpt_serve import metrics
+from microgpt_serve.errors import ApiError
+from microgpt_serve.http import decode_body, json_response, unless_gone
+from microgpt_serve.schemas import (
+    MAX_SAMPLES,
+    ChatReplyBody,
+    ChatRequest,
+    GenerateRequest,
+    GenerateResponse,
+    ModelInfo,
+    NextRequest,
+    NextResponse,
+    NextToken,
+    Turn,
+)
+
+__all__ = ["chat", "generate", "model_info", "next_tokens", "stop_texts"]
+
+_generate_decoder = msgspec.json.Decoder(GenerateRequest)
+_chat_decoder = msgspec.json.Decoder(ChatRequest)
+_next_decoder = msgspec.json.Decoder(NextRequest)
+
+
+def stop_texts(stop: str | list[str] | None) -> list[str]:
+    """Return the stop texts of a request as a list."""
+    return [stop] if isinstance(stop, str) else stop or []
+
+
+def require_chat(model: LanguageModel, messages: list[Turn]) -> list[Message]:
+    """Return the messages of a request as the library takes them.
+
+    Raises:
+        ApiError: the model was not trained to chat.
+    """
+    if not model.tokenizer.is_chat:
+        raise ApiError(400, "model was not trained with chat tokens", param="messages")
+    return [{"role": turn.role, "content": turn.content} for turn in messages]
+
+
+async def generate(request: Request) -> Response:
+    """Return new documents."""
+    asked = await decode_body(request, _generate_decoder)
+    state = request.app.state
+    model: LanguageModel = state.models.model
+    n_samples = min(asked.num_samples, MAX_SAMPLES)
+
+    def work(signal: StopSignal) -> list[str]:
+        return model.generate(
+            n_samples,
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            prompt=asked.prompt,
+            max_tokens=asked.max_tokens,
+            stop=stop_texts(asked.stop),
+            seed=asked.seed,
+            signal=signal,
+        )
+
+    samples = await unless_gone(request, state.pool.run(work))
+    metrics.PROMPT_TOKENS.inc((1 + len(asked.prompt)) * n_samples)
+    metrics.COMPLETION_TOKENS.inc(sum(map(len, samples)) - len(asked.prompt) * n_samples)
+    capped = MAX_SAMPLES if asked.num_samples > MAX_SAMPLES else None
+    return json_response(GenerateResponse(samples, capped))
+
+
+async def chat(request: Request) -> Response:
+    """Return the assistant's next turn."""
+    asked = await decode_body(request, _chat_decoder)
+    state = request.app.state
+    model: LanguageModel = state.models.model
+    messages = require_chat(model, asked.messages)
+
+    def work(signal: StopSignal) -> ChatReply:
+        return model.chat(
+            messages,
+            temperature=asked.temperature,
+            top_k=asked.top_k,
+            top_p=asked.top_p,
+            max_tokens=asked.max_tokens,
+            stop=stop_texts(asked.stop),
+            seed=asked.seed,
+            signal=signal,
+        )
+
+    reply = await unless_gone(request, state.pool.run(work))
+    metrics.PROMPT_TOKENS.inc(len(reply.prompt.token_ids))
+    metrics.COMPLETION_TOKENS.inc(reply.n_tokens)
+    return json_response(
+        ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
+    )
+
+
+async def next_tokens(request: Request) -> Response:
+    """Return the probability of every token that may come next."""
+    asked = await decode_body(request, _next_decoder)
+    state = request.app.state
+    model: LanguageModel = state.models.model
+    tokenizer = model.tokenizer
+    if asked.messages is None:
+        token_ids = [tokenizer.bos, *tokenizer.encode(asked.prompt)]
+    else:
+        messages = require_chat(model, asked.messages)
+        token_ids = build_prompt(messages, tokenizer, model.config.block_size).token_ids
+
+    logits = await unless_gone(request, state.pool.run(lambda _: model.logits(token_ids)[-1]))
+    largest = float(logits.max())
+    weights = [math.exp(z - largest) for z in logits.tolist()]
+    total = sum(weights)
+    names = [*tokenizer.chars, *tokenizer.special_tokens, "bos"]
+    n_chars = len(tokenizer.chars)
+    tokens = [
+        NextToken(name, weight / total, is_special=i >= n_chars)
+        for i, (name, weight) in enumerate(zip(names, weights, strict=True))
+    ]
+    tokens.sort(key=lambda token: -token.probability)
+    return json_response(NextResponse(tokens))
+
+
+async def model_info(request: Request) -> Response:
+    """Return what is served."""
+    models = request.app.state.models
+    model: LanguageModel = models.model
+    config = model.config
+    return json_response(
+        ModelInfo(
+            id=models.id,
+            is_chat=model.tokenizer.is_chat,
+            vocab_size=config.vocab_size,
+            n_embd=config.n_embd,
+            n_head=config.n_head,
+            n_layer=config.n_layer,
+            block_size=config.block_size,
+            n_params=config.n_params,
+            chars="".join(model.tokenizer.chars),
+        )
+    )

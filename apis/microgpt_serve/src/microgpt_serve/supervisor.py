@@ -1,0 +1,105 @@
+"""Several workers on one socket: starts them, replaces those that die, passes signals on."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from types import FrameType
+
+from prometheus_client import multiprocess
+
+from microgpt_serve.log import configure_logging, log
+from microgpt_serve.settings import LISTEN_FD, Settings
+from microgpt_serve.worker import CANNOT_LOAD
+
+__all__ = ["supervise"]
+
+
+SECONDS_AFTER_GRACE = 3.0  # after which a worker that did not end is killed
+SECONDS_BETWEEN_LOOKS = 0.05
+SHORT_LIFE_SECONDS = 1.0
+MAX_SHORT_LIVES = 5  # in a row
+
+
+class _Supervisor:
+    def __init__(self, settings: Settings, listening: socket.socket, metrics_dir: str) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._environment = dict(os.environ) | {
+            LISTEN_FD: str(listening.fileno()),
+            "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
+        }
+        self._workers: dict[subprocess.Popen[bytes], float] = {}  # and when they started
+        self._n_short_lives = 0
+        self._is_stopping = False
+        self._status = 0
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        for _ in range(self._settings.workers):
+            self._start()
+        while not self._is_stopping:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            self._replace_dead()
+        return self._stop()
+
+    def _start(self) -> None:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "microgpt_serve"],
+            env=self._environment,
+            pass_fds=[self._listening.fileno()],
+            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
+        )
+        self._workers[worker] = time.monotonic()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._send(signal.SIGHUP)
+        else:
+            self._is_stopping = True
+
+    def _send(self, number: int) -> None:
+        for worker in list(self._workers):
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    def _replace_dead(self) -> None:
+        for worker, started in list(self._workers.items()):
+            if worker.poll() is None:
+                continue
+            del self._workers[worker]
+            multiprocess.mark_process_dead(  # type: ignore[no-untyped-call]
+                worker.pid, self._environment["PROMETHEUS_MULTIPROC_DIR"]
+            )
+            is_short = time.monotonic() - started < SHORT_LIFE_SECONDS
+            self._n_short_lives = self._n_short_lives + 1 if is_short else 0
+            if worker.returncode == CANNOT_LOAD or self._n_short_lives == MAX_SHORT_LIVES:
+                self._status, self._is_stopping = 1, True
+                return
+            log(logging.WARNING, "worker died, starting another", status=worker.returncode)
+            self._start()
+
+    def _stop(self) -> int:
+        """End the workers; the socket is closed first, so that nobody new gets in."""
+        self._listening.close()
+        self._send(signal.SIGTERM)
+        deadline = time.monotonic() + self._settings.grace_period + SECONDS_AFTER_GRACE
+        for worker in self._workers:
+            try:
+                worker.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+        return self._status
+
+
+def supervise(settings: Settings, listening: socket.socket) -> int:
+    """Run the workers until SIGTERM or SIGINT; return the exit status."""
+    configure_logging(settings.log_level, settings.log_format)
+    with tempfile.TemporaryDirectory(prefix="microgpt-serve-") as metrics_dir:
+        return _Supervisor(settings, listening, metrics_dir).run()

@@ -1,0 +1,114 @@
+"""One process that serves: its life from start to the last answer."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import sys
+
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from microgpt import MicrogptError
+
+from microgpt_serve.app import create_app
+from microgpt_serve.log import configure_logging, log
+from microgpt_serve.settings import Settings
+
+__all__ = ["CANNOT_LOAD", "run_worker"]
+
+CANNOT_LOAD = (
+    3  # exit status of a worker whose model cannot be loaded: starting it again is useless
+)
+SECONDS_AFTER_GRACE = 0.5  # for the last bytes of answers that were ended
+SECONDS_BEFORE_GRACE = 0.3  # streams are ended that much earlier, so that they can say so
+BACKLOG = 2048
+SWITCH_SECONDS = 0.001  # how soon a thread that waits for the interpreter gets it
+
+
+def run_worker(settings: Settings, listening: socket.socket) -> int:
+    """Serve on a socket until SIGTERM or SIGINT; return the exit status."""
+    configure_logging(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_SECONDS)
+    return asyncio.run(_Worker(settings, listening).run())
+
+
+class _Worker:
+    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._app = create_app(settings)
+        self._stop = asyncio.Event()
+        self._status = 0
+        self._reloading: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        config = Config()
+        config.bind = [f"fd://{self._listening.detach()}"]
+        config.backlog = BACKLOG
+        config.include_server_header = False
+        config.graceful_timeout = self._settings.grace_period
+        config.loglevel = "WARNING"
+        serving = asyncio.create_task(
+            serve(self._app, config, shutdown_trigger=self._stop.wait)  # type: ignore[arg-type]
+        )
+        loading = asyncio.create_task(self._load())
+        await asyncio.wait(
+            (serving, asyncio.create_task(self._stop.wait())), return_when="FIRST_COMPLETED"
+        )
+        await self._drain(serving)
+        loading.cancel()
+        return self._status
+
+    async def _load(self) -> None:
+        """Load the first model."""
+        models = self._app.state.models
+        try:
+            model = await asyncio.to_thread(models.load)
+        except MicrogptError as error:
+            log(logging.ERROR, "cannot load the model", error=str(error))
+            self._status = CANNOT_LOAD
+            self._stop.set()
+            return
+        gc.freeze()  # what is here stays: the collector need not look at it again
+        log(
+            logging.INFO,
+            "ready",
+            model=models.id,
+            engine=model.engine.name,
+            n_params=model.config.n_params,
+        )
+
+    def _reload(self) -> None:
+        """Load the model again; one at a time."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._swap())
+
+    async def _swap(self) -> None:
+        try:
+            await asyncio.to_thread(self._app.state.models.load)
+        except MicrogptError as error:
+            log(logging.ERROR, "cannot load the new model, kept the old one", error=str(error))
+        else:
+            log(logging.INFO, "model loaded again", model=self._app.state.models.id)
+
+    async def _drain(self, serving: "asyncio.Task[None]") -> None:
+        """Let requests end, or end them, within the grace period."""
+        state = self._app.state
+        state.is_draining = True
+        log(logging.INFO, "draining")
+        grace = self._settings.grace_period
+        done, _ = await asyncio.wait((serving,), timeout=max(grace - SECONDS_BEFORE_GRACE, 0))
+        state.pool.end_all()
+        if not done:
+            await asyncio.wait((serving,), timeout=SECONDS_BEFORE_GRACE + SECONDS_AFTER_GRACE)
+        serving.cancel()
+        try:
+            await serving
+        except asyncio.CancelledError:
+            log(logging.WARNING, "some requests did not end in time")
+        log(logging.INFO, "stopped")
