@@ -340,6 +340,8 @@ class Trainer:
         if self.validation:
             end = min(end, self.step + self.validation.every - self.step % self.validation.every)
         steps = range(self.step, end)
+        if not steps:
+            return []
         batch_size = self.config.batch_size
         batches = self.dataset.batches(
             [
