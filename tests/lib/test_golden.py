@@ -38,9 +38,8 @@ def test_draws_begin_as_in_the_original(original: dict[str, Any], names: Dataset
     _, trainer = microgpt.prepare(names, TrainConfig(), rng, dtype="float64")
     first = names.tokenizer.decode(names[trainer.order[0]].tolist())
     assert first == original["first_doc"]
-    np.testing.assert_array_equal(
-        trainer.engine.parameters["wte"][0], original["first_weights_of_wte_row0"]
-    )
+    weights = original["first_weights_of_wte_row0"]
+    np.testing.assert_array_equal(trainer.engine.parameters["wte"][0, : len(weights)], weights)
 
 
 def test_first_gradients_and_twenty_steps_of_the_reference_equal_the_original(
@@ -85,7 +84,7 @@ def test_model_of_the_rust_system_gives_its_logits(shared: Path, engine: str) ->
     assert model.dtype == "float64"
     token_ids = model.tokenizer.encode_document("marianna")
     assert token_ids == expected["tokens"]
-    np.testing.assert_allclose(model.logits(token_ids), expected["logits"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(model.logits(token_ids[:-1]), expected["logits"], rtol=0, atol=1e-12)
 
 
 def test_model_of_the_rust_system_is_saved_again_with_the_same_numbers(
