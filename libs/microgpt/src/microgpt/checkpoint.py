@@ -1,4 +1,7 @@
-"""Model directories: `weights.json` and `meta.json`, written as one and checked when read.
+"""Model directories: weights and `meta.json`, written as one and checked when read.
+
+Weights are `weights.json`, which the Rust system reads too, or `weights.safetensors`; the metadata
+says which.
 
 A save must never lose a model. Both files are written beside the old ones under other names and
 flushed to disk; then a record that names them (`commit.json`) appears, in one rename; then they
@@ -9,22 +12,24 @@ that is cut short at any point leaves either the old pair or the new one.
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
 from microgpt.data import PathLike, Tokenizer
-from microgpt.errors import CheckpointError, MicrogptError
+from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig, parameter_shapes
 from microgpt.parameters import DTYPES, FloatArray, Parameters
 
 __all__ = [
     "STAGED",
     "Checkpoint",
+    "Format",
     "holds_model",
     "read_checkpoint",
     "sync_directory",
@@ -32,14 +37,21 @@ __all__ = [
     "write_durably",
 ]
 
+Format: TypeAlias = Literal["json", "safetensors"]
+
 META = "meta.json"
-WEIGHTS = "weights.json"
+FILE_DTYPES = ("float16", *DTYPES)  # of a safetensors file
+WEIGHTS: dict[Format, str] = {"json": "weights.json", "safetensors": "weights.safetensors"}
 COMMIT = "commit.json"
 STAGED = ".staged"  # suffix of a file that is not yet in place
 
 MAX_META_BYTES = 64 << 20  # every character of Unicode, escaped, and then some
-MAX_BYTES_PER_WEIGHT = 64  # the longest float64 takes 24 characters and a comma
-MIN_BYTES_PER_WEIGHT = 2  # "0,"
+MAX_BYTES_PER_WEIGHT = 64  # in JSON, the longest float64 takes 24 characters and a comma
+MIN_BYTES_PER_WEIGHT = 2  # "0,", or a float16
+MAX_HEADER_BYTES = 1 << 20  # around the weights
+
+
+_Matrix: TypeAlias = list[list[float]] | FloatArray
 
 
 @dataclass(frozen=True)
@@ -69,47 +81,88 @@ class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
     weights_file: str | None = None
     weights_sha256: str | None = None
 
+    @property
+    def file(self) -> str:
+        """Name of the weights' file; the seed's metadata does not say."""
+        return self.weights_file or WEIGHTS["json"]
+
 
 # ---------------------------------------------------------------- writing
 
 
-def write_checkpoint(directory: PathLike, checkpoint: Checkpoint) -> list[Path]:
+def write_checkpoint(
+    directory: PathLike,
+    checkpoint: Checkpoint,
+    format: Format = "json",  # noqa: A002 - as everywhere
+    *,
+    half: bool = False,
+) -> list[Path]:
     """Save a model; replaces the one that the directory holds, if any.
 
     Args:
         directory: made if it does not exist.
         checkpoint: what to save.
+        format: of the weights: "json" or "safetensors".
+        half: round weights to float16, three digits, to save space; safetensors only.
 
     Returns:
         The files written: weights, metadata.
 
     Raises:
+        ConfigError: there is no such format, or `half` is asked of JSON.
         CheckpointError: a weight is not finite, or the directory cannot be written; what it held
             before is intact.
     """
+    if format not in WEIGHTS or (half and format != "safetensors"):
+        raise ConfigError(
+            f"got format {format!r} and half={half}, expected json, safetensors, or safetensors "
+            "and half"
+        )
     path = Path(directory)
-    weights = _encode_weights(checkpoint.parameters)
-    meta = _encode_meta(checkpoint, hashlib.sha256(weights).hexdigest())
+    parameters = checkpoint.parameters
+    dtype = "float16" if half else parameters.dtype
+    _check_finite(parameters, dtype)
+    if format == "json":
+        weights = _encode_json(parameters)
+    else:
+        from safetensors.numpy import save  # noqa: PLC0415 - 90 ms, and only here
+
+        weights = save({name: view.astype(dtype) for name, view in parameters.items()})
+    name = WEIGHTS[format]
+    meta = _encode_meta(checkpoint, name, hashlib.sha256(weights).hexdigest())
     try:
         path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             _complete_commit(path)
-            _write_together(path, {WEIGHTS: weights, META: meta})
+            _write_together(path, {name: weights, META: meta})
+            for other in set(WEIGHTS.values()) - {name}:
+                (path / other).unlink(missing_ok=True)  # of the model before
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise CheckpointError(
             f"cannot write {path}: {cause}", hint="the model that was there before is intact"
         ) from error
-    return [path / WEIGHTS, path / META]
+    return [path / name, path / META]
 
 
-def _encode_weights(parameters: Parameters) -> bytes:
-    if not np.isfinite(parameters.flat).all():
-        name = next(name for name, view in parameters.items() if not np.isfinite(view).all())
-        raise CheckpointError(
-            f"cannot save: {name} holds numbers that are not finite",
-            hint="train with a smaller learning rate",
-        )
+def _check_finite(parameters: Parameters, dtype: str) -> None:
+    """Raise CheckpointError unless all weights are finite in `dtype`."""
+    with np.errstate(over="ignore"):
+        rounded = {name: view.astype(dtype) for name, view in parameters.items()}
+    for name, view in parameters.items():
+        if not np.isfinite(view).all():
+            raise CheckpointError(
+                f"cannot save: {name} holds numbers that are not finite",
+                hint="train with a smaller learning rate",
+            )
+        if not np.isfinite(rounded[name]).all():
+            raise CheckpointError(
+                f"cannot save: {name} holds numbers beyond the range of {dtype}",
+                hint="save it without half",
+            )
+
+
+def _encode_json(parameters: Parameters) -> bytes:
     shortest = Parameters(parameters.config, _shortest(parameters.flat))
     return msgspec.json.encode({name: view.tolist() for name, view in shortest.items()})
 
@@ -136,7 +189,7 @@ def _shortest(numbers: FloatArray) -> FloatArray:
     return result
 
 
-def _encode_meta(checkpoint: Checkpoint, weights_sha256: str) -> bytes:
+def _encode_meta(checkpoint: Checkpoint, weights_file: str, weights_sha256: str) -> bytes:
     tokenizer, parameters = checkpoint.tokenizer, checkpoint.parameters
     config = parameters.config
     meta = _Meta(
@@ -148,7 +201,7 @@ def _encode_meta(checkpoint: Checkpoint, weights_sha256: str) -> bytes:
         chars=list(tokenizer.chars),
         special_tokens=list(tokenizer.special_tokens) or None,
         dtype=parameters.dtype,
-        weights_file=WEIGHTS,
+        weights_file=weights_file,
         weights_sha256=weights_sha256,
     )
     return msgspec.json.format(msgspec.json.encode(meta), indent=2)
@@ -195,7 +248,7 @@ def _committed_names(path: Path) -> Sequence[str]:
         raise CheckpointError(
             f"invalid {path / COMMIT}: {error}", hint="it is not one of ours: move it away"
         ) from error
-    if strange := set(names) - {META, WEIGHTS}:
+    if strange := set(names) - {META, *WEIGHTS.values()}:
         raise CheckpointError(f"invalid {path / COMMIT}: it names {sorted(strange)}")
     return names
 
@@ -239,7 +292,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def holds_model(directory: PathLike) -> bool:
     """Return whether a model, whole or damaged, lies in `directory`."""
-    return any((Path(directory) / name).exists() for name in (META, WEIGHTS, COMMIT))
+    return any((Path(directory) / name).exists() for name in (META, COMMIT, *WEIGHTS.values()))
 
 
 def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint:
@@ -261,13 +314,13 @@ def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint
             break
     else:
         raise CheckpointError(
-            f"{path / WEIGHTS} is not what {META} describes: its SHA-256 digest differs",
+            f"{path / meta.file} is not what {META} describes: its SHA-256 digest differs",
             hint="it was changed or damaged after it was saved; restore both files from one copy",
         )
     config, tokenizer = _check_meta(path / META, meta)
     saved_dtype = meta.dtype or "float64"
     parameters = Parameters.zeros(config, dtype or saved_dtype)
-    _decode_weights(path / WEIGHTS, weights, parameters)
+    _decode_weights(path / meta.file, weights, parameters)
     return Checkpoint(tokenizer, parameters)
 
 
@@ -285,7 +338,7 @@ def _read_pair(path: Path) -> tuple[_Meta, bytes]:
     smallest, largest = (
         config.n_params * size for size in (MIN_BYTES_PER_WEIGHT, MAX_BYTES_PER_WEIGHT)
     )
-    return meta, _read_regular(_in_place(path / WEIGHTS), smallest, largest + 65536)
+    return meta, _read_regular(_in_place(path / meta.file), smallest, largest + MAX_HEADER_BYTES)
 
 
 def _in_place(path: Path) -> Path:
@@ -331,12 +384,16 @@ def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
     for what, found, expected in (
         ("special_tokens", meta.special_tokens or [], expected_tokens),
         ("vocab_size", meta.vocab_size, tokenizer.vocab_size),
-        ("weights_file", meta.weights_file or WEIGHTS, WEIGHTS),
     ):
         if found != expected:
             raise CheckpointError(
                 f"invalid {META}: {what} is {found!r}, expected {expected!r} in {path}"
             )
+    if meta.file not in WEIGHTS.values():
+        raise CheckpointError(
+            f"invalid {META}: weights_file is {meta.file!r}, expected weights.json or "
+            f"weights.safetensors in {path}"
+        )
     if meta.dtype not in (None, *DTYPES):
         raise CheckpointError(
             f"invalid {META}: dtype is {meta.dtype!r}, expected float32 or float64 in {path}"
@@ -346,10 +403,9 @@ def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
 
 def _decode_weights(path: Path, content: bytes, parameters: Parameters) -> None:
     """Parse `content` into `parameters`, or raise CheckpointError."""
-    try:
-        matrices = msgspec.json.decode(content, type=dict[str, list[list[float]]])
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"invalid {path}: {error}") from error
+    matrices = (
+        _parse_json(path, content) if path.suffix == ".json" else _parse_tensors(path, content)
+    )
     shapes = parameter_shapes(parameters.config)
     for kind, names in (
         ("is missing", shapes.keys() - matrices.keys()),
@@ -364,9 +420,31 @@ def _decode_weights(path: Path, content: bytes, parameters: Parameters) -> None:
         _fill(path, name, parameters[name], matrices[name], shape)
 
 
-def _fill(
-    path: Path, name: str, view: FloatArray, rows: list[list[float]], shape: tuple[int, int]
-) -> None:
+def _parse_json(path: Path, content: bytes) -> Mapping[str, _Matrix]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, list[list[float]]])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"invalid {path}: {error}") from error
+
+
+def _parse_tensors(path: Path, content: bytes) -> Mapping[str, _Matrix]:
+    import safetensors  # noqa: PLC0415 - 90 ms, and only here
+    from safetensors.numpy import load  # noqa: PLC0415
+
+    try:
+        tensors = load(content)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"invalid {path}: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype.name not in FILE_DTYPES or tensor.ndim != 2:  # noqa: PLR2004 - a matrix
+            raise CheckpointError(
+                f"invalid {path}: {name} is of shape {tensor.shape} and type {tensor.dtype}, "
+                f"expected a matrix of {', '.join(FILE_DTYPES)}"
+            )
+    return tensors
+
+
+def _fill(path: Path, name: str, view: FloatArray, rows: _Matrix, shape: tuple[int, int]) -> None:
     lengths = {len(row) for row in rows}
     if len(rows) != shape[0] or lengths != {shape[1]}:
         found = f"{len(rows)} rows of {' or '.join(map(str, sorted(lengths)[:3])) or 'no'} columns"

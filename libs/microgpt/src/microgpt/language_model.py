@@ -10,7 +10,7 @@ import numpy as np
 
 from microgpt import engines
 from microgpt.chat import ChatPrompt, TooLong, build_prompt
-from microgpt.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from microgpt.checkpoint import Checkpoint, Format, read_checkpoint, write_checkpoint
 from microgpt.data import ROLES, Batch, Dataset, Long, Message, PathLike, Tokenizer, Unknown
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
@@ -129,13 +129,27 @@ class LanguageModel:
         """Type of the weights: float32 or float64."""
         return self.parameters.dtype
 
-    def save(self, directory: PathLike) -> None:
-        """Write `weights.json` and `meta.json`, as one: both or, on failure, neither.
+    def save(
+        self,
+        directory: PathLike,
+        *,
+        format: Format = "json",  # noqa: A002 - as everywhere
+        half: bool = False,
+    ) -> None:
+        """Write weights and `meta.json`, as one: both or, on failure, neither.
+
+        Args:
+            directory: made if it does not exist; a model that it holds is replaced.
+            format: "json" for `weights.json`, which the Rust system reads too, or "safetensors" for
+                `weights.safetensors`, smaller and faster to read.
+            half: round weights to float16, three digits, to halve the latter; they are read back
+                as float32.
 
         Raises:
+            ConfigError: there is no such format, or `half` is asked of JSON.
             CheckpointError: a weight is not finite, or the directory cannot be written.
         """
-        write_checkpoint(directory, Checkpoint(self.tokenizer, self.parameters))
+        write_checkpoint(directory, Checkpoint(self.tokenizer, self.parameters), format, half=half)
 
     def generate(
         self,

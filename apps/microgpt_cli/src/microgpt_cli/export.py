@@ -1,0 +1,47 @@
+"""`microgpt-cli export`: a model in another format."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from microgpt_cli.options import ModelDir
+
+__all__ = ["export"]
+
+
+class Format(StrEnum):
+    """Formats of weights."""
+
+    JSON = "json"
+    SAFETENSORS = "safetensors"
+
+
+def export(
+    *,
+    model_dir: ModelDir = Path("output"),
+    output: Annotated[Path, typer.Option(help="Directory for the copy.")],
+    format: Annotated[  # noqa: A002 - the name of the flag
+        Format, typer.Option(help="json (the Rust system reads it too) or safetensors.")
+    ] = Format.SAFETENSORS,
+    half: Annotated[
+        bool, typer.Option("--half", help="Round weights to float16, three digits; safetensors.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a model in OUTPUT.")] = False,
+) -> None:
+    """Write a copy of a model; every command and the service read both formats."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if half and format is not Format.SAFETENSORS:
+        raise typer.BadParameter("it needs --format safetensors.", param_hint="--half")
+    if microgpt.holds_model(output) and not force:
+        raise microgpt.CheckpointError(
+            f"{output} already holds a model",
+            hint="use --force to overwrite it, or choose another --output",
+        )
+    model = microgpt.load(model_dir, engine="vectorized")  # which need not be loaded
+    model.save(output, format=format.value, half=half)
+    weights = output / f"weights.{format.value}"
+    typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")
+    typer.echo(f"metadata saved to {output / 'meta.json'}")
