@@ -135,14 +135,21 @@ def write_checkpoint(
         with _locked(path):
             _complete_commit(path)
             _write_together(path, {name: weights, META: meta})
-            for other in set(WEIGHTS.values()) - {name}:
-                (path / other).unlink(missing_ok=True)  # of the model before
+            _remove_others(path, {name, META})
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise CheckpointError(
             f"cannot write {path}: {cause}", hint="the model that was there before is intact"
         ) from error
     return [path / name, path / META]
+
+
+def _remove_others(path: Path, kept: set[str]) -> None:
+    """Remove the weights of the model before, and what a save that failed has left."""
+    for name in (META, *WEIGHTS.values(), COMMIT):
+        (path / (name + STAGED)).unlink(missing_ok=True)
+        if name not in kept:
+            (path / name).unlink(missing_ok=True)
 
 
 def _check_finite(parameters: Parameters, dtype: str) -> None:

@@ -1,0 +1,415 @@
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from microgpt import CheckpointError, ConfigError, LanguageModel, ModelConfig, Tokenizer
+from microgpt.parameters import Parameters
+from safetensors.numpy import save as save_tensors
+
+CONFIG = ModelConfig(vocab_size=4, n_embd=4, n_head=2, n_layer=1, block_size=3)
+CHARS = ("a", "é", "😀")
+
+
+def model_of(flat: Any, *, is_chat: bool = False) -> LanguageModel:
+    tokenizer = Tokenizer(CHARS[: 3 - 3 * is_chat], is_chat)
+    return LanguageModel(tokenizer, Parameters(CONFIG, np.asarray(flat)), engine="vectorized")
+
+
+def numbered(start: float, dtype: str = "float32") -> LanguageModel:
+    return model_of(np.linspace(start, start + 1, CONFIG.n_params, dtype=dtype))
+
+
+def flat_of(directory: Path) -> list[float]:
+    flat: list[float] = microgpt.load(directory, engine="vectorized").parameters.flat.tolist()
+    return flat
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    numbered(1.0).save(tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- what was saved is loaded
+
+
+@settings(deadline=None, max_examples=60)
+@given(dtype=st.sampled_from(["float32", "float64"]), data=st.data())
+@pytest.mark.parametrize("weights_format", ["json", "safetensors"])
+def test_every_bit_survives(
+    weights_format: Any, dtype: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    numbers = st.floats(
+        allow_nan=False, allow_infinity=False, width=32 if dtype == "float32" else 64
+    )
+    flat = data.draw(hnp.arrays(dtype, CONFIG.n_params, elements=numbers))
+    directory = tmp_path_factory.mktemp("model")
+    model_of(flat).save(directory, format=weights_format)
+    loaded = microgpt.load(directory, engine="vectorized")
+    assert loaded.dtype == dtype
+    np.testing.assert_array_equal(loaded.parameters.flat, flat)
+    assert loaded.tokenizer == Tokenizer(CHARS)
+
+
+def test_chat_tokens_survive(tmp_path: Path) -> None:
+    model = model_of(np.zeros(CONFIG.n_params), is_chat=True)
+    model.save(tmp_path)
+    assert microgpt.load(tmp_path).tokenizer == model.tokenizer
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert meta["special_tokens"] == ["user", "assistant", "end_turn"]
+
+
+def test_float32_weights_are_printed_in_their_shortest_form(tmp_path: Path) -> None:
+    model_of(np.full(CONFIG.n_params, 0.1, np.float32)).save(tmp_path)
+    weights = json.loads((tmp_path / "weights.json").read_text())
+    assert weights["wte"][0] == [0.1] * 4
+
+
+def test_metadata_is_readable_and_in_the_order_of_the_rust_system(saved: Path) -> None:
+    text = (saved / "meta.json").read_text(encoding="utf-8")
+    assert '  "vocab_size": 4,\n  "n_embd": 4,\n  "n_head": 2,\n  "n_layer": 1' in text
+    assert "é" in text
+    assert list(json.loads(text)) == [
+        *("vocab_size", "n_embd", "n_head", "n_layer", "block_size", "chars"),
+        *("dtype", "weights_file", "weights_sha256"),
+    ]
+
+
+def test_half_precision_keeps_three_digits_in_half_the_bytes(tmp_path: Path) -> None:
+    model = numbered(-0.5)
+    model.save(tmp_path / "whole", format="safetensors")
+    model.save(tmp_path / "half", format="safetensors", half=True)
+    whole, half = (tmp_path / name / "weights.safetensors" for name in ("whole", "half"))
+    assert whole.stat().st_size - half.stat().st_size == pytest.approx(
+        2 * CONFIG.n_params,
+        abs=100,  # of the header
+    )
+    loaded = microgpt.load(tmp_path / "half")
+    assert loaded.dtype == "float32"
+    rounded = model.parameters.flat.astype(np.float16)
+    np.testing.assert_array_equal(loaded.parameters.flat, rounded)
+
+
+def test_another_format_leaves_one_file_of_weights(saved: Path) -> None:
+    numbered(2.0).save(saved, format="safetensors")
+    assert sorted(path.name for path in saved.iterdir()) == ["meta.json", "weights.safetensors"]
+    assert flat_of(saved)[0] == 2.0
+    numbered(3.0).save(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["meta.json", "weights.json"]
+    assert flat_of(saved)[0] == 3.0
+
+
+# ---------------------------------------------------------------- what cannot be saved
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_not_saved(saved: Path, number: float) -> None:
+    model = numbered(2.0)
+    model.parameters["lm_head"][1, 1] = number
+    with pytest.raises(CheckpointError, match="lm_head holds numbers that are not finite"):
+        model.save(saved)
+    assert flat_of(saved)[0] == 1.0
+
+
+def test_numbers_beyond_half_precision_are_not_halved(saved: Path) -> None:
+    model = numbered(2.0)
+    model.parameters["wpe"][1, 1] = 1e5
+    with pytest.raises(CheckpointError, match="wpe holds numbers beyond the range of float16"):
+        model.save(saved, format="safetensors", half=True)
+    assert flat_of(saved)[0] == 1.0
+
+
+@pytest.mark.parametrize("options", [{"half": True}, {"format": "pickle"}])
+def test_format_that_there_is_not_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected json, safetensors, or safetensors and half"):
+        numbered(1.0).save(tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_directory_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(CheckpointError, match=r"cannot write .*file/model: Not a directory"):
+        numbered(1.0).save(tmp_path / "file" / "model")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_full_disk_leaves_the_model_before(saved: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = numbered(2.0)
+    code = f"""
+        import resource, signal, sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_checkpoint import numbered
+        model = numbered(2.0)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, {most}))
+        model.save({str(saved)!r})
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert "CheckpointError: cannot write" in run.stderr
+    assert "File too large" in run.stderr
+    assert sorted(path.name for path in saved.iterdir()) == ["meta.json", "weights.json"]
+    assert flat_of(saved)[0] == 1.0
+    model.save(saved)
+    assert flat_of(saved)[0] == 2.0
+
+
+# ---------------------------------------------------------------- damage
+
+
+def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        path = directory / name
+        text = path.read_text(encoding="utf-8")
+        assert old in text
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+def with_weights(**changes: Any) -> Callable[[Path], None]:
+    """Return a change of `weights.json` that its digest does not give away."""
+
+    def change(directory: Path) -> None:
+        meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+        del meta["weights_sha256"]
+        (directory / "meta.json").write_text(json.dumps(meta))
+        weights = json.loads((directory / "weights.json").read_text())
+        for name, value in changes.items():
+            weights[name.replace("__", ".")] = value
+        for name in [name for name, value in weights.items() if value is None]:
+            del weights[name]
+        (directory / "weights.json").write_text(json.dumps(weights))
+
+    return change
+
+
+def nothing(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
+def folder(name: str) -> Callable[[Path], None]:
+    def change(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).mkdir()
+
+    return change
+
+
+ROWS = [[0.5] * 4] * 4
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("empty directory", nothing, r"cannot read .*meta.json: No such file"),
+    ("no weights", lambda d: (d / "weights.json").unlink(), r"cannot read .*weights.json: No such"),
+    ("folder as metadata", folder("meta.json"), "meta.json: it is not a regular file"),
+    ("folder as weights", folder("weights.json"), "weights.json: it is not a regular file"),
+    ("empty weights", lambda d: (d / "weights.json").write_text(""), "it has 0 bytes, expected"),
+    ("digest", replace_text("weights.json", "1.0,", "1.5,"), "its SHA-256 digest differs"),
+    ("metadata is a list", lambda d: (d / "meta.json").write_text("[]"), "Expected `object`"),
+    ("UTF-16", lambda d: (d / "meta.json").write_text("{}", "utf-16"), "invalid meta.json"),
+    ("nesting", lambda d: (d / "meta.json").write_text("[" * 9999), "invalid meta.json"),
+    ("missing key", replace_text("meta.json", '"n_head"', '"n_heads"'), "required field `n_head`"),
+    ("text as size", replace_text("meta.json", '"n_embd": 4', '"n_embd": "4"'), "Expected `int`"),
+    ("null size", replace_text("meta.json", '"n_embd": 4', '"n_embd": null'), "Expected `int`"),
+    ("size 0", replace_text("meta.json", '"n_layer": 1', '"n_layer": 0'), "n_layer is 0"),
+    ("negative", replace_text("meta.json", '"n_embd": 4', '"n_embd": -4'), "n_embd is -4"),
+    ("heads", replace_text("meta.json", '"n_head": 2', '"n_head": 3'), "must be divisible"),
+    ("huge size", replace_text("meta.json", '"n_embd": 4', '"n_embd": 4000000'), "expected .* to"),
+    ("char twice", replace_text("meta.json", '"é"', '"a"'), "a character twice"),
+    ("long char", replace_text("meta.json", '"é"', '"éé"'), "must be single characters"),
+    (
+        "vocabulary",
+        replace_text("meta.json", '"vocab_size": 4', '"vocab_size": 5'),
+        "vocab_size is 5",
+    ),
+    ("dtype", replace_text("meta.json", "float32", "float16"), "dtype is 'float16'"),
+    ("other file", replace_text("meta.json", "weights.json", "../x.json"), "weights_file is"),
+    ("missing tensor", with_weights(lm_head=None), "lm_head is missing"),
+    ("extra tensor", with_weights(bias=ROWS), "bias is unknown"),
+    ("another layer", with_weights(layer1__attn_wq=ROWS), "layer1.attn_wq is unknown"),
+    ("ragged", with_weights(wte=[[0.5] * 4] * 3 + [[0.5] * 3]), "4 rows of 3 or 4 columns"),
+    ("rows missing", with_weights(wte=ROWS[:3]), "wte has 3 rows of 4 columns, expected shape"),
+    ("no rows", with_weights(wte=[]), "wte has 0 rows"),
+    ("flat", with_weights(wte=[0.5] * 16), "Expected `array`"),
+    ("text as number", with_weights(wte=[["0.5"] * 4] * 4), "Expected `float`"),
+    ("bool as number", with_weights(wte=[[True] * 4] * 4), "Expected `float`"),
+    ("null as number", with_weights(wpe=[[float("nan")] * 4] * 3), "invalid .*weights.json"),
+    ("beyond float32", with_weights(wpe=[[1e39] * 4] * 3), "beyond the range of float32"),
+]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [case[1:] for case in DAMAGES], ids=[case[0] for case in DAMAGES]
+)
+def test_damaged_model_is_refused(
+    saved: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(saved)
+    with pytest.raises(CheckpointError, match=message):
+        microgpt.load(saved)
+
+
+@pytest.mark.parametrize("number", ["1e999", "NaN", "Infinity", "null", "1" * 400])
+def test_number_that_is_none_is_refused(saved: Path, number: str) -> None:
+    with_weights()(saved)
+    replace_text("weights.json", "1.0,", f"{number},")(saved)
+    with pytest.raises(CheckpointError, match=r"weights\.json"):
+        microgpt.load(saved)
+
+
+@pytest.mark.parametrize("weights_format", ["json", "safetensors"])
+@pytest.mark.parametrize("name", ["meta.json", "weights"])
+def test_file_cut_anywhere_is_refused(tmp_path: Path, weights_format: Any, name: str) -> None:
+    numbered(1.0).save(tmp_path, format=weights_format)
+    path = tmp_path / (name if name == "meta.json" else f"weights.{weights_format}")
+    whole = path.read_bytes()
+    last = len(whole.rstrip())
+    for n_bytes in {*range(0, last, max(1, last // 40)), last - 1}:
+        path.write_bytes(whole[:n_bytes])
+        with pytest.raises(CheckpointError):
+            microgpt.load(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> None:
+    numbered(2.0).save(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "weights.json", saved)
+    with pytest.raises(CheckpointError, match="its SHA-256 digest differs") as caught:
+        microgpt.load(saved)
+    assert "restore both files from one copy" in str(caught.value.hint)
+
+
+def tensors_with(**changes: Any) -> bytes:
+    tensors = {
+        name: np.zeros(view.shape, np.float32) for name, view in numbered(1.0).parameters.items()
+    }
+    tensors |= changes
+    return save_tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
+
+
+TENSORS: list[tuple[str, bytes, str]] = [
+    ("noise", b"\xff" * 1000, r"invalid .*weights.safetensors"),
+    ("header longer than the file", (10**6).to_bytes(8, "little") + b"{}" * 900, "invalid"),
+    ("missing tensor", tensors_with(wte=None), "wte is missing"),
+    ("extra tensor", tensors_with(bias=np.zeros((2, 2), np.float32)), "bias is unknown"),
+    ("shape", tensors_with(wte=np.zeros((3, 4), np.float32)), "wte has 3 rows of 4 columns"),
+    ("integers", tensors_with(wte=np.zeros((4, 4), np.int32)), "type int32, expected a matrix"),
+    ("vector", tensors_with(wte=np.zeros(16, np.float32)), r"shape \(16,\)"),
+    ("NaN", tensors_with(wte=np.full((4, 4), np.nan, np.float32)), "wte holds a number beyond"),
+]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [case[1:] for case in TENSORS], ids=[case[0] for case in TENSORS]
+)
+def test_damaged_tensors_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    numbered(1.0).save(tmp_path, format="safetensors")
+    meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
+    del meta["weights_sha256"]
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        microgpt.load(tmp_path)
+
+
+# ---------------------------------------------------------------- killed at any system call
+
+# Saves once per number k in a child of its own, such that the k-th call of a kind that belongs to
+# the save is call number N of the child: strace counts calls per process, and strikes at the N-th.
+SAVER = """
+import fcntl, os, sys
+import microgpt, safetensors.numpy
+call, weights_format, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = microgpt.load(sys.argv[4], engine="vectorized")
+null = os.open("/dev/null", os.O_RDWR)
+
+def quietly(function, *arguments):
+    try:
+        function(*arguments)
+    except OSError:
+        pass
+
+idle = {
+    "openat": lambda: quietly(os.open, "/nowhere/a", os.O_RDONLY),
+    "write": lambda: os.write(null, b"."),
+    "fsync": lambda: quietly(os.fsync, null),
+    "rename": lambda: quietly(os.rename, "/nowhere/a", "/nowhere/b"),
+    "unlink": lambda: quietly(os.unlink, "/nowhere/a"),
+    "mkdir": lambda: quietly(os.mkdir, "/nowhere/a"),
+    "flock": lambda: fcntl.flock(null, fcntl.LOCK_SH),
+}[call]
+for k, directory in enumerate(sys.argv[5:], 1):
+    child = os.fork()
+    if child == 0:
+        for _ in range(n - k):
+            idle()
+        try:
+            model.save(directory, format=weights_format)
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+CALLS = ("openat", "write", "fsync", "rename", "unlink", "mkdir", "flock")
+MAX_CALLS = 16  # of one kind that a save makes
+STRUCK = dict.fromkeys(CALLS, 100) | {"openat": 1000}  # more than starting makes
+
+
+def run_saver(
+    call: str, weights_format: str, directories: list[Path], *strace: str
+) -> subprocess.CompletedProcess[str]:
+    program = [os.path.realpath(sys.executable), "-c", SAVER, call, weights_format]
+    program.append(str(STRUCK[call]))
+    return subprocess.run(
+        ["strace", "-f", "-qq", "-e", f"trace={call}", *strace, *program, *directories],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ)
+        | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+    )
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@pytest.mark.parametrize("weights_format", ["json", "safetensors"])
+@pytest.mark.parametrize("fault", ["signal=KILL", "error=ENOSPC", "error=EIO"])
+@pytest.mark.parametrize("call", CALLS)
+def test_save_that_fails_at_any_system_call_loses_nothing(
+    tmp_path: Path, call: str, fault: str, weights_format: Any
+) -> None:
+    directories = [tmp_path / str(k) for k in range(1, MAX_CALLS + 1)]
+    for directory in directories:
+        numbered(1.0).save(directory)
+    numbered(2.0).save(tmp_path / "new")
+    inject = f"inject={call}:{fault}:when={STRUCK[call]}"
+    log = tmp_path / "log"
+    run = run_saver(
+        call, weights_format, [tmp_path / "new", *directories], "-o", str(log), "-e", inject
+    )
+    assert run.returncode == 0, run.stderr
+    strikes = log.read_text()
+    n_strikes = strikes.count("killed by SIGKILL") or strikes.count("(INJECTED)")
+    assert 0 < n_strikes < MAX_CALLS, "every call of the save was to be struck once"
+    for directory in directories:
+        assert flat_of(directory)[0] in {1.0, 2.0}
+        numbered(3.0).save(directory, format=weights_format)
+        assert flat_of(directory)[0] == 3.0
+        names = sorted(path.name for path in directory.iterdir())
+        assert names == ["meta.json", f"weights.{weights_format}"]
