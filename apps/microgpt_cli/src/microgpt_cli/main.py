@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from microgpt_cli import bench, chat, data, evaluate, export, generate, info, score, train
+from microgpt_cli import bench, chat, data, evaluate, export, generate, info, plot, score, train
 from microgpt_cli.terminal import report_error
 
 __all__ = ["app", "run"]
@@ -29,6 +29,7 @@ app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("info")(info.info)
+app.command("plot")(plot.plot)
 app.command("score")(score.score)
 app.command("export")(export.export)
 app.command("evaluate")(evaluate.evaluate)

@@ -29,7 +29,9 @@ class MetricsLog:
         self._losses: list[float] = []
         kept = [line for line in read_metrics(directory) if line["step"] <= first_step]
         self._n_seconds_before = kept[-1]["elapsed"] if first_step and kept else 0.0
-        self._path.write_text("".join(f"{json.dumps(line)}\n" for line in kept if first_step))
+        staged = self._path.with_name(METRICS + ".staged")
+        staged.write_text("".join(f"{json.dumps(line)}\n" for line in kept if first_step))
+        staged.replace(self._path)
 
     def add(self, reports: "list[StepReport]", tokens_per_second: float, elapsed: float) -> None:
         """Take reports in; `elapsed` in seconds since training started."""

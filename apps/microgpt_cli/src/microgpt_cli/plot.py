@@ -1,0 +1,129 @@
+"""`microgpt-cli plot`: the learning curve of a run, in the terminal and as a picture."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from microgpt_cli.metrics import METRICS, read_metrics
+
+__all__ = ["plot"]
+
+FORMATS = ("svg", "png")
+MAX_POINTS = 100  # of the training loss, which single steps make noisy
+MARGIN = 26  # columns beside the curve in the terminal
+MAX_WIDTH, MIN_WIDTH, HEIGHT = 100, 20, 16  # of the curve in the terminal
+PICTURE_INCHES = (8, 4.5)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A loss in nats per token, by step."""
+
+    steps: list[float]
+    losses: list[float]
+
+
+def plot(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a model.")],
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write a picture: NAME.svg or NAME.png.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite OUTPUT.")] = False,
+) -> None:
+    """Draw the learning curve of a training run."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if output and output.suffix.removeprefix(".") not in FORMATS:
+        raise typer.BadParameter(f"{output} ends in neither .svg nor .png.", param_hint="--output")
+    if output and output.exists() and not force:
+        raise microgpt.DataError(
+            f"{output} exists", hint="use --force to overwrite it, or name another file"
+        )
+    records = list(read_metrics(directory))
+    if not records:
+        raise microgpt.DataError(
+            f"nothing to draw: {directory / METRICS} does not exist or holds no record",
+            hint="is this a directory that microgpt-cli train has written?",
+        )
+    training = _smoothed([(record["step"], record["loss"]) for record in records])
+    measured = [
+        (record["step"], record["val_loss"]) for record in records if record["val_loss"] is not None
+    ]
+    validation = Curve(*map(list, zip(*measured, strict=True))) if measured else None
+    typer.echo(_drawn(training, validation))
+    if output:
+        _write_picture(training, validation, output)
+        typer.echo(f"\npicture saved to {output}")
+
+
+def _smoothed(points: list[tuple[float, float]]) -> Curve:
+    """Return means over at most MAX_POINTS groups of neighbours."""
+    size = -(-len(points) // MAX_POINTS)
+    groups = [points[i : i + size] for i in range(0, len(points), size)]
+    means = [[sum(column) / len(group) for column in zip(*group, strict=True)] for group in groups]
+    return Curve([step for step, _ in means], [loss for _, loss in means])
+
+
+def _drawn(training: Curve, validation: Curve | None) -> str:
+    """Return the curves in characters, as wide as the terminal allows."""
+    try:
+        import plotille  # type: ignore[import-untyped] # noqa: PLC0415 - optional
+    except ImportError:
+        _refuse("plotille")
+    figure = plotille.Figure()
+    columns = shutil.get_terminal_size().columns
+    figure.width = min(max(columns - MARGIN, MIN_WIDTH), MAX_WIDTH)
+    figure.height = HEIGHT
+    figure.with_colors = False
+    figure.x_label, figure.y_label = "step", "nats"
+    figure.set_x_limits(
+        min_=0, max_=max(curve.steps[-1] for curve in (training, validation) if curve)
+    )
+    figure.x_ticks_fkt = lambda step, _: f"{step:.0f}"
+    figure.y_ticks_fkt = lambda loss, _: f"{loss:.2f}"
+    figure.plot(training.steps, training.losses, label="loss")
+    if validation:
+        figure.scatter(validation.steps, validation.losses, label="val loss", marker="o")
+    text: str = figure.show(legend=True)
+    return "\n".join(line.rstrip("\N{BRAILLE PATTERN BLANK} ") for line in text.splitlines())
+
+
+def _write_picture(training: Curve, validation: Curve | None, path: Path) -> None:
+    import microgpt  # noqa: PLC0415 - see main
+
+    try:
+        import matplotlib as mpl  # noqa: PLC0415 - optional, and takes a second
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        _refuse("matplotlib")
+    figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss in nats per token")
+    axes.plot(training.steps, training.losses, label="training")
+    if validation:
+        axes.plot(validation.steps, validation.losses, marker=".", label="validation")
+        axes.legend()
+    axes.grid(alpha=0.3)
+    staged = path.with_name(path.name + ".staged")
+    try:
+        with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # one curve, one file
+            figure.savefig(
+                staged,
+                format=path.suffix.removeprefix("."),
+                metadata={"Date": None} if path.suffix == ".svg" else None,
+            )
+        staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise microgpt.DataError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _refuse(package: str) -> NoReturn:
+    import microgpt  # noqa: PLC0415 - see main
+
+    raise microgpt.DataError(
+        f"cannot draw: {package} is not installed", hint='pip install "microgpt-cli[plot]"'
+    )
