@@ -7,6 +7,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chat": {"data", "errors"},
     "streaming": {"chat", "data", "errors"},
     "checkpoint": {"data", "errors", "model", "parameters"},
-    "train": {"autograd", "data", "engines", "errors", "model", "parameters"},
+    "ranks": {"data", "errors"},
+    "train": {"autograd", "data", "engines", "errors", "model", "parameters", "ranks"},
     "snapshot": {"checkpoint", "data", "errors", "model", "parameters", "train"},
     "language_model": {
-        *("chat", "streaming"),
+        *("chat", "ranks", "streaming"),
         *("checkpoint", "data", "engines", "errors", "model", "parameters", "sampling", "train"),
     },
 }
@@ -173,7 +175,9 @@ def test_application_uses_only_public_names_of_the_library(source: Path) -> None
 
 @pytest.mark.parametrize("distribution", [LIBRARY, *APPLICATIONS], ids=lambda path: path.name)
 def test_distribution_imports_only_what_it_depends_on(distribution: Path) -> None:
-    requirements = map(Requirement, project_of(distribution)["dependencies"])
+    project = project_of(distribution)
+    optional = project.get("optional-dependencies", {}).values()
+    requirements = map(Requirement, chain(project["dependencies"], *optional))
     declared = {
         requirement.name.removesuffix("-lib").replace("-", "_") for requirement in requirements
     }

@@ -1,5 +1,4 @@
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 import microgpt
 import numpy as np
 import pytest
+from faults import CALLS, FAULTS, MAX_CALLS, needs_strace, strike_each_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -151,7 +151,7 @@ def test_full_disk_leaves_the_model_before(saved: Path) -> None:
     model = numbered(2.0)
     code = f"""
         import resource, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
         from test_checkpoint import numbered
         model = numbered(2.0)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -328,68 +328,17 @@ def test_damaged_tensors_are_refused(tmp_path: Path, content: bytes, message: st
 
 # ---------------------------------------------------------------- killed at any system call
 
-# Saves once per number k in a child of its own, such that the k-th call of a kind that belongs to
-# the save is call number N of the child: strace counts calls per process, and strikes at the N-th.
-SAVER = """
-import fcntl, os, sys
+SETUP = """
 import microgpt, safetensors.numpy
-call, weights_format, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model = microgpt.load(sys.argv[4], engine="vectorized")
-null = os.open("/dev/null", os.O_RDWR)
-
-def quietly(function, *arguments):
-    try:
-        function(*arguments)
-    except OSError:
-        pass
-
-idle = {
-    "openat": lambda: quietly(os.open, "/nowhere/a", os.O_RDONLY),
-    "write": lambda: os.write(null, b"."),
-    "fsync": lambda: quietly(os.fsync, null),
-    "rename": lambda: quietly(os.rename, "/nowhere/a", "/nowhere/b"),
-    "unlink": lambda: quietly(os.unlink, "/nowhere/a"),
-    "mkdir": lambda: quietly(os.mkdir, "/nowhere/a"),
-    "flock": lambda: fcntl.flock(null, fcntl.LOCK_SH),
-}[call]
-for k, directory in enumerate(sys.argv[5:], 1):
-    child = os.fork()
-    if child == 0:
-        for _ in range(n - k):
-            idle()
-        try:
-            model.save(directory, format=weights_format)
-        except Exception as error:
-            print(type(error).__name__, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
+model = microgpt.load({model!r}, engine="vectorized")
+def save(directory):
+    model.save(directory, format={format!r})
 """
-CALLS = ("openat", "write", "fsync", "rename", "unlink", "mkdir", "flock")
-MAX_CALLS = 16  # of one kind that a save makes
-STRUCK = dict.fromkeys(CALLS, 100) | {"openat": 1000}  # more than starting makes
 
 
-def run_saver(
-    call: str, weights_format: str, directories: list[Path], *strace: str
-) -> subprocess.CompletedProcess[str]:
-    program = [os.path.realpath(sys.executable), "-c", SAVER, call, weights_format]
-    program.append(str(STRUCK[call]))
-    return subprocess.run(
-        ["strace", "-f", "-qq", "-e", f"trace={call}", *strace, *program, *directories],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(os.environ)
-        | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "OPENBLAS_NUM_THREADS": "1",
-        },
-    )
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@needs_strace
 @pytest.mark.parametrize("weights_format", ["json", "safetensors"])
-@pytest.mark.parametrize("fault", ["signal=KILL", "error=ENOSPC", "error=EIO"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("call", CALLS)
 def test_save_that_fails_at_any_system_call_loses_nothing(
     tmp_path: Path, call: str, fault: str, weights_format: Any
@@ -398,15 +347,8 @@ def test_save_that_fails_at_any_system_call_loses_nothing(
     for directory in directories:
         numbered(1.0).save(directory)
     numbered(2.0).save(tmp_path / "new")
-    inject = f"inject={call}:{fault}:when={STRUCK[call]}"
-    log = tmp_path / "log"
-    run = run_saver(
-        call, weights_format, [tmp_path / "new", *directories], "-o", str(log), "-e", inject
-    )
-    assert run.returncode == 0, run.stderr
-    strikes = log.read_text()
-    n_strikes = strikes.count("killed by SIGKILL") or strikes.count("(INJECTED)")
-    assert 0 < n_strikes < MAX_CALLS, "every call of the save was to be struck once"
+    setup = SETUP.format(model=str(tmp_path / "new"), format=weights_format)
+    strike_each_call(setup, call, fault, directories, tmp_path / "log")
     for directory in directories:
         assert flat_of(directory)[0] in {1.0, 2.0}
         numbered(3.0).save(directory, format=weights_format)

@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 __all__ = ["TrainingDisplay", "read_dataset", "report_error", "training_display", "warn"]
 
 
-def report_error(error: Exception) -> bool:
+def report_error(error: BaseException, prefix: str = "") -> bool:
     """Print an error that is not ours to fix; return False if it is a bug instead."""
     from microgpt import MicrogptError  # noqa: PLC0415 - only when there is an error
 
     if isinstance(error, MicrogptError):
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {prefix}{error}", err=True)
         if error.hint:
             typer.echo(f"hint: {error.hint}", err=True)
         return True
     if isinstance(error, MemoryError):
-        typer.echo("error: not enough memory for a model or dataset of this size", err=True)
+        message = f"error: {prefix}not enough memory for a model or dataset of this size"
+        typer.echo(message, err=True)
         return True
     return False
 

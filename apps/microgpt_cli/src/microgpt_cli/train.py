@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
+from microgpt_cli.processes import processes
 from microgpt_cli.terminal import read_dataset, warn
-from microgpt_cli.training import Pace, run_training
+from microgpt_cli.training import Output, Pace, Run, run_training
 
 if TYPE_CHECKING:
-    from microgpt import Dataset, LanguageModel, Snapshot, Trainer
+    from microgpt import Dataset, LanguageModel, Ranks, Snapshot, TrainConfig, Trainer
 
 __all__ = ["train"]
 
@@ -149,9 +150,38 @@ def train(
         clip=options.clip,
         weight_decay=options.weight_decay,
     )
-    dataset = read_dataset(Path(options.input), chat=options.chat)
-    rng = random.Random(options.seed)
-    model, trainer = microgpt.prepare(
+    pace = Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples)
+    with processes() as ranks:
+        is_first = ranks is None or ranks.rank == 0
+        dataset = read_dataset(Path(options.input), chat=options.chat)
+        rng = random.Random(options.seed)
+        model, trainer = _set_up(dataset, train_config, rng, options, threads, ranks)
+        if snapshot is not None:
+            microgpt.restore(trainer, snapshot)
+        if is_first:
+            if output != resume:
+                microgpt.remove_snapshots(output)
+            _warn(model, dataset, options, engine)
+        kept = asdict(options) | {"engine": model.engine.name}
+        told = Output("quiet" if quiet or not is_first else "json" if as_json else "text")
+        run = Run(model, trainer, output, kept, pace, told)
+        run_training(run, _header(model, trainer, n_documents=len(dataset)), rng)
+
+
+def _set_up(
+    dataset: "Dataset",
+    train_config: "TrainConfig",
+    rng: random.Random,
+    options: Options,
+    threads: int | None,
+    ranks: "Ranks | None",
+) -> "tuple[LanguageModel, Trainer]":
+    import microgpt  # noqa: PLC0415 - see main
+
+    val_dataset = None
+    if options.val_input:
+        val_dataset = read_dataset(Path(options.val_input), chat=options.chat)
+    return microgpt.prepare(
         dataset,
         train_config,
         rng,
@@ -163,30 +193,12 @@ def train(
         loss_on=options.loss_on,  # type: ignore[arg-type] # checked there
         shuffle=options.shuffle,
         val_fraction=options.val_fraction,
-        val_dataset=read_dataset(Path(options.val_input), chat=options.chat)
-        if options.val_input
-        else None,
+        val_dataset=val_dataset,
         eval_every=options.eval_every,
         dtype=options.dtype,
         engine=options.engine,
-        threads=threads,
-    )
-    if snapshot is not None:
-        microgpt.restore(trainer, snapshot)
-    header = _header(model, trainer, n_documents=len(dataset))
-    if engine is Engine.AUTO:
-        for name, reason in microgpt.unavailable_engines().items():
-            warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
-    _warn_about_long(dataset, options)
-    run_training(
-        model,
-        trainer,
-        output,
-        header=header,
-        options=asdict(options) | {"engine": model.engine.name},
-        rng=rng,
-        pace=Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples),
-        style="json" if as_json else "quiet" if quiet else "text",
+        threads=1 if ranks and threads is None else threads,  # processes share a machine's cores
+        ranks=ranks,
     )
 
 
@@ -235,11 +247,17 @@ def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
     for path in filter(None, (options.input, options.val_input)):
         if not Path(path).exists():
             raise microgpt.DataError(f"input file not found: {path}")
-    if microgpt.holds_model(output) and not may_replace:
-        raise microgpt.CheckpointError(
-            f"{output} already holds a model",
-            hint="use --force to overwrite it, or choose another --output",
-        )
+    if not may_replace:
+        if microgpt.holds_model(output):
+            raise microgpt.CheckpointError(
+                f"{output} already holds a model",
+                hint="use --force to overwrite it, or choose another --output",
+            )
+        if microgpt.holds_snapshot(output):
+            raise microgpt.CheckpointError(
+                f"{output} already holds snapshots of a run that was not finished",
+                hint=f"go on with --resume {output}, or use --force to start anew",
+            )
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise microgpt.CheckpointError(f"cannot write {output}: {existing} is not a directory")
@@ -261,6 +279,8 @@ def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dic
     }
     if trainer.validation:
         header["held out"] = len(trainer.validation.order)
+    if trainer.ranks:
+        header["processes"] = trainer.ranks.size
     return header | {
         "vocab size": config.vocab_size,
         "num params": config.n_params,
@@ -269,7 +289,13 @@ def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dic
     }
 
 
-def _warn_about_long(dataset: "Dataset", options: Options) -> None:
+def _warn(model: "LanguageModel", dataset: "Dataset", options: Options, engine: Engine) -> None:
+    """Warn about a slow engine, and documents that are too long."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if engine is Engine.AUTO:
+        for name, reason in microgpt.unavailable_engines().items():
+            warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
     n_long = int((dataset.lengths > options.block_size).sum())
     if not n_long:
         return

@@ -1,8 +1,11 @@
 """The training loop of the command line: what it prints, when it saves, how it is interrupted."""
 
 import json
+import os
 import random
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +19,15 @@ from microgpt_cli.metrics import MetricsLog
 from microgpt_cli.terminal import TrainingDisplay, training_display, warn
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from microgpt import LanguageModel, StepReport, Trainer
 
-__all__ = ["Pace", "run_training"]
+__all__ = ["Pace", "Run", "run_training"]
 
 SAMPLE_TEMPERATURE = 0.5
 SECONDS_PER_CALL = 0.1  # what may pass before signals and the progress bar get their turn
+SECONDS_PER_SHARED_CALL = 0.02  # the same with other processes: mpirun leaves little time to save
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
 MODEL_LABELS = ("n_embd", "n_head", "n_layer", "block_size")  # indented in the header
 
 
@@ -64,56 +68,122 @@ class Output:
             typer.echo(text)
 
 
-def run_training(
-    model: "LanguageModel",
-    trainer: "Trainer",
-    directory: Path,
-    *,
-    header: dict[str, Any],
-    options: dict[str, Any],
-    rng: random.Random,
-    pace: Pace,
-    style: Literal["text", "quiet", "json"],
-) -> None:
-    """Train to the end or until a signal, save, and show samples.
+@dataclass(frozen=True)
+class Run:
+    """A training run that is set up.
 
     Args:
         model: what is trained.
         trainer: trains it.
         directory: where everything is written.
-        header: what to tell first, by label.
         options: what snapshots keep, to resume from.
-        rng: for the samples at the end.
         pace: when to do what.
-        style: how to tell.
+        output: whom to tell.
     """
-    output = Output(style)
+
+    model: "LanguageModel"
+    trainer: "Trainer"
+    directory: Path
+    options: dict[str, Any]
+    pace: Pace
+    output: Output
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes files: of several, only the first does."""
+        ranks = self.trainer.ranks
+        return ranks is None or ranks.rank == 0
+
+    def save_snapshot(self) -> None:
+        """Save what it takes to resume."""
+        import microgpt  # noqa: PLC0415 - see main
+
+        if self.writes and self.trainer.step:
+            keep = self.pace.keep_checkpoints
+            microgpt.write_snapshot(self.directory, self.trainer, self.options, keep=keep)
+
+    def save_model(self) -> None:
+        """Save the best model so far, or without validation the latest."""
+        trainer, directory = self.trainer, self.directory
+        if not (self.writes and trainer.step):
+            return
+        trainer.use_best()
+        if trainer.best:
+            self.output.tell(
+                "best",
+                f"best model: step {trainer.best.step}, val loss {trainer.best.val_loss:.4f}",
+                step=trainer.best.step,
+                val_loss=trainer.best.val_loss,
+            )
+        self.model.save(directory)
+        weights, meta = directory / "weights.json", directory / "meta.json"
+        self.output.tell(
+            "saved",
+            f"\nweights saved to {weights}\nmetadata saved to {meta}",
+            weights=str(weights),
+            meta=str(meta),
+        )
+
+    def tell_step(self, last: "StepReport") -> None:
+        """Tell the loss where that is due, and the validation loss where there is one."""
+        trainer, n_steps = self.trainer, self.trainer.config.steps
+        progress = f"step {last.step:4d} / {n_steps:4d}"
+        if last.step in (1, n_steps) or last.step % self.pace.log_every == 0:
+            self.output.tell(
+                "step",
+                f"{progress} | loss {last.loss:.4f}",
+                step=last.step,
+                loss=last.loss,
+                lr=last.learning_rate,
+            )
+        if last.val_loss is not None:
+            is_best = trainer.best is not None and trainer.best.step == last.step
+            self.output.tell(
+                "validation",
+                f"{progress} | val loss {last.val_loss:.4f}{', the best so far' * is_best}",
+                step=last.step,
+                val_loss=last.val_loss,
+                is_best=is_best,
+            )
+
+    def tell_sample(self) -> None:
+        """Show what the model would write now; its draws are not those of training."""
+        step = self.trainer.step
+        if self.output.style == "quiet" or self.model.tokenizer.is_chat:
+            return
+        (text,) = self.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
+        self.output.tell("sample", f"step {step:4d} | sample: {text}", step=step, text=text)
+
+
+def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
+    """Train to the end or until a signal, save, and show samples.
+
+    Args:
+        run: what to do.
+        header: what to tell first, by label.
+        rng: for the samples at the end.
+    """
+    trainer, output = run.trainer, run.output
+    n_steps = trainer.config.steps
     output.tell("start", _header_text(header), first_step=trainer.step, **header)
-    directory.mkdir(parents=True, exist_ok=True)
-    metrics = MetricsLog(directory, trainer.config.steps, trainer.step)
+    metrics = None
+    if run.writes:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        metrics = MetricsLog(run.directory, n_steps, trainer.step)
     start = time.perf_counter()
     with _interruptible() as received:
-        with training_display(trainer.config.steps, shown=style == "text") as display:
+        with training_display(n_steps, shown=output.style == "text") as display:
             output.display = display
-            _train(model, trainer, directory, output, metrics, options, pace, received)
+            _train(run, metrics, received)
         output.display = None
-        is_done = trainer.step == trainer.config.steps
-        if not is_done and trainer.step:
-            _save_snapshot(trainer, directory, options, pace)
-        if trainer.step:
-            _save_model(model, trainer, directory, output)
-    if not is_done:
-        if trainer.step:
-            warn(
-                f"interrupted after step {trainer.step} of {trainer.config.steps}; go on with "
-                f"microgpt-cli train --resume {directory}"
-            )
-        raise typer.Exit(128 + received[0])
-    samples = []
-    if not model.tokenizer.is_chat and pace.num_samples:
-        samples = model.generate(pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
-        text = "\n".join(["\n--- samples ---", *(f"  {sample}" for sample in samples)])
-        output.tell("samples", text, samples=samples)
+        if trainer.step < n_steps:
+            run.save_snapshot()
+        run.save_model()
+    if trainer.step < n_steps:
+        if run.writes:
+            _warn_interrupted(run)
+        raise typer.Exit(128 + (received[0] if received else signal.SIGTERM))
+    samples = _closing_samples(run, rng)
     output.tell(
         "result",
         "",
@@ -121,7 +191,7 @@ def run_training(
         val_loss=trainer.best and trainer.best.val_loss,
         best_step=trainer.best and trainer.best.step,
         elapsed=round(time.perf_counter() - start, 3),
-        model_dir=str(directory),
+        model_dir=str(run.directory),
         samples=samples,
     )
 
@@ -135,112 +205,89 @@ def _header_text(header: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _train(
-    model: "LanguageModel",
-    trainer: "Trainer",
-    directory: Path,
-    output: Output,
-    metrics: MetricsLog,
-    options: dict[str, Any],
-    pace: Pace,
-    received: list[int],
-) -> None:
+def _train(run: Run, metrics: MetricsLog | None, received: list[int]) -> None:
     """Take the remaining steps, until the last or a signal."""
-    n_steps = trainer.config.steps
-    first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
-    while trainer.step < n_steps and not received:
-        n_until_stop = pace.next_stop(trainer.step) - trainer.step
-        elapsed = time.perf_counter() - start
-        n_in_time = 1 + int((trainer.step - first_step) / elapsed * SECONDS_PER_CALL)
-        reports = trainer.advance(min(n_until_stop, n_in_time))
-        elapsed = time.perf_counter() - start
-        n_tokens += sum(report.n_tokens for report in reports)
-        metrics.add(reports, n_tokens / elapsed, elapsed)
-        _tell_step(output, trainer, reports[-1], pace)
-        if output.display:
-            output.display.steps(reports)
-        if pace.sample_every and trainer.step % pace.sample_every == 0:
-            _tell_sample(output, model, trainer.step)
-        if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
-            _save_snapshot(trainer, directory, options, pace)
-
-
-def _tell_step(output: Output, trainer: "Trainer", last: "StepReport", pace: Pace) -> None:
-    n_steps = trainer.config.steps
-    progress = f"step {last.step:4d} / {n_steps:4d}"
-    if last.step in (1, n_steps) or last.step % pace.log_every == 0:
-        output.tell(
-            "step",
-            f"{progress} | loss {last.loss:.4f}",
-            step=last.step,
-            loss=last.loss,
-            lr=last.learning_rate,
-        )
-    if last.val_loss is not None:
-        is_best = trainer.best is not None and trainer.best.step == last.step
-        output.tell(
-            "validation",
-            f"{progress} | val loss {last.val_loss:.4f}{', the best so far' * is_best}",
-            step=last.step,
-            val_loss=last.val_loss,
-            is_best=is_best,
-        )
-
-
-def _tell_sample(output: Output, model: "LanguageModel", step: int) -> None:
-    if model.tokenizer.is_chat:
-        return
-    (text,) = model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
-    output.tell("sample", f"step {step:4d} | sample: {text}", step=step, text=text)
-
-
-def _save_snapshot(
-    trainer: "Trainer", directory: Path, options: dict[str, Any], pace: Pace
-) -> None:
     import microgpt  # noqa: PLC0415 - see main
 
-    microgpt.write_snapshot(directory, trainer, options, keep=pace.keep_checkpoints)
+    trainer, pace, ranks = run.trainer, run.pace, run.trainer.ranks
+    if ranks:
+        ranks.is_leaving = lambda: bool(received)
+    seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
+    first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
+    while trainer.step < trainer.config.steps:
+        elapsed = time.perf_counter() - start
+        n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
+        n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
+        try:
+            n = ranks.least(n) if ranks else n
+            if n == 0:
+                return
+            reports = trainer.advance(n)
+        except microgpt.RankLostError as error:
+            run.save_snapshot()
+            error.hint = f"go on with microgpt-cli train --resume {run.directory}"
+            raise
+        elapsed = time.perf_counter() - start
+        n_tokens += sum(report.n_tokens for report in reports)
+        if metrics:
+            metrics.add(reports, n_tokens / elapsed, elapsed)
+        run.tell_step(reports[-1])
+        if run.output.display:
+            run.output.display.steps(reports)
+        if pace.sample_every and trainer.step % pace.sample_every == 0:
+            run.tell_sample()
+        if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
+            run.save_snapshot()
 
 
-def _save_model(
-    model: "LanguageModel", trainer: "Trainer", directory: Path, output: Output
-) -> None:
-    trainer.use_best()
-    if trainer.best:
-        output.tell(
-            "best",
-            f"best model: step {trainer.best.step}, val loss {trainer.best.val_loss:.4f}",
-            step=trainer.best.step,
-            val_loss=trainer.best.val_loss,
+def _warn_interrupted(run: Run) -> None:
+    step, n_steps = run.trainer.step, run.trainer.config.steps
+    if step:
+        warn(
+            f"interrupted after step {step} of {n_steps}; go on with "
+            f"microgpt-cli train --resume {run.directory}"
         )
-    model.save(directory)
-    weights, meta = directory / "weights.json", directory / "meta.json"
-    output.tell(
-        "saved",
-        f"\nweights saved to {weights}\nmetadata saved to {meta}",
-        weights=str(weights),
-        meta=str(meta),
-    )
+    else:
+        warn("interrupted before the first step; there is nothing to save")
+
+
+def _closing_samples(run: Run, rng: random.Random) -> list[str]:
+    if run.model.tokenizer.is_chat or not run.pace.num_samples or not run.writes:
+        return []
+    samples = run.model.generate(run.pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
+    text = "\n".join(["\n--- samples ---", *(f"  {sample}" for sample in samples)])
+    run.output.tell("samples", text, samples=samples)
+    return samples
 
 
 @contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded; a second one acts at once."""
+    """Collect SIGINT and SIGTERM in the list that is yielded; a second one ends the process."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def put_back() -> None:
-        for number in numbers:
-            signal.signal(number, previous[number])
-
-    def on_signal(number: int, _: "FrameType | None") -> None:
-        received.append(number)
-        put_back()
-
-    for number in numbers:
-        signal.signal(number, on_signal)
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: received.append(number))
+    # Handlers run between two steps only, which may be long. A thread is told at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer)
+    threading.Thread(target=_exit_on_second, args=(reader,), daemon=True).start()
     try:
         yield received
     finally:
-        put_back()
+        signal.set_wakeup_fd(previous_writer)
+        os.close(writer)  # which ends the thread
+        for number in SIGNALS:
+            signal.signal(number, previous[number])
+
+
+def _exit_on_second(reader: int) -> None:
+    """Read numbers of signals until their writer is closed; exit when a second one asks to end."""
+    n_received = 0
+    while number := os.read(reader, 1):
+        n_received += number[0] in SIGNALS
+        if n_received > 1:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            os._exit(128 + number[0])
+    os.close(reader)

@@ -31,14 +31,23 @@ from microgpt.errors import (
     EngineError,
     MicrogptError,
     NonFiniteLossError,
+    RankLostError,
     SamplingError,
     ShapeError,
     TokenError,
 )
 from microgpt.language_model import ChatReply, LanguageModel, Score, fit, load, prepare
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
+from microgpt.ranks import Ranks
 from microgpt.sampling import SamplingConfig, StopSignal, generate, generate_from_prompt
-from microgpt.snapshot import Snapshot, read_snapshot, restore, write_snapshot
+from microgpt.snapshot import (
+    Snapshot,
+    holds_snapshot,
+    read_snapshot,
+    remove_snapshots,
+    restore,
+    write_snapshot,
+)
 from microgpt.streaming import TextStream
 from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
 
@@ -65,6 +74,8 @@ __all__ = [
     "MicrogptError",
     "ModelConfig",
     "NonFiniteLossError",
+    "RankLostError",
+    "Ranks",
     "SamplingConfig",
     "SamplingError",
     "Score",
@@ -84,11 +95,13 @@ __all__ = [
     "generate",
     "generate_from_prompt",
     "holds_model",
+    "holds_snapshot",
     "load",
     "prepare",
     "read_conversations",
     "read_documents",
     "read_snapshot",
+    "remove_snapshots",
     "restore",
     "train_step",
     "unavailable_engines",

@@ -9,6 +9,7 @@ __all__ = [
     "EngineError",
     "MicrogptError",
     "NonFiniteLossError",
+    "RankLostError",
     "SamplingError",
     "ShapeError",
     "TokenError",
@@ -61,6 +62,10 @@ class CheckpointError(MicrogptError):
 
 class EngineError(MicrogptError):
     """An engine is unknown, or cannot run here."""
+
+
+class RankLostError(MicrogptError):
+    """Another process of the same training no longer answers."""
 
 
 class NonFiniteLossError(MicrogptError, ArithmeticError):

@@ -15,6 +15,7 @@ from microgpt.data import ROLES, Batch, Dataset, Long, Message, PathLike, Tokeni
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
+from microgpt.ranks import Ranks
 from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
 from microgpt.streaming import FinishReason, TextStream, check_limits
 from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
@@ -513,6 +514,7 @@ def prepare(
     dtype: str = "float32",
     engine: str = "auto",
     threads: int | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[LanguageModel, Trainer]:
     """Return a model with initial weights, and a trainer that will train it in place.
 
@@ -538,9 +540,11 @@ def prepare(
         dtype: float32, or float64 to agree with the original digit for digit.
         engine: see `ENGINES`.
         threads: cores to use; None for all.
+        ranks: processes that call this alike, to share every batch with; None to train alone.
 
     Raises:
-        ConfigError: a number is out of its domain, or leaves nothing to train or to measure on.
+        ConfigError: a number is out of its domain, or leaves nothing to train or to measure on; or
+            the processes are not set up alike.
         DataError: every document is too long, and skipped; or only the assistant counts and there
             is none.
         TokenError: the documents to measure on hold a character that is not in the others.
@@ -566,7 +570,7 @@ def prepare(
         order = order[:n_train]
     parameters = Parameters.init(config, rng, dtype)
     model = LanguageModel(dataset.tokenizer, parameters, engine=engine, threads=threads)
-    return model, Trainer(model.engine, dataset, order, train_config, validation)
+    return model, Trainer(model.engine, dataset, order, train_config, validation, ranks)
 
 
 def _learnable(dataset: Dataset, block_size: int, long: Long, loss_on: LossOn) -> Dataset:

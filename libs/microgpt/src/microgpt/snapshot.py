@@ -18,12 +18,19 @@ import numpy as np
 
 from microgpt.checkpoint import STAGED, sync_directory, write_durably
 from microgpt.data import PathLike, Tokenizer
-from microgpt.errors import CheckpointError
+from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
 from microgpt.train import Best, Trainer
 
-__all__ = ["Snapshot", "read_snapshot", "restore", "write_snapshot"]
+__all__ = [
+    "Snapshot",
+    "holds_snapshot",
+    "read_snapshot",
+    "remove_snapshots",
+    "restore",
+    "write_snapshot",
+]
 
 FOLDER = "checkpoints"
 FORMAT = "microgpt-snapshot-1"
@@ -91,17 +98,17 @@ def write_snapshot(
 
     Raises:
         CheckpointError: it cannot be written; earlier snapshots are intact.
+        ConfigError: `keep` is below 1.
     """
     from safetensors.numpy import save  # noqa: PLC0415 - 90 ms, and only here
 
     folder = Path(directory) / FOLDER
     path = folder / f"step-{trainer.step:08d}.safetensors"
+    if keep < 1:
+        raise ConfigError(f"keep is {keep}, expected at least 1")
     arrays = _arrays(trainer)
-    metadata = {
-        "format": FORMAT,
-        "state": msgspec.json.encode(_state(trainer, options)).decode(),
-        "sha256": _digest(arrays),
-    }
+    state = msgspec.json.encode(_state(trainer, options)).decode()
+    metadata = {"format": FORMAT, "state": state, "sha256": _digest(arrays, state)}
     staged = path.with_name(path.name + STAGED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,8 +141,8 @@ def _arrays(trainer: Trainer) -> dict[str, FloatArray]:
     return arrays
 
 
-def _digest(arrays: Mapping[str, FloatArray]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: Mapping[str, FloatArray], state: str = "") -> str:
+    digest = hashlib.sha256(state.encode())
     for name in sorted(arrays):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
@@ -161,8 +168,28 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
 
 def _snapshots(folder: Path) -> list[Path]:
     """Return the snapshots in a folder, the latest last."""
-    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
+    found = []
+    with suppress(OSError, ValueError):  # there is no such folder
+        found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+
+
+def holds_snapshot(directory: PathLike) -> bool:
+    """Return whether there are snapshots in a model directory."""
+    return bool(_snapshots(Path(directory) / FOLDER))
+
+
+def remove_snapshots(directory: PathLike) -> None:
+    """Remove the snapshots in a model directory, so that those of a new run do not mix with them.
+
+    Raises:
+        CheckpointError: one cannot be removed.
+    """
+    for path in _snapshots(Path(directory) / FOLDER):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"cannot remove {path}: {error.strerror or error}") from error
 
 
 def read_snapshot(directory: PathLike) -> Snapshot:
@@ -172,10 +199,7 @@ def read_snapshot(directory: PathLike) -> Snapshot:
         CheckpointError: there is none, or it is damaged or of another version.
     """
     folder = Path(directory) / FOLDER
-    try:
-        paths = _snapshots(folder)
-    except (OSError, ValueError):
-        paths = []
+    paths = _snapshots(folder)
     if not paths:
         raise CheckpointError(
             f"{directory} holds no snapshot of training: there is nothing in {folder}",
@@ -219,7 +243,7 @@ def _read(path: Path) -> Snapshot:
             array.shape != (config.n_params,) or array.dtype != state.dtype
             for array in arrays.values()
         )
-        or metadata.get("sha256") != _digest(arrays)
+        or metadata.get("sha256") != _digest(arrays, metadata["state"])
     ):
         raise CheckpointError(f"{path} is damaged: its arrays are not what its metadata describes")
     best = None
@@ -244,6 +268,7 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
 
     Raises:
         CheckpointError: the data or the model is not the one of the snapshot.
+        ConfigError: processes that train together do not have the same snapshot.
     """
     engine = trainer.engine
     if trainer.digest != snapshot.data_digest:
@@ -261,6 +286,8 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
             raise CheckpointError(
                 f"the run's {what}: got {found}, expected {expected} as in {snapshot.path}"
             )
+    if trainer.ranks:
+        trainer.ranks.check_same(snapshot.step, _digest(snapshot.arrays))
     engine.parameters.flat[:] = snapshot.arrays["weights"]
     engine.adam_m.flat[:] = snapshot.arrays["adam_m"]
     engine.adam_v.flat[:] = snapshot.arrays["adam_v"]

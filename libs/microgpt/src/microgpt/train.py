@@ -10,11 +10,12 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from microgpt.autograd import Value
-from microgpt.data import Dataset
-from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine
+from microgpt.data import Batch, Dataset
+from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
 from microgpt.model import GPT
 from microgpt.parameters import FloatArray
+from microgpt.ranks import Ranks
 
 __all__ = [
     "Adam",
@@ -184,23 +185,57 @@ def train_step(
     return loss.data
 
 
-def evaluate(engine: Engine, dataset: Dataset, order: Sequence[int]) -> float:
+def evaluate(
+    engine: Engine, dataset: Dataset, order: Sequence[int], ranks: Ranks | None = None
+) -> float:
     """Return the mean loss of documents in nats per predicted token.
 
     Args:
         engine: any.
         dataset: each document as long as the engine's block at most; see `Dataset.fitted`.
         order: which documents, at least one.
+        ranks: processes to share them with.
     """
     longest = int(dataset.lengths[np.asarray(order)].max())
     n_together = max(1, ROWS_TOGETHER // longest)
     total, n_tokens = 0.0, 0
+    if ranks:
+        order = ranks.share_of(order)
     for first in range(0, len(order), n_together):
         batch = dataset.batch(order[first : first + n_together], engine.config.block_size)
         nll, n = engine.loss(batch)
         total += nll
         n_tokens += n
+    if ranks:
+        total, n_tokens = ranks.add_up(total, n_tokens)
     return total / n_tokens
+
+
+def train_steps_together(
+    engine: Engine,
+    batches: Sequence[Batch],
+    learning_rates: Sequence[float],
+    config: TrainConfig,
+    ranks: Ranks,
+) -> list[StepResult]:
+    """Do what `Engine.train_steps` does, with every batch shared among processes.
+
+    Raises:
+        NonFiniteLossError: see there.
+        RankLostError: another process no longer answers; the weights are those before that step.
+    """
+    results = []
+    for batch, learning_rate in zip(batches, learning_rates, strict=True):
+        nll, n_tokens = ranks.add_up(*engine.loss_and_grads(ranks.share(batch)))
+        loss = nll / n_tokens
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(engine.n_updates + 1, learning_rate, loss)
+        grads = engine.grads.flat
+        ranks.add(grads)
+        grads *= 1.0 / n_tokens
+        norm = engine.update(learning_rate, config.clip, config.weight_decay)
+        results.append(StepResult(loss, n_tokens, norm))
+    return results
 
 
 @dataclass(frozen=True)
@@ -273,6 +308,7 @@ class Trainer:
         order: indices into `dataset`; taken from the start again after the last.
         config: steps, rate, batch size.
         validation: what to measure the model on; None for nothing.
+        ranks: processes that do the same, to share every batch with; None to train alone.
 
     Attributes:
         step: steps taken so far.
@@ -280,7 +316,8 @@ class Trainer:
         best: the best model so far, with validation.
 
     Raises:
-        ConfigError: there is nothing in `order`, or less than one batch.
+        ConfigError: there is nothing in `order`, or less than one batch; or the processes are not
+            set up alike, or more than there are documents in a batch.
 
     Example:
         >>> import random
@@ -299,12 +336,14 @@ class Trainer:
         order: Sequence[int],
         config: TrainConfig,
         validation: Validation | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.engine = engine
         self.dataset = dataset
         self.order = order
         self.config = config
         self.validation = validation
+        self.ranks = ranks
         self.step = 0
         self.best: Best | None = None
         rate = config.learning_rate
@@ -314,6 +353,14 @@ class Trainer:
                 f"there are {len(order)} documents to train on, expected at least "
                 f"batch_size={config.batch_size}"
             )
+        if ranks:
+            if config.batch_size < ranks.size:
+                raise ConfigError(
+                    f"batch_size is {config.batch_size}, expected at least one document for each "
+                    f"of the {ranks.size} processes"
+                )
+            weights = hashlib.sha256(engine.parameters.flat.data).hexdigest()
+            ranks.check_same(self.digest, config, weights)
 
     @cached_property
     def digest(self) -> str:
@@ -352,10 +399,11 @@ class Trainer:
             self.engine.config.block_size,
         )
         rates = [self.learning_rate * self.config.rate_at(step) for step in steps]
-        results = self.engine.train_steps(
-            batches, rates, self.config.clip, self.config.weight_decay
-        )
-        self.step = steps.stop
+        n_updates = self.engine.n_updates
+        try:
+            results = self._train_steps(batches, rates)
+        finally:
+            self.step += self.engine.n_updates - n_updates
         reports = [
             StepReport(step + 1, result.loss, rate, result.n_tokens, result.grad_norm)
             for step, rate, result in zip(steps, rates, results, strict=True)
@@ -364,8 +412,14 @@ class Trainer:
             reports[-1] = replace(reports[-1], val_loss=self._validate(self.validation))
         return reports
 
+    def _train_steps(self, batches: Sequence[Batch], rates: Sequence[float]) -> list[StepResult]:
+        config = self.config
+        if self.ranks:
+            return train_steps_together(self.engine, batches, rates, config, self.ranks)
+        return self.engine.train_steps(batches, rates, config.clip, config.weight_decay)
+
     def _validate(self, validation: Validation) -> float:
-        val_loss = evaluate(self.engine, validation.dataset, validation.order)
+        val_loss = evaluate(self.engine, validation.dataset, validation.order, self.ranks)
         if self.best is None or val_loss < self.best.val_loss:
             self.best = Best(val_loss, self.step, self.engine.parameters.flat.copy())
         return val_loss

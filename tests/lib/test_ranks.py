@@ -1,0 +1,160 @@
+import json
+import random
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+from microgpt import Dataset, TrainConfig
+from mpi import mpirun, needs_mpi
+
+pytestmark = needs_mpi
+
+# Trains together, and writes the reports and the weights of every rank.
+PROGRAM = """
+import json, random, sys
+from pathlib import Path
+import microgpt
+
+folder, documents, train, options = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
+ranks = microgpt.Ranks()
+dataset = microgpt.Dataset.from_documents(documents)
+config = microgpt.TrainConfig(**train)
+_, trainer = microgpt.prepare(dataset, config, random.Random(3), **options, ranks=ranks)
+reports = trainer.advance(4) + list(trainer)
+trainer.engine.parameters.flat.tofile(folder / f"weights-{ranks.rank}")
+results = [[report.loss, report.n_tokens, report.grad_norm, report.val_loss] for report in reports]
+(folder / f"reports-{ranks.rank}").write_text(json.dumps([results, trainer.best.step]))
+"""
+DOCUMENTS = [random.Random(i).choice("abc") * (1 + i % 7) for i in range(40)]
+TRAIN: dict[str, Any] = {
+    "steps": 12,
+    "batch_size": 6,
+    "clip": 0.5,
+    "weight_decay": 0.1,
+    "learning_rate": 0.05,
+}
+OPTIONS: dict[str, Any] = {
+    "n_embd": 8,
+    "n_head": 2,
+    "block_size": 5,
+    "val_fraction": 0.25,
+    "eval_every": 5,
+}
+
+
+def run_job(n_processes: int, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command, environment = mpirun(n_processes, "-c", program, *arguments)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_processes", "engine"), [(2, "native"), (3, "native"), (3, "vectorized")]
+)
+def test_ranks_that_share_a_batch_train_as_one_process_does(
+    tmp_path: Path, n_processes: int, engine: str
+) -> None:
+    options: dict[str, Any] = OPTIONS | {"engine": engine, "dtype": "float64"}
+    dataset = Dataset.from_documents(DOCUMENTS)
+    _, alone = microgpt.prepare(dataset, TrainConfig(**TRAIN), random.Random(3), **options)
+    reports = list(alone)
+
+    arguments = map(json.dumps, (DOCUMENTS, TRAIN, options))
+    job = run_job(n_processes, PROGRAM, tmp_path, *arguments)
+    assert job.returncode == 0, job.stderr
+    expected = [[r.loss, r.n_tokens, r.grad_norm, r.val_loss] for r in reports]
+    weights = alone.engine.parameters.flat
+    for rank in range(n_processes):
+        results, best_step = json.loads((tmp_path / f"reports-{rank}").read_text())
+        found = np.array(results, np.float64)
+        # Sums in another order: 1e-16 each, which twelve steps amplify.
+        np.testing.assert_allclose(found, np.array(expected, np.float64), rtol=1e-11)
+        assert alone.best
+        assert best_step == alone.best.step
+        found_weights = np.fromfile(tmp_path / f"weights-{rank}")
+        np.testing.assert_allclose(found_weights, weights, rtol=1e-9, atol=1e-12)
+    # All hold the same weights to the last bit, or they would drift apart.
+    assert len({(tmp_path / f"weights-{i}").read_bytes() for i in range(n_processes)}) == 1
+
+
+REFUSED = """
+import random, sys
+import microgpt
+
+ranks = microgpt.Ranks()
+documents = ["anna", "bob", "otto"] if ranks.rank or not int(sys.argv[1]) else ["anna", "bob", "o"]
+config = microgpt.TrainConfig(batch_size=int(sys.argv[2]))
+dataset = microgpt.Dataset.from_documents(documents)
+try:
+    microgpt.prepare(dataset, config, random.Random(3), ranks=ranks)
+except microgpt.ConfigError as error:
+    print(f"{error} | {error.hint}")
+"""
+
+
+def test_ranks_with_other_data_are_refused() -> None:
+    job = run_job(2, REFUSED, 1, 2)
+    lines = sorted(job.stdout.splitlines())
+    hint = " | give all processes the same files, flags and snapshot"
+    assert lines == [
+        f"rank {a} has other data, options or weights than rank {1 - a}{hint}" for a in (0, 1)
+    ]
+
+
+def test_batch_with_less_than_a_document_for_each_rank_is_refused() -> None:
+    job = run_job(3, REFUSED, 0, 2)
+    message = "batch_size is 2, expected at least one document for each of the 3 processes | None"
+    assert job.stdout.splitlines() == [message] * 3
+
+
+LOST = """
+import os, signal, time
+import microgpt
+import numpy as np
+
+ranks = microgpt.Ranks()
+if ranks.rank == 1:
+    time.sleep(60)  # does not answer
+told_at = time.monotonic() + 0.2
+ranks.is_leaving = lambda: time.monotonic() > told_at
+try:
+    ranks.add(np.ones(3))
+except microgpt.RankLostError as error:
+    print(error, round(time.monotonic() - told_at, 1))
+ranks.abort(3)
+"""
+
+
+def test_rank_that_is_told_to_end_does_not_wait_for_the_dead() -> None:
+    job = run_job(2, LOST)
+    assert job.stdout.startswith(
+        "rank 0 was told to end, and the other 1 did not finish the step within 0.1 s"
+    )
+    assert job.returncode == 3
+
+
+SHARES = """
+import json
+import microgpt
+import numpy as np
+
+ranks = microgpt.Ranks()
+lengths = np.array([1, 4, 2, 4, 3])
+ids = np.arange(14)
+share = ranks.share(microgpt.Batch(ids, ids + 1, lengths))
+print(json.dumps([ranks.rank, *(part.tolist() for part in share)]))
+"""
+
+
+def test_every_document_of_a_batch_is_learned_once_and_long_ones_are_dealt_out() -> None:
+    job = run_job(2, SHARES)
+    shares = sorted(json.loads(line) for line in job.stdout.splitlines())
+    # Of lengths 4, 4, 3, 2, 1 each takes every second, in the order of the batch.
+    assert [share[3] for share in shares] == [[1, 4, 3], [4, 2][::-1]]
+    assert shares[0][1] == [0, 1, 2, 3, 4, 11, 12, 13]
+    assert shares[0][2] == [i + 1 for i in shares[0][1]]
+    assert sorted(shares[0][1] + shares[1][1]) == list(range(14))
