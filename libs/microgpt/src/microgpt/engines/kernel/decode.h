@@ -92,10 +92,7 @@ static void attend(const real *q, const real *keys, const real *values, long D, 
     for (j = n; j < round_up(n, LANES); j++) scores[j] = minus_infinity;
     vector tops = splat(minus_infinity);
     for (j = 0; j < n; j += LANES) tops = larger(load(scores + j), tops);
-    real lanes[LANES], top;
-    store(lanes, tops);
-    top = lanes[0];
-    for (int i = 1; i < LANES; i++) top = lanes[i] > top ? lanes[i] : top;
+    const real top = max_of(tops);
     vector sums = splat(0);
     for (j = 0; j < n; j += LANES) {
         const vector e = exp_of(load(scores + j) - top);

@@ -179,8 +179,8 @@ void EXPORT(extend)(const Model *model, Stream *stream, const int32_t *tokens, i
     run_team((int)n_members, extend_program, &arguments);
     stream->length += n_tokens;
     const real *last = workspace.x + (n_tokens - n_logits) * workspace.ld;
-    linear(last, n_logits, model->n_embd, workspace.ld, workspace.head_forward, model->vocab_size,
-           logits, model->vocab_size, 0);
+    matmul(n_logits, model->vocab_size, model->n_embd, rows_of(last, workspace.ld),
+           packed(workspace.head_forward, model->n_embd), logits, model->vocab_size, 0);
 }
 
 // As `_Generation` in native.py.

@@ -8,16 +8,12 @@
 #define MICROGPT_NETWORK_H
 
 #include "attention.h"
+#include "short_attention.h"
 #include "team.h"
 
 #define RMSNORM_EPS REAL(1e-5)
 #define GRADIENT_TASK 16384  // elements of a gradient that are one task, or a panel of rows
 
-#if REAL_BITS == 32
-#define minus_infinity (-__builtin_inff())
-#else
-#define minus_infinity (-__builtin_inf())
-#endif
 double log(double);
 
 // Documents in a row that go through the model together.
@@ -78,6 +74,7 @@ static void embed(const Pass *pass, long row, long n, real *x) {
         const real *token = m->weights + wte_at(m) + pass->inputs[at] * C;
         const real *place = m->weights + wpe_at(m) + position * C;
         for (long c = 0; c < C; c++) x[c] = token[c] + place[c];
+        for (long c = C; c < round_up(C, LANES); c++) x[c] = 0;  // after a model that diverged, NaN
     }
 }
 
@@ -94,10 +91,7 @@ static void cross_entropy(real *logits, long n, long V, long ld, const int32_t *
         for (long j = V; j < V_lanes; j++) logits[j] = minus_infinity;
         vector tops = load(logits);
         for (long j = LANES; j < V; j += LANES) tops = larger(load(logits + j), tops);
-        real lanes[LANES], top;
-        store(lanes, tops);
-        top = lanes[0];
-        for (int j = 1; j < LANES; j++) top = lanes[j] > top ? lanes[j] : top;
+        const real top = max_of(tops);
         const real target = logits[targets[i]] - top;
         vector sums = splat(0);
         for (long j = 0; j < V; j += LANES) {
@@ -114,9 +108,10 @@ static void cross_entropy(real *logits, long n, long V, long ld, const int32_t *
 
 // ---------------------------------------------------------------- blocks of rows
 
+// y (n, n_out) = or += x (n, n_in) @ w^T, and zeros up to the next whole vector
 INLINE void linear(const real *x, long n, long n_in, long ld_x, const real *panels_of_w, long n_out,
                    real *y, long ld_y, int accumulate) {
-    matmul(n, n_out, n_in, rows_of(x, ld_x), packed(panels_of_w, n_in), y, ld_y, accumulate);
+    matmul(n, round_up(n_out, LANES), n_in, rows_of(x, ld_x), packed(panels_of_w, n_in), y, ld_y, accumulate);
 }
 
 // Norm, then queries, keys and values.
@@ -232,13 +227,42 @@ static Head head_of(const Pass *pass, long layer, long task, long *row) {
     };
 }
 
+// Whether all heads of a task's document are computed together; then that is its first head's task.
+INLINE int is_short(const Pass *pass, long task) {
+    const int64_t *start = pass->starts + pass->chunk.first_document + task / pass->model->n_head;
+    return heads_fill_vectors(pass->model) && !pass->keys && start[1] - start[0] <= MAX_SHORT;
+}
+
+// The heads of a document, for its first head's task.
+static Heads heads_of(const Pass *pass, long layer, long task) {
+    const Model *m = pass->model;
+    const Workspace *w = pass->workspace;
+    const Trace *t = &w->traces[layer];
+    const int64_t *start = pass->starts + pass->chunk.first_document + task / m->n_head;
+    const long row = start[0] - pass->chunk.first_row, C = m->n_embd;
+    const real *q = t->qkv + row * w->ld_qkv;
+    real *d_q = w->d_qkv + row * w->ld_qkv;
+    return (Heads){start[1] - start[0], C, head_dim(m), w->ld_qkv, w->ld, q, q + C, q + 2 * C,
+                   t->mixed + row * w->ld, w->d_mixed + row * w->ld, d_q, d_q + C, d_q + 2 * C};
+}
+
 static void heads(const Pass *pass, long layer, long task, const Scratch *scratch) {
+    if (is_short(pass, task)) {
+        const Heads all = heads_of(pass, layer, task);
+        if (task % pass->model->n_head == 0) short_attention(&all);
+        return;
+    }
     long row;
     const Head head = head_of(pass, layer, task, &row);
     attention(&head, head_dim(pass->model), scratch);
 }
 
 static void heads_backward(const Pass *pass, long layer, long task, const Scratch *scratch) {
+    if (is_short(pass, task)) {
+        const Heads all = heads_of(pass, layer, task);
+        if (task % pass->model->n_head == 0) short_attention_backward(&all);
+        return;
+    }
     const Workspace *w = pass->workspace;
     long row;
     const Head head = head_of(pass, layer, task, &row);

@@ -66,6 +66,13 @@ INLINE real sum_of(vector v) {
     return v[0];
 }
 
+INLINE real max_of(vector v) {
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2)
+        v = larger(v, shuffle(v, v, lane_numbers() ^ half));
+    return v[0];
+}
+
 // Of two vectors, the lanes without bit `half` of their number (or, if `upper`, those with it):
 // a's where the result has a lane without that bit, b's where it has one with it.
 INLINE vector interleave(vector a, vector b, int half, int upper) {
@@ -133,8 +140,10 @@ INLINE vector exp_of(vector x) {
 
 #if REAL_BITS == 32
 #define sqrt_of_real __builtin_sqrtf
+#define minus_infinity (-__builtin_inff())
 #else
 #define sqrt_of_real __builtin_sqrt
+#define minus_infinity (-__builtin_inf())
 #endif
 
 INLINE vector sqrt_of(vector x) {
