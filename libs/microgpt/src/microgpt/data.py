@@ -330,6 +330,7 @@ class _Encoder:
     _SPECIAL = ("bos", *SPECIAL_TOKENS)
     _CODE_POINTS = 0x110000  # special token s stands as code point 0x110000 + s
     _CHUNK = 1 << 18
+    _NEW = -2  # in place of an id: seen, but not numbered yet
 
     def __init__(self) -> None:
         self._texts: list[str] = []  # not yet encoded; _marks[i] stands before _texts[i]
@@ -386,7 +387,8 @@ class _Encoder:
         code_points[is_char] = np.frombuffer(utf32, "<u4")
 
         ids = self._ids[code_points]
-        new = np.unique(code_points[ids < 0])
+        self._ids[code_points[ids < 0]] = self._NEW
+        new = np.flatnonzero(self._ids == self._NEW)  # np.unique would import numpy.ma, 20 ms
         self._ids[new] = range(len(self._code_points), len(self._code_points) + len(new))
         self._code_points += new.tolist()
         if len(self._code_points) > np.iinfo(self._tokens.dtype).max:

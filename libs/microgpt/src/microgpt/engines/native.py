@@ -31,6 +31,7 @@ DIGEST = LIBRARY.with_suffix(".sha256")
 ABI = 3  # microgpt_abi of kernel.c
 CHUNK_ROWS = 256  # of layout.h
 MAX_THREADS = 64  # MAX_MEMBERS of team.h
+VECTOR_BYTES = (16, 32, 64)  # widths that hatch_build.py may compile for
 LINE_BYTES = 64  # of the cache; arrays are aligned to it
 FLOPS_PER_THREAD = 3e7  # of a step: below some 300 us, threads wait more than they work
 MIN_TOGETHER = 16  # tokens from which on preparing weights for products pays
@@ -139,13 +140,13 @@ def _open_library() -> ctypes.CDLL:
     hint = "install a C compiler and reinstall microgpt-lib, or use --engine vectorized"
     try:
         content = LIBRARY.read_bytes()
-        expected = DIGEST.read_text().strip()
+        expected = DIGEST.read_bytes().strip()
     except OSError as error:
         raise EngineError(
             f"the native engine is not built: {error.filename} cannot be read", hint=hint
         ) from error
     # A cut file would end the process when it is mapped, so its content is checked before.
-    if hashlib.sha256(content).hexdigest() != expected:
+    if hashlib.sha256(content).hexdigest().encode() != expected:
         raise EngineError(f"{LIBRARY} is damaged: its digest differs from {DIGEST.name}", hint=hint)
     try:
         library = ctypes.CDLL(str(LIBRARY))
@@ -174,8 +175,10 @@ def _functions(dtype: str, vector_bytes: int | None) -> dict[str, Any]:
     library = _open_library()
     widest = int(library.microgpt_vector_bytes())
     width = widest if vector_bytes is None else vector_bytes
-    if width > widest:
-        raise EngineError(f"this processor has vectors of {widest} bytes, expected {width}")
+    if width not in VECTOR_BYTES or width > widest:
+        raise EngineError(
+            f"vector_bytes is {width}, expected 16, 32 or 64, and at most {widest} here"
+        )
     functions = {}
     for name, (result, arguments) in _SIGNATURES.items():
         function = library[f"{name}_{dtype.removeprefix('float')}_{width}"]
@@ -218,6 +221,7 @@ class NativeStream:
     """The cache of one stream of text; see `Engine.new_cache`."""
 
     def __init__(self, engine: "NativeEngine") -> None:
+        self.engine = engine
         config = engine.config
         itemsize = engine.parameters.flat.itemsize
         line = LINE_BYTES // itemsize
@@ -247,6 +251,7 @@ class NativeEngine(Engine):
 
     Raises:
         EngineError: the shared library is missing, damaged or of another version.
+        ShapeError: the weights are not aligned in memory.
     """
 
     name = "native"
@@ -256,6 +261,8 @@ class NativeEngine(Engine):
     ) -> None:
         super().__init__(parameters, threads)
         config = self.config
+        if not parameters.flat.flags.aligned:
+            raise ShapeError("the weights are not aligned in memory, expected an aligned array")
         self.functions = _functions(parameters.dtype, vector_bytes)
         self.model = _Model(
             config.vocab_size,
@@ -267,7 +274,8 @@ class NativeEngine(Engine):
         )
         self._model_pointer = ctypes.pointer(self.model)
         self._decode = self.functions["decode"]
-        self._workspace = _aligned_zeros(0)
+        # What training works in, while no call is using it: threads may compute losses at once.
+        self._workspaces: list[NDArray[np.uint8]] = []
 
     def _n_threads(self, n_tokens: int, passes: int) -> int:
         """Return how many threads are worth their while for so many tokens at once."""
@@ -286,17 +294,20 @@ class NativeEngine(Engine):
         return self._loss(batch, loss_only=False)
 
     def _loss(self, batch: Batch, *, loss_only: bool) -> tuple[float, int]:
+        if not loss_only:
+            self._prepare_training()
         call = self._training_call([batch])
         call.struct.loss_only = loss_only
-        self.functions["train"](self._model_pointer, byref(call.struct))
+        self._run("train", call)
         return float(call.arrays["losses"][0]), int((batch.targets >= 0).sum())
 
     def update(
         self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
     ) -> float | None:
         """See `Engine.update`."""
+        self._prepare_training()
         call = self._training_call([], [learning_rate], clip, weight_decay)
-        self.functions["update"](self._model_pointer, byref(call.struct))
+        self._run("update", call)
         self.n_updates += 1
         return None if clip is None else float(call.arrays["norms"][0])
 
@@ -312,8 +323,9 @@ class NativeEngine(Engine):
             raise ShapeError(f"got {len(batches)} batches and {len(learning_rates)} learning rates")
         if not batches:
             return []
+        self._prepare_training()
         call = self._training_call(batches, learning_rates, clip, weight_decay)
-        self.functions["train"](self._model_pointer, byref(call.struct))
+        self._run("train", call)
         n_done = call.struct.n_done
         self.n_updates += n_done
         losses, n_targets = call.arrays["losses"].tolist(), call.arrays["n_targets"].tolist()
@@ -330,10 +342,6 @@ class NativeEngine(Engine):
         weight_decay: float = 0.0,
     ) -> "_TrainingCall":
         """Check arguments and bring them into the form that C takes."""
-        if not self.model.grads:
-            self.model.grads = self.grads.flat.ctypes.data
-            self.model.adam_m = self.adam_m.flat.ctypes.data
-            self.model.adam_v = self.adam_v.flat.ctypes.data
         n_steps = max(len(batches), 1)
         arrays: _Arrays = {"losses": np.empty(n_steps), "norms": np.empty(n_steps)}
         n_rows = 1
@@ -352,11 +360,7 @@ class NativeEngine(Engine):
             arrays["learning_rates"] = np.array(learning_rates, np.float64)
         n_threads = self._n_threads(n_rows, passes=3)
         max_rows = max(CHUNK_ROWS, self.config.block_size)
-        n_bytes = self.functions["workspace_bytes"](self._model_pointer, max_rows, n_threads, 1)
-        if len(self._workspace) < n_bytes:
-            self._workspace = _aligned_zeros(n_bytes)
         struct = _Training(
-            workspace=self._workspace.ctypes.data,
             max_rows=max_rows,
             n_members=n_threads,
             n_steps=n_steps,
@@ -370,6 +374,33 @@ class NativeEngine(Engine):
         )
         return _TrainingCall(struct, arrays)
 
+    def _prepare_training(self) -> None:
+        """Make room for gradients and moments, which inference does without."""
+        if not self.parameters.flat.flags.writeable:
+            raise ShapeError(
+                "the weights are read-only, expected an array that training may change"
+            )
+        if not self.model.grads:
+            self.model.grads = self.grads.flat.ctypes.data
+            self.model.adam_m = self.adam_m.flat.ctypes.data
+            self.model.adam_v = self.adam_v.flat.ctypes.data
+
+    def _run(self, function: str, call: _TrainingCall) -> None:
+        """Call `train` or `update`, in a workspace that nobody else is using."""
+        struct = call.struct
+        n_bytes = self.functions["workspace_bytes"](
+            self._model_pointer, struct.max_rows, struct.n_members, 1
+        )
+        try:
+            workspace = self._workspaces.pop()
+        except IndexError:
+            workspace = _aligned_zeros(n_bytes)
+        if len(workspace) < n_bytes:
+            workspace = _aligned_zeros(n_bytes)
+        struct.workspace = workspace.ctypes.data
+        self.functions[function](self._model_pointer, byref(struct))
+        self._workspaces.append(workspace)
+
     # ------------------------------------------------------------ inference
 
     def new_cache(self) -> NativeStream:
@@ -378,6 +409,7 @@ class NativeEngine(Engine):
 
     def prefill(self, token_ids: Sequence[int], cache: NativeStream) -> list[float]:
         """See `Engine.prefill`."""
+        self._check_cache(cache)
         ids = self.check_tokens(token_ids, cache.length)
         if ids.size >= MIN_TOGETHER:
             self._extend(ids, cache, cache.logits)
@@ -391,14 +423,21 @@ class NativeEngine(Engine):
         """See `Engine.decode`."""
         config = self.config
         if not (
-            isinstance(token_id, int)
+            getattr(cache, "engine", None) is self
+            and isinstance(token_id, int)
             and 0 <= token_id < config.vocab_size
             and cache.struct.length < config.block_size
         ):
+            self._check_cache(cache)
             self.check_tokens([token_id], cache.length)
         self._decode(self._model_pointer, cache.pointer, int(token_id), cache.logits_pointer)
         logits: list[float] = cache.logits.tolist()
         return logits
+
+    def _check_cache(self, cache: NativeStream) -> None:
+        """Raise ShapeError for a cache laid out for another model."""
+        if getattr(cache, "engine", None) is not self:
+            raise ShapeError("the cache is not of this engine, expected one from its new_cache()")
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """See `Engine.logits`."""
