@@ -51,6 +51,12 @@ def test_heads_must_divide_the_width() -> None:
         ModelConfig(vocab_size=27, n_embd=10, n_head=4)
 
 
+@pytest.mark.parametrize("sizes", [{"block_size": 10**20}, {"n_embd": 10**12}])
+def test_model_beyond_any_memory_is_refused(sizes: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=r"has [\d,]+ parameters, expected at most 281,474,976"):
+        ModelConfig(vocab_size=27, **sizes)
+
+
 def test_default_model_on_names_has_4192_parameters() -> None:
     assert ModelConfig(vocab_size=27).n_params == 4192
 

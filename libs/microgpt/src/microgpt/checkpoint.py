@@ -332,20 +332,19 @@ def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint
 
 
 def _read_pair(path: Path) -> tuple[_Meta, bytes]:
-    with suppress(OSError):  # read-only: `_in_place` finds the files where they are
+    # Read-only: `_in_place` finds the files where they are. No directory: `_read_regular` says so.
+    with suppress(OSError, ValueError):
         _complete_commit(path)
     meta_path = path / META
     try:
-        meta = msgspec.json.decode(
-            _read_regular(_in_place(meta_path), 0, MAX_META_BYTES), type=_Meta
-        )
+        meta = msgspec.json.decode(_read_regular(meta_path, 0, MAX_META_BYTES), type=_Meta)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CheckpointError(f"invalid {META}: {error} in {meta_path}") from error
     config, _ = _check_meta(meta_path, meta)
     smallest, largest = (
         config.n_params * size for size in (MIN_BYTES_PER_WEIGHT, MAX_BYTES_PER_WEIGHT)
     )
-    return meta, _read_regular(_in_place(path / meta.file), smallest, largest + MAX_HEADER_BYTES)
+    return meta, _read_regular(path / meta.file, smallest, largest + MAX_HEADER_BYTES)
 
 
 def _in_place(path: Path) -> Path:
@@ -358,7 +357,8 @@ def _in_place(path: Path) -> Path:
 def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
     """Read a file whose size is plausible, or raise CheckpointError."""
     try:
-        status = path.stat()
+        content_path = _in_place(path)
+        status = content_path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"cannot read {path}: it is not a regular file")
         if not min_bytes <= status.st_size <= max_bytes:
@@ -366,8 +366,8 @@ def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
                 f"cannot read {path}: it has {status.st_size} bytes, expected {min_bytes} to "
                 f"{max_bytes} for a model of this size"
             )
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
+        return content_path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         cause = (isinstance(error, OSError) and error.strerror) or error
         raise CheckpointError(
             f"cannot read {path}: {cause}", hint="is this the directory of a trained model?"

@@ -38,6 +38,7 @@ __all__ = [
 
 RMSNORM_EPS = 1e-5  # inside the root, in the units of x squared
 INIT_STD = 0.08
+MAX_PARAMS = 2**48  # a petabyte in float32: beyond any memory, and within every integer
 
 Weights = Mapping[str, Sequence[Sequence[Scalar]]]  # parameter name -> matrix (out, in)
 
@@ -54,7 +55,8 @@ class ModelConfig:
         block_size: the most tokens that the model can attend to.
 
     Raises:
-        ConfigError: a size is not a positive integer, or n_head does not divide n_embd.
+        ConfigError: a size is not a positive integer, n_head does not divide n_embd, or there are
+            more than 2**48 parameters.
 
     Example:
         >>> ModelConfig(vocab_size=27).n_params
@@ -74,6 +76,11 @@ class ModelConfig:
                 raise ConfigError(f"{field.name} is {size!r}, expected an integer of at least 1")
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})")
+        if self.n_params > MAX_PARAMS:
+            raise ConfigError(
+                f"a model of these sizes has {self.n_params:,} parameters, expected at most "
+                f"{MAX_PARAMS:,}"
+            )
 
     @property
     def head_dim(self) -> int:
