@@ -101,7 +101,7 @@ def bench(
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how fast each engine trains and samples here (float32; takes half a minute)."""
+    """Measure how fast the engines are here. In float32; takes half a minute."""
     peak = peak_gflop_per_second(threads)
     if as_json:
         results = [asdict(result) for result in _results(threads, peak)]

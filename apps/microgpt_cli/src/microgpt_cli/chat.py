@@ -37,7 +37,7 @@ def chat(
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Talk with a trained chat model; piped in, each line gets one line of answer."""
+    """Talk with a trained chat model. Piped in, each line gets one line of answer."""
     import microgpt  # noqa: PLC0415 - see main
 
     microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)

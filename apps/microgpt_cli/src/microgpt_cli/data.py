@@ -47,7 +47,7 @@ def chat(*, output: Output = None) -> None:
 
 @app.command()
 def questions(*, output: Output = None) -> None:
-    """Write questions that are not in these conversations, with answers, for evaluate."""
+    """Write questions and answers for evaluate. None is in the conversations of `data chat`."""
     _write("questions.jsonl.gz", output)
 
 
@@ -58,6 +58,7 @@ def _write(name: str, output: Path | None) -> None:
         content = gzip.decompress(content)
     if output is None:
         sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
         return
     from microgpt import DataError  # noqa: PLC0415 - see main
 
@@ -78,7 +79,7 @@ def stats(
     chat: Annotated[bool, typer.Option("--chat", help="The file holds conversations.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show how long the documents of a file are, and what training on them takes here."""
+    """Show what a file holds. Lengths of documents, and what training on them takes here."""
     dataset = read_dataset(file, chat=chat)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
     block_size = min(max(1 << (p99 - 1).bit_length(), 2), LARGEST_BLOCK)

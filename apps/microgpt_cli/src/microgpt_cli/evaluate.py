@@ -32,7 +32,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Ask questions, take the most likely answers, and count those that match exactly."""
+    """Ask a model questions and count exact answers. It gives the most likely ones."""
     import microgpt  # noqa: PLC0415 - see main
 
     asked: Counter[str] = Counter()

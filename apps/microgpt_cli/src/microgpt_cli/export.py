@@ -30,7 +30,7 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a model in OUTPUT.")] = False,
 ) -> None:
-    """Write a copy of a model; every command and the service read both formats."""
+    """Write a copy of a model. Every command and the service read both formats."""
     import microgpt  # noqa: PLC0415 - see main
 
     if half and format is not Format.SAFETENSORS:

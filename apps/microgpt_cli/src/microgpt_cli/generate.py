@@ -1,11 +1,13 @@
 """`microgpt-cli generate`: new documents from a trained model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
+from microgpt_cli.session import printable
 
 __all__ = ["generate"]
 
@@ -21,14 +23,33 @@ def generate(
     prompt: Annotated[str, typer.Option(help="How every sample begins.")] = "",
     top_k: TopK = None,
     top_p: TopP = 1.0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most characters after the prompt.", show_default="what fits"),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text before which a sample ends; may be given repeatedly."),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Print samples of a trained model."""
     import microgpt  # noqa: PLC0415 - see main
 
+    microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)  # which checks them
     model = microgpt.load(model_dir, threads=threads)
     for i in range(num_samples):  # one by one, so that each is seen as soon as it is there
         (sample,) = model.generate(
-            1, temperature=temperature, top_k=top_k, top_p=top_p, prompt=prompt, seed=seed + i
+            1,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            prompt=prompt,
+            max_tokens=max_tokens,
+            stop=stop or (),
+            seed=seed + i,
         )
-        typer.echo(f"sample {i + 1:2d}: {sample}")
+        # A terminal would obey control characters. Anything else gets them as they are, which is
+        # why this is not typer.echo: that leaves out what looks like a colour.
+        shown = printable(sample) if sys.stdout.isatty() else sample
+        print(f"sample {i + 1:2d}: {shown}", flush=True)  # noqa: T201

@@ -4,6 +4,7 @@ Only typer is imported here; each command imports the library when it runs, so t
 shell completion stay quick.
 """
 
+import io
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -67,10 +68,17 @@ def _exit_interrupted(*_: object) -> NoReturn:
 def run() -> None:
     """Run the command line; errors that are the user's end as one line on stderr, status 1."""
     signal.signal(signal.SIGINT, _exit_interrupted)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+        # A model may know characters that the terminal's encoding lacks.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:  # a full disk under our output, or a directory that vanished
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
         sys.exit(1)
     except Exception as error:
         if not report_error(error):

@@ -24,7 +24,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure a model on a file: the loss of predicting every character and every end."""
+    """Measure how well a model predicts a file. Every character and every end counts."""
     import microgpt  # noqa: PLC0415 - see main
 
     model = microgpt.load(model_dir, threads=threads)

@@ -3,6 +3,7 @@
 Results go to stdout. Everything that only accompanies them goes to stderr.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 __all__ = ["TrainingDisplay", "read_dataset", "report_error", "training_display", "warn"]
+
+SECONDS_PER_DRAWING = 0.1
 
 
 def report_error(error: BaseException, prefix: str = "") -> bool:
@@ -68,17 +71,17 @@ class TrainingDisplay:
         if progress is not None:
             self._task = progress.add_task("training", total=n_steps, loss="", rates="")
         self._start = time.perf_counter()
+        self._shown_at = 0.0  # when the bar was last drawn
         self._n_tokens = 0
 
     def line(self, text: str) -> None:
-        """Print a line to stdout, above the bar if there is one."""
+        """Print a line to stdout; a bar gives way until it is drawn again."""
         if self._progress is None:
             print(text, flush=True)  # noqa: T201
             return
         sys.stderr.write("\r\x1b[2K")
         sys.stderr.flush()
         print(text, flush=True)  # noqa: T201
-        self._progress.refresh()
 
     def steps(self, reports: "list[StepReport]") -> None:
         """Move the bar."""
@@ -93,12 +96,20 @@ class TrainingDisplay:
             loss=f"loss {last.loss:.4f}",
             rates=f"{last.step / elapsed:,.0f} steps/s  {self._n_tokens / elapsed:,.0f} tokens/s",
         )
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the bar, unless it was drawn just now: that takes longer than many a step."""
+        now = time.perf_counter()
+        if self._progress and now - self._shown_at >= SECONDS_PER_DRAWING:
+            self._shown_at = now
+            self._progress.refresh()
 
 
 @contextmanager
 def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
     """Show progress on a terminal while the context lasts, if it is to be shown."""
-    if not (shown and sys.stderr.isatty()):
+    if not (shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
         yield TrainingDisplay(n_steps, None)
         return
     from rich.console import Console  # noqa: PLC0415 - 70 ms, and only for terminals
@@ -112,10 +123,13 @@ def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
     )
+    console = Console(stderr=True)
+    console.width -= len("^C ")  # a full line would wrap when the terminal echoes this
     with Progress(
         *columns,
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        auto_refresh=False,  # by a thread, which would draw between a line and the bar below it
         redirect_stdout=False,  # the lines of training belong to stdout, wherever that goes
         redirect_stderr=False,
     ) as progress:

@@ -59,7 +59,7 @@ def train(
     chat: Annotated[
         bool, typer.Option("--chat", help="Train on conversations: per line a JSON array.")
     ] = False,
-    n_embd: Annotated[int, typer.Option(min=1, help="Width.")] = 16,
+    n_embd: Annotated[int, typer.Option(min=1, help="Width of the model.")] = 16,
     n_head: Annotated[int, typer.Option(min=1, help="Attention heads.")] = 4,
     n_layer: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 1,
     block_size: Annotated[int, typer.Option(min=1, help="Longest context in tokens.")] = 16,
@@ -107,7 +107,7 @@ def train(
     threads: Threads = None,
     log_every: Annotated[
         int,
-        typer.Option(min=1, help="Print every Nth step, first and last."),
+        typer.Option(min=1, help="Print every Nth step, and the first and the last."),
     ] = 100,
     sample_every: Annotated[
         int | None, typer.Option(min=1, help="Show a sample every Nth step.")
