@@ -1,0 +1,199 @@
+import os
+import pty
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import microgpt
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+
+def samples(cli: "Cli", model_dir: Path, *arguments: object) -> list[str]:
+    """Return what `generate` prints, without the numbering, which is checked."""
+    result = cli("generate", "--model-dir", model_dir, *arguments)
+    assert (result.status, result.err) == (0, "")
+    heads = [f"sample {i:2d}: " for i in range(1, len(result.lines) + 1)]
+    assert [line[: len(head)] for head, line in zip(heads, result.lines, strict=True)] == heads
+    return [line[len(head) :] for head, line in zip(heads, result.lines, strict=True)]
+
+
+def test_twenty_samples_at_half_temperature_are_the_default(cli: "Cli", model_dir: Path) -> None:
+    expected = microgpt.load(model_dir).generate(20, temperature=0.5, seed=42)
+    assert samples(cli, model_dir) == expected
+    assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (["--temperature", "1.5"], {"temperature": 1.5}),
+        (["--seed", "7"], {"seed": 7}),
+        (["--prompt", "ha"], {"prompt": "ha"}),
+        (["--temperature", "2", "--top-k", "2"], {"temperature": 2.0, "top_k": 2}),
+        (["--temperature", "2", "--top-p", "0.5"], {"temperature": 2.0, "top_p": 0.5}),
+        (["--max-tokens", "2"], {"max_tokens": 2}),
+        (["--stop", "nn", "--stop", "tt"], {"stop": ["nn", "tt"]}),
+        (["--temperature", "0"], {"temperature": 0.0}),
+        (["--threads", "1"], {}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_are_those_of_the_library(
+    cli: "Cli", model_dir: Path, arguments: list[str], options: dict[str, object]
+) -> None:
+    model = microgpt.load(model_dir)
+    expected = model.generate(8, **options)  # type: ignore[arg-type]
+    assert samples(cli, model_dir, "--num-samples", 8, *arguments) == expected
+    if options:
+        assert expected != model.generate(8)
+
+
+def test_sample_does_not_depend_on_how_many_are_asked_for(cli: "Cli", model_dir: Path) -> None:
+    some = samples(cli, model_dir, "--num-samples", 3)
+    assert samples(cli, model_dir, "--num-samples", 5)[:3] == some
+    assert samples(cli, model_dir, "--num-samples", 2, "--seed", 43) == some[1:]
+
+
+def test_none_are_printed_if_none_are_asked_for(cli: "Cli", model_dir: Path) -> None:
+    assert samples(cli, model_dir, "--num-samples", 0) == []
+
+
+def test_seed_may_be_larger_than_any_machine_integer(cli: "Cli", model_dir: Path) -> None:
+    seed = 10**40
+    expected = microgpt.load(model_dir).generate(2, seed=seed)
+    assert samples(cli, model_dir, "--num-samples", 2, "--seed", seed) == expected
+
+
+def test_prompt_that_fills_the_block_gets_one_more_character(cli: "Cli", model_dir: Path) -> None:
+    prompt = "hannahhannahhan"  # with BOS, 16 tokens
+    (sample,) = samples(cli, model_dir, "--num-samples", 1, "--prompt", prompt)
+    assert sample.startswith(prompt)
+    assert len(sample) <= len(prompt) + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0, expected a finite number of at least 0"),
+        (["--temperature", "nan"], "temperature is nan, expected a finite number of at least 0"),
+        (["--temperature", "inf"], "temperature is inf, expected a finite number of at least 0"),
+        (["--top-p", "0"], "top_p is 0.0, expected above 0 and at most 1"),
+        (["--top-p", "nan"], "top_p is nan, expected above 0 and at most 1"),
+        (
+            ["--prompt", "zoë"],
+            (
+                "the text holds characters that the model does not know: 'z', 'ë'\n"
+                "hint: the model knows only characters of its training data"
+            ),
+        ),
+        (
+            ["--prompt", "hannahhannahhann"],
+            (
+                "the prompt has 17 tokens, expected at most block_size=16; shorten it or load a "
+                "model with a larger block_size"
+            ),
+        ),
+        (["--stop", ""], "stop is [''], expected a list of strings that are not empty"),
+    ],
+)
+def test_what_cannot_be_is_one_error(
+    cli: "Cli", model_dir: Path, arguments: list[str], message: str
+) -> None:
+    result = cli("generate", "--model-dir", model_dir, *arguments)
+    assert result == (1, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--top-k", "0"],
+        ["--seed", "-1"],
+        ["--num-samples", "-1"],
+        ["--max-tokens", "0"],
+        ["--threads", "0"],
+        ["--temperature", "warm"],
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(
+    cli: "Cli", model_dir: Path, arguments: list[str]
+) -> None:
+    result = cli("generate", "--model-dir", model_dir, *arguments)
+    assert (result.status, result.out) == (2, "")
+    assert f"Invalid value for '{arguments[0]}'" in result.err
+
+
+def test_wrong_temperature_is_named_before_the_model_is_looked_for(
+    cli: "Cli", tmp_path: Path
+) -> None:
+    result = cli("generate", "--model-dir", tmp_path / "none", "--temperature", "nan")
+    assert result.err.startswith("error: temperature is nan")
+
+
+@pytest.mark.parametrize("command", ["generate", "info"])
+@pytest.mark.parametrize("kind", ["missing", "empty", "file"])
+def test_place_without_a_model_is_named(
+    cli: "Cli", tmp_path: Path, command: str, kind: str
+) -> None:
+    place = tmp_path / "place"
+    cause = "Not a directory" if kind == "file" else "No such file or directory"
+    if kind == "empty":
+        place.mkdir()
+    elif kind == "file":
+        place.touch()
+    result = cli(command, "--model-dir", place)
+    assert result == (
+        1,
+        "",
+        (
+            f"error: cannot read {place}/meta.json: {cause}\n"
+            "hint: is this the directory of a trained model?\n"
+        ),
+    )
+
+
+def test_damaged_model_is_one_error(cli: "Cli", model_dir: Path) -> None:
+    weights = model_dir / "weights.json"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    result = cli("generate", "--model-dir", model_dir)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: {weights} is not what meta.json describes")
+
+
+def test_model_of_the_rust_system_generates(cli: "Cli", shared: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(shared / "golden/seed_rust", tmp_path / "rust")
+    found = samples(cli, directory)
+    assert found == microgpt.load(shared / "golden/seed_rust").generate(20)
+    # Theirs all began alike.
+    assert len({sample[0] for sample in found}) > 4
+
+
+@pytest.fixture
+def steering_model(tmp_path: Path) -> Path:
+    """A model whose every text holds a sequence that would colour a terminal."""
+    directory = tmp_path / "steering"
+    microgpt.fit(["a\x1b[31m"], steps=100, n_layer=2).save(directory)
+    return directory
+
+
+def test_control_characters_reach_a_file_but_not_a_terminal(
+    program: Path, steering_model: Path
+) -> None:
+    command: list[str | Path] = [
+        program,
+        "generate",
+        "--num-samples",
+        "1",
+        "--model-dir",
+        steering_model,
+    ]
+    piped = subprocess.run(command, capture_output=True, check=True).stdout
+    assert piped == b"sample  1: a\x1b[31m\n"
+    ours, theirs = pty.openpty()
+    subprocess.run(command, stdout=theirs, check=True)
+    os.close(theirs)
+    assert os.read(ours, 1000) == b"sample  1: a\\x1b[31m\r\n"
+    os.close(ours)

@@ -1,0 +1,62 @@
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import microgpt
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+
+def test_lines_are_those_of_the_rust_system_and_two_more(cli: "Cli", shared: Path) -> None:
+    result = cli("info", "--model-dir", shared / "golden/seed_rust")
+    assert result.err == ""
+    assert result.lines == [
+        "microgpt model",
+        "  vocab_size:      27",
+        "  n_embd:          16",
+        "  n_head:          4",
+        "  n_layer:         1",
+        "  block_size:      16",
+        f"  charset:         {list('abcdefghijklmnopqrstuvwxyz')}",
+        "  num_params:      4192",
+        "  dtype:           float64",
+        f"  engine:          {microgpt.load(shared / 'golden/seed_rust').engine.name}",
+    ]
+
+
+def test_values_stand_at_column_20(cli: "Cli", model_dir: Path) -> None:
+    for line in cli("info", "--model-dir", model_dir).lines[1:]:
+        label, _, value = line.partition(":")
+        assert line == f"  {label.strip() + ':':<17}{value.strip()}"
+
+
+def test_chat_model_names_its_special_tokens(cli: "Cli", tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    dataset = microgpt.Dataset.from_conversations([talk])
+    model, _ = microgpt.prepare(dataset, microgpt.TrainConfig(), random.Random(42))
+    model.save(tmp_path)
+    lines = cli("info", "--model-dir", tmp_path).lines
+    assert lines[6:9] == [
+        "  charset:         ['h', 'i', 'o']",
+        "  special_tokens:  ['user', 'assistant', 'end_turn']",
+        f"  num_params:      {model.config.n_params}",
+    ]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "weights.json"])
+def test_missing_half_is_named(cli: "Cli", model_dir: Path, name: str) -> None:
+    (model_dir / name).unlink()
+    result = cli("info", "--model-dir", model_dir)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: cannot read {model_dir / name}: No such file")
+
+
+def test_folder_that_may_only_be_read_is_enough(cli: "Cli", shared: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(shared / "golden/seed_rust", tmp_path / "copy")
+    copied.chmod(0o555)
+    assert cli("info", "--model-dir", copied).status == 0
+    assert {path.name for path in copied.iterdir()} >= {"meta.json", "weights.json"}
+    copied.chmod(0o755)

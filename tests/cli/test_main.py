@@ -1,0 +1,173 @@
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from microgpt_cli.main import app
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined] # a group
+
+
+def test_version_names_both_distributions(cli: "Cli") -> None:
+    result = cli("--version")
+    library = version("microgpt-lib")
+    assert result.out == f"microgpt-cli {version('microgpt-cli')} (microgpt-lib {library})\n"
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_fits_80_columns_and_ends_no_line_in_dots(
+    cli: "Cli", monkeypatch: pytest.MonkeyPatch, flag: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli(flag)
+    assert (result.status, result.err) == (0, "")
+    assert max(map(len, result.lines)) <= 80
+    assert "..." not in result.out.partition("Options:")[2]
+    assert {name for name in COMMANDS if f"\n  {name} " in result.out} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(
+    cli: "Cli", monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = cli(command, "--help").out
+    assert max(map(len, out.splitlines())) <= 80
+    for option in re.split(r"\n(?=  -)", out.partition("Options:")[2])[1:]:
+        words = re.sub(r"<.*?>|\[.*?\]|--?[\w-]+", "", option).split()
+        assert len(words) > 1, option
+
+
+def test_no_command_shows_the_help_and_is_wrong_usage(cli: "Cli") -> None:
+    result = cli()
+    assert result.status == 2
+    assert "Usage: microgpt-cli" in result.out + result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tran"], "No such command 'tran'"),
+        (["train", "--inptu", "x"], "No such option: --inptu"),
+        (["train"], "--input: it is needed unless --resume is given"),
+        (["generate", "extra"], "unexpected extra argument"),
+        (["generate", "--num-samples", "many"], "'many' is not a valid int"),
+    ],
+)
+def test_wrong_usage_has_status_2_and_says_what_is_wrong(
+    cli: "Cli", arguments: list[str], message: str
+) -> None:
+    result = cli(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+
+
+def test_help_loads_nothing_that_is_slow_to_load(program: Path) -> None:
+    imports = subprocess.run(
+        [sys.executable, "-X", "importtime", program, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    assert "typer" in imports
+    for heavy in ("numpy", "msgspec", "microgpt ", "rich", "prompt_toolkit", "pydantic"):
+        assert f" {heavy}\n" not in imports, heavy
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completes_commands(program: Path, shell: str) -> None:
+    environment = {
+        **os.environ,
+        "_MICROGPT_CLI_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "microgpt-cli ge",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "microgpt-cli ge",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    completed = subprocess.run(
+        [program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "generate" in completed.stdout
+    assert "info" not in completed.stdout
+
+
+def test_completion_script_is_shown_for_the_shell_in_use(program: Path) -> None:
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shown = subprocess.run(
+        [program, "--show-completion", "bash"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "complete -o default -F _microgpt_cli_completion microgpt-cli" in shown
+
+
+def test_module_runs_as_the_command_does(cli: "Cli") -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "microgpt_cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout == cli("--version").out
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "--num-samples", "1"], ["info"]], ids=["generate", "info"]
+)
+def test_full_disk_under_stdout_is_one_error_line(
+    program: Path, model_dir: Path, command: list[str]
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [program, *command, "--model-dir", model_dir],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")
+
+
+def test_reader_that_leaves_ends_the_command_in_silence(program: Path, model_dir: Path) -> None:
+    command: list[str | Path] = [
+        program,
+        "generate",
+        "--num-samples",
+        "100000",
+        "--model-dir",
+        model_dir,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline().startswith(b"sample  1: ")
+        process.stdout.close()
+        assert process.wait(timeout=30) == 1
+        assert process.stderr.read() == b""
+
+
+def test_interrupt_ends_with_status_130_and_no_traceback(program: Path, model_dir: Path) -> None:
+    command: list[str | Path] = [
+        program,
+        "generate",
+        "--num-samples",
+        "100000000",
+        "--model-dir",
+        model_dir,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(2)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"")
