@@ -207,6 +207,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str | Path) else value
 
 
+def _spelled(name: str, value: Any) -> str:
+    """Return a flag and its value as they are typed."""
+    flag = f"--{name.replace('_', '-')}"
+    if name == "shuffle":
+        return flag if value else "--no-shuffle"
+    if value is None or value is False:
+        return f"no {flag}"
+    return flag if value is True else f"{flag} {value}"
+
+
 def _is_explicit(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
@@ -225,7 +235,7 @@ def _options_of(
             f"{', '.join(sorted(missing))}"
         )
     contradictions = [
-        f"--{name.replace('_', '-')} is {value}, expected {stored[name]}"
+        f"got {_spelled(name, value)}, expected {_spelled(name, stored[name])}"
         for name, value in given.items()
         if name not in {"input", "val_input"}  # may have moved; their content is compared
         and _is_explicit(context, name)

@@ -1,0 +1,339 @@
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import pytest
+
+STEPS = 12_000
+FLAGS = [
+    *("--steps", STEPS, "--batch-size", 2, "--clip", 0.5, "--weight-decay", 0.01),
+    *("--warmup-steps", 100, "--schedule", "cosine", "--val-fraction", 0.25, "--eval-every", 700),
+    *("--checkpoint-every", 1000, "--log-every", 1000),
+]
+
+
+def digest(directory: Path) -> str:
+    return hashlib.sha256((directory / "weights.json").read_bytes()).hexdigest()
+
+
+def steps_in(directory: Path) -> list[int]:
+    return [int(path.stem[5:]) for path in sorted((directory / "checkpoints").iterdir())]
+
+
+def closing_samples(out: str) -> list[str]:
+    assert "--- samples ---" in out
+    return out.partition("--- samples ---")[2].split()
+
+
+# ---------------------------------------------------------------- interrupted by signals
+
+
+@contextmanager
+def training(program: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run `train` in a process of its own, and wait until it has taken its first step."""
+    command = [str(program), "train", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    break
+            yield process
+        finally:
+            process.kill()
+
+
+def stop_at_random(program: Path, rng: random.Random, directory: Path, *flags: object) -> int:
+    """Train, and send a signal at a random time; return how the process ended."""
+    number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    with training(program, "--output", directory, *flags) as process:
+        time.sleep(rng.uniform(0.0, 0.6))
+        process.send_signal(number)
+        process.communicate(timeout=60)
+    assert process.returncode in {0, -signal.SIGKILL, 128 + number}
+    return process.returncode
+
+
+def check_interruptions(
+    cli: Any, program: Path, names: Path, tmp_path: Path, n_trials: int, rng: random.Random
+) -> None:
+    whole = cli("train", "--input", names, "--output", tmp_path / "whole", *FLAGS)
+    assert whole.status == 0, whole.err
+    expected = digest(tmp_path / "whole"), closing_samples(whole.out)
+    n_stopped = 0
+    for i in range(n_trials):
+        directory = tmp_path / str(i)
+        if stop_at_random(program, rng, directory, "--input", names, *FLAGS) == 0:
+            continue  # it was quicker than the signal
+        n_stopped += 1
+        if microgpt.holds_snapshot(directory):
+            resumed = cli("train", "--resume", directory)
+        else:  # killed before the first one
+            resumed = cli("train", "--input", names, "--output", directory, "--force", *FLAGS)
+        assert resumed.status == 0, resumed.err
+        assert (digest(directory), closing_samples(resumed.out)) == expected, i
+        strange = {path.name for path in directory.iterdir()}
+        assert strange == {"weights.json", "meta.json", "metrics.jsonl", "checkpoints"}
+    assert n_stopped > n_trials / 2
+
+
+def test_interrupted_runs_end_as_the_uninterrupted_one(
+    cli: Any, program: Path, names: Path, tmp_path: Path
+) -> None:
+    check_interruptions(cli, program, names, tmp_path, 4, random.Random(1))
+
+
+@pytest.mark.long
+def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
+    cli: Any, program: Path, names: Path, tmp_path: Path
+) -> None:
+    check_interruptions(cli, program, names, tmp_path, 55, random.Random())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_saves_and_says_how_to_go_on(
+    program: Path, names: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    flags = ("--steps", 10**7, "--input", names, "--output", tmp_path / "out")
+    with training(program, *flags) as process:
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    snapshot = microgpt.read_snapshot(tmp_path / "out")
+    assert err == (
+        f"warning: interrupted after step {snapshot.step} of 10000000; go on with "
+        f"microgpt-cli train --resume {tmp_path / 'out'}\n"
+    )
+    model = microgpt.load(tmp_path / "out")
+    assert model.parameters.flat.tolist() == snapshot.arrays["weights"].tolist()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_long_step_at_once(
+    program: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "texts").write_text("some words\n" * 4000)
+    # One step of these takes several seconds, in one call of the compiled engine.
+    big = ("--n-embd", 64, "--batch-size", 4000, "--n-layer", 8, "--steps", 3)
+    command = [program, "train", "--input", tmp_path / "texts", "--output", tmp_path / "out", *big]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        while process.stdout.readline() not in {b"\n", b""}:
+            pass  # the header; an empty line is its end
+        time.sleep(0.5)  # handlers are set up
+        process.send_signal(number)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)  # the step goes on
+        start = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(20) == 128 + number
+        assert time.monotonic() - start < 1.0
+    assert not microgpt.holds_model(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- what stays
+
+
+def train(cli: Any, *arguments: object) -> Any:
+    result = cli("train", "--quiet", *arguments)
+    assert result.status == 0, result.err
+    return result
+
+
+@pytest.fixture
+def snapshots(cli: Any, names: Path, tmp_path: Path) -> Path:
+    """Return a directory with snapshots after steps 10 and 20 of 25."""
+    directory = tmp_path / "out"
+    train(cli, "--input", names, "--output", directory, "--steps", 25, "--checkpoint-every", 10)
+    return directory
+
+
+def test_latest_checkpoints_are_kept(cli: Any, names: Path, tmp_path: Path) -> None:
+    flags = ("--input", names, "--output", tmp_path / "out", "--steps", 100)
+    train(cli, *flags, "--checkpoint-every", 10)
+    assert steps_in(tmp_path / "out") == [80, 90, 100]
+    train(cli, *flags, "--force", "--checkpoint-every", 30, "--keep-checkpoints", 1)
+    assert steps_in(tmp_path / "out") == [90]
+
+
+def test_forced_run_does_not_mix_with_the_one_before(
+    cli: Any, snapshots: Path, names: Path
+) -> None:
+    flags = ("--steps", 8, "--checkpoint-every", 5, "--force")
+    train(cli, "--input", names, "--output", snapshots, *flags)
+    assert steps_in(snapshots) == [5]
+
+
+def test_unfinished_run_is_not_overwritten(cli: Any, snapshots: Path, names: Path) -> None:
+    for name in ("weights.json", "meta.json"):
+        (snapshots / name).unlink()
+    result = cli("train", "--input", names, "--output", snapshots)
+    assert result.status == 1
+    assert result.err.splitlines() == [
+        f"error: {snapshots} already holds snapshots of a run that was not finished",
+        f"hint: go on with --resume {snapshots}, or use --force to start anew",
+    ]
+
+
+def test_resumed_run_may_go_on_elsewhere(cli: Any, snapshots: Path, tmp_path: Path) -> None:
+    train(cli, "--resume", snapshots, "--output", tmp_path / "other")
+    assert digest(tmp_path / "other") == digest(snapshots)
+
+
+def test_resumed_run_keeps_its_flags_and_its_metrics(cli: Any, snapshots: Path) -> None:
+    before = (snapshots / "metrics.jsonl").read_text().splitlines()
+    assert len(before) == 25
+    result = train(cli, "--resume", snapshots)
+    assert result.err == ""
+    after = list(map(json.loads, (snapshots / "metrics.jsonl").read_text().splitlines()))
+    assert [(line["step"], line["loss"]) for line in after] == [
+        (line["step"], line["loss"]) for line in map(json.loads, before)
+    ]
+    elapsed = [line["elapsed"] for line in after]
+    assert elapsed == sorted(elapsed)
+
+
+def test_moved_data_may_be_named_again(cli: Any, snapshots: Path, names: Path) -> None:
+    moved = names.rename(names.with_name("moved.txt"))
+    result = cli("train", "--resume", snapshots)
+    assert result.status == 1
+    assert result.err == f"error: input file not found: {names}\n"
+    train(cli, "--resume", snapshots, "--input", moved)
+
+
+# ---------------------------------------------------------------- what cannot be resumed
+
+
+def refused(cli: Any, *arguments: object) -> list[str]:
+    result = cli("train", *arguments)
+    assert result.status == 1
+    assert result.out == ""
+    lines: list[str] = result.err.splitlines()
+    assert len(lines) <= 2
+    return lines
+
+
+def test_flags_that_differ_are_named(cli: Any, snapshots: Path) -> None:
+    flags = (
+        "--n-embd",
+        32,
+        "--lr",
+        0.1,
+        "--schedule",
+        "constant",
+        "--no-shuffle",
+        "--block-size",
+        16,
+    )
+    error, hint = refused(cli, "--resume", snapshots, *flags)
+    assert error.startswith(
+        "error: got --n-embd 32, expected --n-embd 16; got --lr 0.1, expected no --lr; "
+        "got --schedule constant, expected --schedule linear; got --no-shuffle, expected --shuffle "
+        f"as in {snapshots}"
+    )
+    assert hint == "hint: a resumed run keeps its flags: leave these out, or start a new run"
+
+
+def test_directory_that_is_no_checkpoint_is_named(cli: Any, tmp_path: Path) -> None:
+    error, hint = refused(cli, "--resume", tmp_path / "nowhere")
+    assert error == (
+        f"error: {tmp_path / 'nowhere'} holds no snapshot of training: there is nothing in "
+        f"{tmp_path / 'nowhere' / 'checkpoints'}"
+    )
+    assert hint.startswith("hint: train with --checkpoint-every")
+
+
+def test_changed_data_is_told(cli: Any, snapshots: Path, names: Path) -> None:
+    names.write_text(names.read_text().replace("bob", "abo"))
+    error, hint = refused(cli, "--resume", snapshots)
+    assert error.startswith("error: the training data is not that of ")
+    assert hint == "hint: give the same file as --input, unchanged"
+
+
+def test_corrupt_checkpoint_is_told(cli: Any, snapshots: Path) -> None:
+    latest = snapshots / "checkpoints" / "step-00000020.safetensors"
+    content = bytearray(latest.read_bytes())
+    content[-1] ^= 1
+    latest.write_bytes(content)
+    error, hint = refused(cli, "--resume", snapshots)
+    assert error.startswith(f"error: {latest} is damaged")
+    assert hint == f"hint: remove {latest.name} to go on from the one before"
+    latest.unlink()
+    train(cli, "--resume", snapshots)
+
+
+def test_checkpoint_of_another_version_is_told(cli: Any, snapshots: Path) -> None:
+    latest = snapshots / "checkpoints" / "step-00000020.safetensors"
+    content = latest.read_bytes()
+    latest.write_bytes(content.replace(b"microgpt-snapshot-1", b"microgpt-snapshot-9"))
+    error, hint = refused(cli, "--resume", snapshots)
+    assert error.endswith("'microgpt-snapshot-9', expected 'microgpt-snapshot-1'")
+    assert hint == "hint: go on with the version of microgpt that wrote it"
+
+
+def test_checkpoint_of_another_program_is_told(cli: Any, tmp_path: Path, names: Path) -> None:
+    dataset = microgpt.Dataset.from_documents(microgpt.read_documents(names))
+    config = microgpt.TrainConfig(steps=3)
+    _, trainer = microgpt.prepare(dataset, config, random.Random(1))
+    trainer.advance(1)
+    path = microgpt.write_snapshot(tmp_path, trainer, {"steps": 3})
+    (error,) = refused(cli, "--resume", tmp_path)
+    assert error.startswith(
+        f"error: {path} does not hold the flags of this program: it lacks batch_size, block_size"
+    )
+
+
+@pytest.mark.parametrize("value", [0, -1, "x"])
+@pytest.mark.parametrize("flag", ["--checkpoint-every", "--keep-checkpoints", "--eval-every"])
+def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) -> None:
+    result = cli("train", "--input", names, flag, value)
+    assert result.status == 2
+    assert flag in result.err
+
+
+# ---------------------------------------------------------------- refused before training starts
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--val-fraction", 0.01), "val_fraction is 0.01, expected a share between 0 and 1 that"),
+        (("--val-fraction", 1.0), "val_fraction is 1.0, expected a share between 0 and 1 that"),
+        (("--batch-size", 9), "there are 8 documents to train on, expected at least batch_size=9"),
+        (
+            ("--batch-size", 7, "--val-fraction", 0.25),
+            "there are 6 documents to train on, expected at least batch_size=7",
+        ),
+        (("--warmup-steps", 1000), "warmup_steps is 1000, expected at least 0 and less than the"),
+        (
+            ("--block-size", 3, "--long", "skip"),
+            "all 8 documents are longer than block_size=3",
+        ),
+    ],
+)
+def test_run_that_cannot_be_is_refused_before_it_starts(
+    cli: Any, names: Path, tmp_path: Path, flags: tuple[object, ...], message: str
+) -> None:
+    names.write_text("anna\nbobby\notto\nhanna\nanne\nella\nelle\nabel\n")
+    error, *_ = refused(cli, "--input", names, "--output", tmp_path / "out", *flags)
+    assert error.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_validation_file_that_is_missing_is_named(cli: Any, names: Path, tmp_path: Path) -> None:
+    flags = ("--input", names, "--output", tmp_path / "out", "--val-input", tmp_path / "none")
+    assert refused(cli, *flags) == [f"error: input file not found: {tmp_path / 'none'}"]
+    names.with_name("other").write_text("zoe\n")
+    error, *_ = refused(cli, *flags[:-1], names.with_name("other"))
+    assert "characters that the model does not know: 'z'" in error
+    assert not (tmp_path / "out").exists()
