@@ -364,7 +364,7 @@ def test_loss_that_is_not_finite_stops_before_its_update(name: str, dtype: str) 
         engine.parameters["wpe"][4] = math.nan  # only the fifth token meets it
     (before,) = expected.train_steps([short], [0.1])
     assert math.isfinite(before.loss)
-    message = r"loss is nan at step 2 \(learning rate 0.0625\), .* stopped before that update"
+    message = r"loss is nan at step 2 \(learning rate 0.0625\), .* training stopped there"
     with pytest.raises(NonFiniteLossError, match=message) as caught:
         stopped.train_steps([short, long, short], [0.1, 0.0625, 0.05])
     assert (caught.value.step, caught.value.learning_rate) == (2, 0.0625)

@@ -242,6 +242,15 @@ def test_divergence_stops_with_the_last_good_weights(engine: str) -> None:
     np.testing.assert_array_equal(trainer.engine.parameters.flat, kept[-1])
 
 
+def test_validation_loss_that_is_no_number_stops_too() -> None:
+    trainer = prepared(steps=9, learning_rate=1e30, dtype="float32", val_fraction=0.4, eval_every=1)
+    message = r"^validation loss is (nan|inf) at step 2 \(learning rate 8\.89e\+29\)"
+    with pytest.raises(NonFiniteLossError, match=message):
+        list(trainer)
+    assert trainer.best is not None
+    assert np.isfinite(trainer.best.val_loss)
+
+
 def test_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"there are 7 documents to train on, .* batch_size=8"):
         prepared(batch_size=8)

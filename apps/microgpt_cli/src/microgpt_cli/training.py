@@ -155,6 +155,31 @@ class Run:
         self.output.tell("sample", f"step {step:4d} | sample: {text}", step=step, text=text)
 
 
+class LastGood:
+    """The latest weights that are known to give a finite loss.
+
+    Args:
+        trainer: whose weights; remember them before each call of `advance`.
+    """
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self._trainer = trainer
+        self._weights: list[tuple[int, Any]] = []  # after so many steps; two at most
+
+    def remember(self) -> None:
+        """Copy the current weights."""
+        now = (self._trainer.step, self._trainer.engine.parameters.flat.copy())
+        self._weights = [*self._weights[-1:], now]
+
+    def put_back(self) -> bool:
+        """Go back to them, if they learned anything; return whether they did."""
+        # A step was taken from those that gave a finite loss.
+        good = [weights for step, weights in self._weights if 0 < step < self._trainer.step]
+        if good:
+            self._trainer.engine.parameters.flat[:] = good[-1]
+        return bool(good)
+
+
 def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     """Train to the end or until a signal, save, and show samples.
 
@@ -207,26 +232,19 @@ def _header_text(header: dict[str, Any]) -> str:
 
 def _train(run: Run, metrics: MetricsLog | None, received: list[int]) -> None:
     """Take the remaining steps, until the last or a signal."""
-    import microgpt  # noqa: PLC0415 - see main
-
     trainer, pace, ranks = run.trainer, run.pace, run.trainer.ranks
     if ranks:
         ranks.is_leaving = lambda: bool(received)
     seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
     first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
+    good = LastGood(trainer)
     while trainer.step < trainer.config.steps:
         elapsed = time.perf_counter() - start
         n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
         n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
-        try:
-            n = ranks.least(n) if ranks else n
-            if n == 0:
-                return
-            reports = trainer.advance(n)
-        except microgpt.RankLostError as error:
-            run.save_snapshot()
-            error.hint = f"go on with microgpt-cli train --resume {run.directory}"
-            raise
+        reports = _advance(run, n, good)
+        if not reports:
+            return
         elapsed = time.perf_counter() - start
         n_tokens += sum(report.n_tokens for report in reports)
         if metrics:
@@ -238,6 +256,37 @@ def _train(run: Run, metrics: MetricsLog | None, received: list[int]) -> None:
             run.tell_sample()
         if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
             run.save_snapshot()
+
+
+def _advance(run: Run, n: int, good: LastGood) -> "list[StepReport]":
+    """Take `n` steps, or as many as all processes agree on; save what can be if they fail."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    trainer = run.trainer
+    try:
+        n = trainer.ranks.least(n) if trainer.ranks else n
+        good.remember()
+        return trainer.advance(n)
+    except microgpt.NonFiniteLossError as error:
+        if run.writes:
+            error.hint = f"{error.hint}; {_keep_good(run, good)}"
+        raise
+    except microgpt.RankLostError as error:
+        run.save_snapshot()
+        error.hint = f"go on with microgpt-cli train --resume {run.directory}"
+        raise
+
+
+def _keep_good(run: Run, good: LastGood) -> str:
+    """Save the last good model unless there is one already; return what to tell about it."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if microgpt.holds_model(run.directory):
+        return f"the model in {run.directory} is the one from before"
+    if not good.put_back() and run.trainer.best is None:
+        return "nothing was learned before"
+    run.save_model()
+    return f"{run.directory} holds the last good weights"
 
 
 def _warn_interrupted(run: Run) -> None:

@@ -69,17 +69,18 @@ class RankLostError(MicrogptError):
 
 
 class NonFiniteLossError(MicrogptError, ArithmeticError):
-    """Training met a loss that is NaN or infinite; the weights are those before that step.
+    """Training met a loss that is NaN or infinite; the weights are those that gave it.
 
     Attributes:
-        step: number of the step that failed, counted from 1.
-        learning_rate: the rate that step would have used.
+        step: number of the step that failed, counted from 1; for a validation loss, of the step
+            after which it was measured.
+        learning_rate: the rate of that step.
     """
 
-    def __init__(self, step: int, learning_rate: float, loss: float) -> None:
+    def __init__(self, step: int, learning_rate: float, loss: float, *, what: str = "loss") -> None:
         super().__init__(
-            f"loss is {loss} at step {step} (learning rate {learning_rate:.3g}), "
-            "expected a finite number; training stopped before that update",
+            f"{what} is {loss} at step {step} (learning rate {learning_rate:.3g}), "
+            "expected a finite number; training stopped there",
             hint="try a smaller learning rate",
         )
         self.step = step

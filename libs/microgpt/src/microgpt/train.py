@@ -381,7 +381,7 @@ class Trainer:
         There are fewer where the next look at the validation set comes before.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite; the weights are those before that step.
+            NonFiniteLossError: a loss is NaN or infinite; the weights are those that gave it.
         """
         end = min(self.step + n_steps, self.config.steps)
         if self.validation:
@@ -420,6 +420,9 @@ class Trainer:
 
     def _validate(self, validation: Validation) -> float:
         val_loss = evaluate(self.engine, validation.dataset, validation.order, self.ranks)
+        if not math.isfinite(val_loss):
+            rate = self.learning_rate * self.config.rate_at(self.step - 1)
+            raise NonFiniteLossError(self.step, rate, val_loss, what="validation loss")
         if self.best is None or val_loss < self.best.val_loss:
             self.best = Best(val_loss, self.step, self.engine.parameters.flat.copy())
         return val_loss

@@ -1,0 +1,551 @@
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import microgpt
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+SMALL = ["--steps", "20", "--n-embd", "8", "--n-head", "2", "--block-size", "8"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Return the files of a model."""
+    return {name: (directory / name).read_bytes() for name in ("weights.json", "meta.json")}
+
+
+def step_lines(losses: list[float]) -> list[str]:
+    """Return what a run of 1000 steps prints about its first ones."""
+    return [f"step {step:4d} / 1000 | loss {loss:.4f}" for step, loss in enumerate(losses, 1)]
+
+
+# ---------------------------------------------------------------- the original, digit for digit
+
+
+@pytest.fixture(scope="module")
+def original(shared: Path) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((shared / "golden/microgpt_py/default.json").read_text())
+    return figures
+
+
+@pytest.fixture
+def main_job(shared: Path, tmp_path: Path) -> list[str | Path]:
+    names = shared / "data/names.txt"
+    flags = ["--log-every", "1", "--num-samples", "20", "--lr", "0.01"]
+    return ["train", "--input", names, "--output", tmp_path / "out", *flags]
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "native"])
+def test_float64_prints_the_losses_and_samples_of_the_original(
+    cli: "Cli",
+    original: dict[str, Any],
+    main_job: list[str | Path],
+    tmp_path: Path,
+    engine: str,
+) -> None:
+    result = cli(*main_job, "--dtype", "float64", "--engine", engine)
+    assert (result.status, result.err) == (0, "")
+    assert result.lines == [
+        "microgpt train (text)",
+        "  n_embd:      16",
+        "  n_head:      4",
+        "  n_layer:     1",
+        "  block_size:  16",
+        "num docs:    32033",
+        "vocab size:  27",
+        "num params:  4192",
+        f"engine:      {engine}, float64",
+        "lr:          0.01",
+        "",
+        *step_lines(original["losses"]),
+        "",
+        f"weights saved to {tmp_path}/out/weights.json",
+        f"metadata saved to {tmp_path}/out/meta.json",
+        "",
+        "--- samples ---",
+        *(f"  {sample}" for sample in original["samples"]),
+    ]
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "native"])
+def test_float32_comes_within_a_millionth_of_the_original(
+    cli: "Cli", original: dict[str, Any], main_job: list[str | Path], engine: str
+) -> None:
+    events = [json.loads(line) for line in cli(*main_job, "--json", "--engine", engine).lines]
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    np.testing.assert_allclose(losses, original["losses"], rtol=0, atol=1e-6)
+    assert events[-1]["samples"] == original["samples"]
+
+
+def test_scalar_engine_prints_the_first_losses_of_the_original_until_ctrl_c(
+    program: Path, original: dict[str, Any], main_job: list[str | Path], tmp_path: Path
+) -> None:
+    command = [program, *main_job, "--engine", "scalar", "--dtype", "float64"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        lines: list[str] = []
+        while not (lines and lines[-1].startswith("step   20")):
+            lines.append(process.stdout.readline().rstrip("\n"))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert lines[11:] == step_lines(original["losses"])[:20]
+    assert process.returncode == 130
+    # One more step may have begun before the signal was seen.
+    assert re.match(r"warning: interrupted after step 2[01] of 1000; go on with ", err)
+    assert f"weights saved to {tmp_path}/out/weights.json\n" in out
+    assert microgpt.load(tmp_path / "out").config.n_params == 4192
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "native"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--seed", "7", "--n-embd", "6", "--n-head", "3", "--n-layer", "2", "--block-size", "5"],
+        ["--seed", "0", "--n-embd", "10", "--n-head", "1", "--batch-size", "3", "--no-shuffle"],
+    ],
+    ids=["deep and short", "one head, batches"],
+)
+def test_engines_print_what_the_scalar_one_does_with_other_seeds_and_shapes(
+    cli: "Cli", names: Path, tmp_path: Path, engine: str, flags: list[str]
+) -> None:
+    def told(engine: str) -> list[dict[str, Any]]:
+        job = ["train", "--input", names, "--output", tmp_path / "out", "--force", "--json"]
+        pace = ["--steps", "6", "--log-every", "1", "--dtype", "float64", "--engine", engine]
+        return [json.loads(line) for line in cli(*job, *pace, *flags).lines]
+
+    found, expected = told(engine), told("scalar")
+    for ours, theirs in zip(found, expected, strict=True):
+        for key in ours.keys() - {"engine", "elapsed", "loss"}:
+            assert ours[key] == theirs[key], key
+        assert ours.get("loss", 0.0) == pytest.approx(theirs.get("loss", 0.0), abs=1e-12)
+
+
+# ---------------------------------------------------------------- what is told, and where
+
+
+def test_defaults_are_those_of_the_rust_system(
+    cli: "Cli", names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = cli("train", "--input", names).lines
+    assert lines[1:5] == [
+        "  n_embd:      16",
+        "  n_head:      4",
+        "  n_layer:     1",
+        "  block_size:  16",
+    ]
+    steps = [line[:16] for line in lines if line.startswith("step")]
+    assert steps == [f"step {step:4d} / 1000" for step in (1, *range(100, 1001, 100))]
+    assert lines[-10:-5] == [
+        "",
+        "weights saved to output/weights.json",
+        "metadata saved to output/meta.json",
+        "",
+        "--- samples ---",
+    ]
+    model = microgpt.fit(names.read_text().splitlines(), steps=1000, seed=42)
+    loaded = microgpt.load("output")
+    np.testing.assert_array_equal(loaded.parameters.flat, model.parameters.flat)
+
+
+def test_samples_are_five_and_go_on_with_the_draws_of_training(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    def samples(*flags: str) -> list[str]:
+        job = ["train", "--input", names, "--output", tmp_path / "out", "--force"]
+        return cli(*job, "--steps", 50, *flags).out.partition("--- samples ---\n")[2].splitlines()
+
+    five = samples()
+    assert len(five) == 5
+    assert all(line.startswith("  ") for line in five)
+    assert samples("--num-samples", "8")[:5] == five
+    assert samples("--num-samples", "0") == []
+
+
+@pytest.mark.parametrize(
+    ("log_every", "steps"), [(1, range(1, 11)), (3, [1, 3, 6, 9, 10]), (10, [1, 10]), (99, [1, 10])]
+)
+def test_first_and_last_step_are_always_logged(
+    cli: "Cli", names: Path, tmp_path: Path, log_every: int, steps: list[int]
+) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--steps", 10]
+    out = cli(*job, "--log-every", log_every).out
+    assert re.findall(r"^step +(\d+) /   10 ", out, re.MULTILINE) == [str(step) for step in steps]
+
+
+def test_logging_changes_nothing_else(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    for log_every in (1, 7, 100):
+        output = tmp_path / str(log_every)
+        cli("train", "--input", names, "--output", output, "--log-every", log_every, *SMALL)
+    assert contents(tmp_path / "1") == contents(tmp_path / "7") == contents(tmp_path / "100")
+
+
+def test_learning_rate_depends_on_the_width_unless_it_is_given(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--force", "--steps", 1]
+    assert "lr:          0.005" in cli(*job, "--n-embd", 32).lines
+    assert "lr:          0.02" in cli(*job, "--n-embd", 32, "--lr", 0.02).lines
+
+
+def test_warnings_go_to_stderr_and_name_what_is_cut(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--steps", 1]
+    result = cli(*job, "--block-size", 4)
+    # Positions of the eight names, a closing one included: 5 4 7 5 4 4 5 5.
+    assert result.err == (
+        "warning: 5 of 8 documents are longer than block_size=4 and are cut; a block size of 5 "
+        "covers half of them all, 7 covers 90 %, 7 99 %, 7 all\n"
+    )
+    assert "are cut" not in result.out
+
+
+def test_quiet_tells_errors_only(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--quiet", *SMALL]
+    assert cli(*job) == (0, "", "")
+    assert microgpt.holds_model(tmp_path / "out")
+    assert cli(*job).err.startswith("error: ")
+
+
+def test_json_tells_one_event_per_line(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    result = cli("train", "--input", names, "--output", output, "--json", *SMALL)
+    events = [json.loads(line) for line in result.lines]
+    kinds = [event["event"] for event in events]
+    assert kinds == ["start", "step", "step", "saved", "samples", "result"]
+    assert events[0]["n_embd"] == 8
+    assert events[3]["weights"] == str(output / "weights.json")
+    assert events[-1]["steps"] == 20
+    assert len(events[-1]["samples"]) == 5
+
+
+def test_type_of_numbers_is_that_of_the_saved_model(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--force", *SMALL]
+    cli(*job)
+    assert microgpt.load(tmp_path / "out").dtype == "float32"
+    cli(*job, "--dtype", "float64")
+    assert microgpt.load(tmp_path / "out").dtype == "float64"
+
+
+def test_order_of_documents_follows_the_file_without_shuffle(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    job = ["train", "--output", tmp_path / "out", "--force", *SMALL, "--log-every", "1"]
+    first = names.with_name("first.txt")
+    first.write_text("".join(names.read_text().splitlines(keepends=True)[:1]))
+    unshuffled = cli(*job, "--input", names, "--no-shuffle").out
+    assert unshuffled != cli(*job, "--input", names).out
+    assert unshuffled == cli(*job, "--input", names, "--no-shuffle").out
+
+
+# ---------------------------------------------------------------- on a terminal
+
+
+def on_terminal(command: list[str | Path], **environment: str) -> tuple[str, str]:
+    """Return what a command prints to a pipe, and to a terminal as its stderr."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # EIO: the other side is closed
+                break
+        assert process.stdout
+        out = process.stdout.read()
+    os.close(ours)
+    assert process.returncode == 0
+    return out.decode(), shown.decode()
+
+
+@pytest.fixture
+def long_job(program: Path, names: Path, tmp_path: Path) -> list[str | Path]:
+    # Long enough for a few drawings of the bar, a tenth of a second apart.
+    flags = ["--engine", "vectorized", "--n-embd", "32", "--steps", "1000", "--batch-size", "2"]
+    return [program, "train", "--input", names, "--output", tmp_path / "out", "--force", *flags]
+
+
+def test_bar_is_drawn_on_stderr_and_stdout_stays_clean(
+    cli: "Cli", long_job: list[str | Path]
+) -> None:
+    out, shown = on_terminal(long_job)
+    assert out == cli(*long_job[1:]).out
+    bar = r"━ \d+/1000 loss \d\.\d{4} [\d,]+ steps/s  [\d,]+ tokens/s ETA \d+:\d\d"
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert re.search(bar, plain)
+    assert shown != plain
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h")  # the cursor is back
+    assert shown.endswith("\x1b[2K")  # and the bar is gone
+
+
+def test_no_color_leaves_out_colours(long_job: list[str | Path]) -> None:
+    _, shown = on_terminal(long_job, NO_COLOR="1")
+    assert "steps/s" in shown
+    assert not re.search(r"\x1b\[[\d;]*3[0-9][\d;]*m", shown)
+
+
+def test_dumb_terminal_gets_no_bar(long_job: list[str | Path]) -> None:
+    assert on_terminal(long_job, TERM="dumb")[1] == ""
+
+
+# ---------------------------------------------------------------- a model that is there already
+
+
+def test_model_is_overwritten_by_force_only(cli: "Cli", names: Path, model_dir: Path) -> None:
+    before = contents(model_dir)
+    job = ["train", "--input", names, "--output", model_dir, *SMALL]
+    assert cli(*job) == (
+        1,
+        "",
+        (
+            f"error: {model_dir} already holds a model\n"
+            "hint: use --force to overwrite it, or choose another --output\n"
+        ),
+    )
+    assert contents(model_dir) == before
+    assert cli(*job, "--force").status == 0
+    assert contents(model_dir) != before
+
+
+def test_full_disk_leaves_the_model_before(
+    cli: "Cli", program: Path, names: Path, model_dir: Path
+) -> None:
+    before = contents(model_dir)
+    run = subprocess.run(
+        [program, "train", "--input", names, "--output", model_dir, "--force", *SMALL],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert run.stderr == (
+        f"error: cannot write {model_dir}: File too large\n"
+        "hint: the model that was there before is intact\n"
+    )
+    assert contents(model_dir) == before
+    assert cli("info", "--model-dir", model_dir).status == 0
+
+
+def test_divergence_names_step_and_rate_and_leaves_the_model_before(
+    cli: "Cli", names: Path, model_dir: Path
+) -> None:
+    before = contents(model_dir)
+    result = cli("train", "--input", names, "--output", model_dir, "--force", "--lr", "1e30")
+    assert result.status == 1
+    assert re.fullmatch(
+        r"error: loss is (nan|inf) at step \d+ \(learning rate 9\.\d+e\+29\), expected a finite "
+        r"number; training stopped there\n"
+        rf"hint: try a smaller learning rate; the model in {model_dir} is the one from before\n",
+        result.err,
+    )
+    assert contents(model_dir) == before
+    assert "samples" not in result.out
+
+
+@pytest.mark.parametrize("flags", [[], ["--val-fraction", "0.4", "--eval-every", "1"]])
+def test_divergence_saves_the_last_good_weights_where_no_model_was(
+    cli: "Cli", names: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    output = tmp_path / "out"
+    result = cli("train", "--input", names, "--output", output, "--lr", "1e30", *flags)
+    assert result.status == 1
+    assert result.err.endswith(f"learning rate; {output} holds the last good weights\n")
+    saved = microgpt.load(output)
+    assert np.isfinite(saved.logits([saved.tokenizer.bos])).all()
+
+
+def test_divergence_at_once_leaves_nothing_to_save(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    result = cli("train", "--input", names, "--output", tmp_path / "out", "--lr", "1e300")
+    assert result.status == 1
+    assert result.err.endswith("hint: try a smaller learning rate; nothing was learned before\n")
+    assert not microgpt.holds_model(tmp_path / "out")
+
+
+# ---------------------------------------------------------------- input of every kind
+
+SAME = {
+    "CRLF": lambda text: text.replace(b"\n", b"\r\n"),
+    "byte order mark": lambda text: b"\xef\xbb\xbf" + text,
+    "no final newline": lambda text: text.rstrip(b"\n"),
+    "blank lines and spaces": lambda text: b"\n \n" + text.replace(b"\n", b" \t\n\n  "),
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+def test_form_of_the_file_makes_no_difference(
+    cli: "Cli", names: Path, tmp_path: Path, change: Any
+) -> None:
+    changed = tmp_path / "changed.txt"
+    changed.write_bytes(change(names.read_bytes()))
+    for path in (names, changed):
+        cli("train", "--input", path, "--output", tmp_path / path.stem, *SMALL)
+    assert contents(tmp_path / "names") == contents(tmp_path / "changed")
+
+
+def test_documents_of_one_character_are_enough(cli: "Cli", tmp_path: Path) -> None:
+    letters = tmp_path / "letters.txt"
+    letters.write_text("a\nb\nc\n")
+    output = tmp_path / "out"
+    lines = cli("train", "--input", letters, "--output", output, "--steps", 300).lines
+    assert lines[5:7] == ["num docs:    3", "vocab size:  4"]
+    assert {line.strip() for line in lines[-5:]} <= {"a", "b", "c"}
+
+
+def test_line_of_50_megabytes_is_one_document(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_bytes(b"ab" * 25_000_000)
+    result = cli("train", "--input", path, "--output", tmp_path / "out", "--steps", 2)
+    assert result.status == 0
+    assert result.lines[5:7] == ["num docs:    1", "vocab size:  3"]
+    assert result.err.startswith("warning: 1 of 1 documents are longer than block_size=16")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "input file not found: {path}"),
+        (b"", "dataset is empty"),
+        (b" \n\t\r\n\n", "dataset is empty"),
+        (
+            b"anna\nb\xffb\n",
+            (
+                "failed to read {path}: invalid UTF-8 on line 2 (byte offset 6): invalid start "
+                "byte; save the file as UTF-8"
+            ),
+        ),
+        (
+            b"\xef\xbb\xbfanna\nbo\xe2\x82",
+            (
+                "failed to read {path}: invalid UTF-8 on line 2 (byte offset 10): unexpected end "
+                "of data; save the file as UTF-8"
+            ),
+        ),
+        (
+            b"anna\nbob\no\0o\n",
+            (
+                "failed to read {path}: NUL byte on line 3 (byte offset 10), expected UTF-8 text; "
+                "convert UTF-16 or binary files first"
+            ),
+        ),
+        ("directory", "failed to read {path}: Is a directory; expected a UTF-8 text file"),
+    ],
+    ids=["missing", "empty", "blank", "UTF-8", "UTF-8 cut short", "NUL", "directory"],
+)
+def test_input_that_is_no_text_is_one_error_and_nothing_is_written(
+    cli: "Cli", tmp_path: Path, content: bytes | str | None, message: str
+) -> None:
+    path = tmp_path / "input"
+    if content == "directory":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    output = tmp_path / "out"
+    result = cli("train", "--input", path, "--output", output)
+    assert result == (1, "", f"error: {message.format(path=path)}\n")
+    assert not output.exists()
+
+
+def test_width_that_heads_do_not_divide_is_the_message_of_the_rust_system(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out"]
+    assert cli(*job, "--n-embd", 10, "--n-head", 4) == (
+        1,
+        "",
+        "error: n_embd (10) must be divisible by n_head (4)\n",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--steps",
+        "--lr",
+        "--n-embd",
+        "--n-head",
+        "--n-layer",
+        "--block-size",
+        "--batch-size",
+        "--log-every",
+        "--threads",
+    ],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_sizes_must_be_above_zero(
+    cli: "Cli", names: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    result = cli("train", "--input", names, "--output", tmp_path / "out", f"{flag}={value}")
+    assert (result.status, result.out) == (2, "")
+    assert f"Invalid value for '{flag}'" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--lr", "inf"),
+        ("--seed", "-1"),
+        ("--num-samples", "-1"),
+        ("--dtype", "float16"),
+        ("--engine", "gpu"),
+        ("--schedule", "step"),
+        ("--long", "wrap"),
+    ],
+)
+def test_value_that_there_is_not_is_wrong_usage(
+    cli: "Cli", names: Path, tmp_path: Path, flag: str, value: str
+) -> None:
+    result = cli("train", "--input", names, "--output", tmp_path / "out", f"{flag}={value}")
+    assert (result.status, result.out) == (2, "")
+    assert f"Invalid value for '{flag}'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("names.txt", "cannot write {place}: {place} is not a directory"),
+        ("names.txt/below", "cannot write {place}: {parent} is not a directory"),
+        ("/proc/model", "/proc/model: No such file or directory"),
+    ],
+)
+def test_output_that_cannot_be_made_is_one_error(
+    cli: "Cli", names: Path, tmp_path: Path, output: str, message: str
+) -> None:
+    before = names.read_bytes()
+    place = tmp_path / output
+    result = cli("train", "--input", names, "--output", place, *SMALL)
+    expected = message.format(place=place, parent=place.parent)
+    assert (result.status, result.err) == (1, f"error: {expected}\n")
+    assert names.read_bytes() == before
+
+
+@pytest.mark.parametrize("flags", [["--n-embd", f"{10**12}"], ["--block-size", f"{10**20}"]])
+def test_model_beyond_any_memory_is_one_error(
+    cli: "Cli", names: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)
+    assert (result.status, result.out) == (1, "")
+    assert re.fullmatch(r"error: a model of these sizes has [\d,]+ parameters, .*\n", result.err)
