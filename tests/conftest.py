@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing while other tests run beside it.
+settings.register_profile("microgpt", deadline=None)
+settings.load_profile("microgpt")
 
 _SHARED = Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
 

@@ -1,0 +1,538 @@
+import json
+import random
+import tracemalloc
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from microgpt import ConfigError, DataError, Dataset, Message, TokenError, Tokenizer
+from microgpt.data import ROLES, Batch
+
+# Half of them of few characters, so that they repeat; among these a lone surrogate, which Python
+# allows in a string.
+texts = st.text("ab\U0001f600\ud800") | st.text()
+documents = st.lists(texts, min_size=1).filter(lambda docs: any(doc.strip() for doc in docs))
+turns = st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": texts})
+conversations = st.lists(st.lists(turns, min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+def user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
+
+
+TALK = [user("hi"), assistant("hello"), user("bye"), assistant("see you")]
+
+
+# ---------------------------------------------------------------- text files
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"anna\nbo b\n\xc3\xa9lo\n",
+        b"anna\r\nbo b\r\n\xc3\xa9lo\r\n",
+        b"\xef\xbb\xbfanna\nbo b\n\xc3\xa9lo",
+        b"\n\n  anna\t\n \nbo b \n\xc3\xa9lo\n\n",
+    ],
+    ids=["LF", "CRLF", "byte order mark, no final newline", "blank lines and spaces"],
+)
+def test_documents_are_lines_stripped(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    assert list(microgpt.read_documents(path)) == ["anna", "bo b", "élo"]
+    assert list(microgpt.read_documents(str(path))) == ["anna", "bo b", "élo"]
+
+
+def test_byte_order_mark_counts_as_a_character_except_at_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("\ufeffa\n\ufeffb\n")
+    assert list(microgpt.read_documents(path)) == ["a", "\ufeffb"]
+
+
+def test_only_newlines_end_a_document(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("a\u2028b\x0bc\rd\x85e\n".encode())
+    assert list(microgpt.read_documents(path)) == ["a\u2028b\x0bc\rd\x85e"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"anna\nb\xffb\n", r"invalid UTF-8 on line 2 \(byte offset 6\): invalid start byte"),
+        (b"\xef\xbb\xbf\xff\n", r"invalid UTF-8 on line 1 \(byte offset 3\)"),
+        (b"\n\nab\xc3", r"invalid UTF-8 on line 3 \(byte offset 4\): unexpected end of data"),
+        (b"\xed\xa0\x80\n", r"invalid UTF-8 on line 1 \(byte offset 0\)"),
+        (b"anna\nbo\0b\n", r"NUL byte on line 2 \(byte offset 7\), expected UTF-8 text"),
+        ("anna".encode("utf-16"), r"NUL byte on line 1 .*; convert UTF-16 or binary files first"),
+    ],
+    ids=["byte", "after a byte order mark", "cut short", "surrogate", "NUL", "UTF-16"],
+)
+def test_what_is_no_text_is_named_by_line_and_byte(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"^failed to read {path}: {message}"):
+        list(microgpt.read_documents(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [
+        ("missing", "No such file or directory"),
+        (".", "Is a directory"),
+        ("a\0b", "embedded null byte"),
+    ],
+)
+def test_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, cause: str) -> None:
+    with pytest.raises(DataError, match=rf"failed to read .*: {cause}; expected a UTF-8 text"):
+        list(microgpt.read_documents(tmp_path / name))
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def read(tmp_path: Path, *lines: Any) -> microgpt.Conversations:
+    """Write lines of JSON (strings as they are) and read them as conversations."""
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return microgpt.read_conversations(path)
+
+
+def test_conversations_are_arrays_or_objects_around_them(tmp_path: Path) -> None:
+    found = read(tmp_path, TALK, "", "[]", {"messages": TALK, "id": 3}, '{"messages": []}')
+    assert found == microgpt.Conversations([TALK, TALK])
+
+
+def test_other_keys_and_blanks_inside_a_turn_make_no_difference(tmp_path: Path) -> None:
+    turns = [{"content": " hi\n", "role": "user", "lang": "en"}, assistant("")]
+    assert read(tmp_path, turns).conversations == [[user(" hi\n"), assistant("")]]
+
+
+def test_turns_that_nobody_answers_are_trimmed_and_counted(tmp_path: Path) -> None:
+    found = read(tmp_path, [*TALK, user("?"), user("??")], TALK, [assistant("a"), user("b")])
+    assert found.conversations == [TALK, TALK, [assistant("a")]]
+    assert (found.n_trimmed, found.n_skipped) == (2, 0)
+
+
+def test_conversations_without_an_assistant_are_skipped_and_counted(tmp_path: Path) -> None:
+    found = read(tmp_path, [user("hello?")], TALK, [user("a"), user("b")])
+    assert found.conversations == [TALK]
+    assert (found.n_trimmed, found.n_skipped) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[{", r"^invalid JSON on line 2: .*; expected an array of \{\"role\""),
+        ("{}", "^invalid JSON on line 2: .*missing required field `messages`"),
+        ('"hi"', r"^invalid JSON on line 2: Expected `object \| array`, got `str`"),
+        ("[3]", "^invalid JSON on line 2: Expected `object`, got `int`"),
+        ('[{"role": "user"}]', "^invalid JSON on line 2: .*missing required field `content`"),
+        ('[{"role": "user", "content": null}]', "^invalid JSON on line 2: .*got `null`"),
+        (
+            '[{"role": "user", "content": "", "more": ' + "[" * 100_000,
+            "^invalid JSON on line 2: maximum recursion depth exceeded",
+        ),
+        (
+            '[{"role": "bot", "content": ""}]',
+            r'^line 2: unknown role "bot" \(expected "user" or "assistant"\)$',
+        ),
+        (
+            '[{"role": "system", "content": ""}]',
+            "^line 2: system turns cannot be trained on yet .*; take them out of the file$",
+        ),
+    ],
+)
+def test_line_that_is_no_conversation_is_named(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, TALK, line)
+
+
+# ---------------------------------------------------------------- tokenizer
+
+
+@given(documents)
+def test_what_is_encoded_is_decoded(docs: list[str]) -> None:
+    tokenizer = Tokenizer.from_texts(docs)
+    for doc in docs:
+        ids = tokenizer.encode_document(doc)
+        assert ids[0] == ids[-1] == tokenizer.bos == tokenizer.vocab_size - 1
+        assert tokenizer.decode(ids) == tokenizer.decode(ids[1:-1]) == doc
+        assert tokenizer.encode(doc) == ids[1:-1]
+
+
+@given(conversations)
+def test_conversation_is_its_turns_between_bos(talks: list[list[Message]]) -> None:
+    tokenizer = Tokenizer.from_texts((turn["content"] for t in talks for turn in t), is_chat=True)
+    n = len(tokenizer.chars)
+    for talk in talks:
+        ids = tokenizer.encode_conversation(talk)
+        assert ids[0] == ids[-1] == tokenizer.bos == n + 3
+        rest = ids[1:-1]
+        for turn in talk:
+            end = rest.index(n + 2)
+            assert rest[0] == n + ROLES.index(turn["role"])
+            assert tokenizer.decode(rest[1:end]) == turn["content"]
+            rest = rest[end + 1 :]
+        assert rest == []
+        assert tokenizer.decode(ids) == "".join(turn["content"] for turn in talk)
+
+
+def test_ids_follow_the_code_points() -> None:
+    tokenizer = Tokenizer.from_texts(["zaé", "😀b"])
+    assert tokenizer.chars == ("a", "b", "z", "é", "😀")
+    assert (tokenizer.bos, tokenizer.vocab_size, tokenizer.special_tokens) == (5, 6, ())
+
+
+def test_chat_tokens_stand_between_characters_and_bos() -> None:
+    tokenizer = Tokenizer(("a", "b"), is_chat=True)
+    names = ("user", "assistant", "end_turn")
+    assert tokenizer.special_tokens == names
+    assert [tokenizer.special_id(name) for name in names] == [2, 3, 4]
+    assert (tokenizer.bos, tokenizer.vocab_size) == (5, 6)
+
+
+@pytest.mark.parametrize("name", ["system", "bos", ""])
+def test_special_token_that_there_is_not_is_named(name: str) -> None:
+    with pytest.raises(TokenError, match=rf"^no special token '{name}', expected one of \['user'"):
+        Tokenizer(("a",), is_chat=True).special_id(name)
+    with pytest.raises(TokenError, match=r"expected one of \[\]"):
+        Tokenizer(("a",)).special_id("user")
+
+
+@pytest.mark.parametrize("chars", [("ab",), ("",), (1,)])
+def test_chars_must_be_single(chars: tuple[Any, ...]) -> None:
+    with pytest.raises(DataError, match=r"^chars must be single characters$"):
+        Tokenizer(chars)
+
+
+def test_chars_must_differ() -> None:
+    with pytest.raises(DataError, match="holds a character twice"):
+        Tokenizer(("a", "b", "a"))
+
+
+def test_unknown_characters_are_named_each_once() -> None:
+    tokenizer = Tokenizer(("a", "b"))
+    with pytest.raises(TokenError, match=r"does not know: 'c', 'd'$") as caught:
+        tokenizer.encode("adacad")
+    assert caught.value.hint == "the model knows only characters of its training data"
+    with pytest.raises(TokenError, match=r"'l', \.\.\.$"):
+        tokenizer.encode("cdefghijklmno")
+    assert tokenizer.encode("adbac", unknown="skip") == [0, 1, 0]
+
+
+@pytest.mark.parametrize("token_id", [-1, 3])
+def test_id_that_there_is_not_is_named(token_id: int) -> None:
+    with pytest.raises(TokenError, match=f"^token id {token_id}, expected 0 to 2$"):
+        Tokenizer(("a", "b")).decode([0, token_id])
+
+
+# ---------------------------------------------------------------- encoded once
+
+
+@given(documents)
+def test_dataset_holds_what_the_tokenizer_encodes(docs: list[str]) -> None:
+    kept = [doc.strip() for doc in docs if doc.strip()]
+    dataset = Dataset.from_documents(docs)
+    assert dataset.tokenizer == Tokenizer.from_texts(kept)
+    assert [ids.tolist() for ids in map(dataset.__getitem__, range(len(dataset)))] == [
+        dataset.tokenizer.encode_document(doc) for doc in kept
+    ]
+    assert dataset.lengths.tolist() == [len(doc) + 1 for doc in kept]
+
+
+@given(conversations)
+def test_chat_dataset_holds_what_the_tokenizer_encodes(talks: list[list[Message]]) -> None:
+    dataset = Dataset.from_conversations(talks)
+    contents = [turn["content"] for talk in talks for turn in talk]
+    assert dataset.tokenizer == Tokenizer.from_texts(contents, is_chat=True)
+    assert [ids.tolist() for ids in map(dataset.__getitem__, range(len(dataset)))] == [
+        dataset.tokenizer.encode_conversation(talk) for talk in talks
+    ]
+
+
+def test_texts_larger_than_what_is_encoded_at_a_time_are_encoded_alike() -> None:
+    rng = random.Random(42)
+    # New characters turn up in later chunks, some before the known ones in order.
+    docs = ["".join(rng.choices("mn", k=700_000)), "z" * 300_000, "am" * 200_000, "é"]
+    docs += ["".join(rng.choices("xyz", k=7)) for _ in range(50_000)]
+    dataset = Dataset.from_documents(iter(docs))
+    assert dataset.tokenizer.chars == ("a", "m", "n", "x", "y", "z", "é")
+    for i in (*range(4), *rng.sample(range(4, len(docs)), 99)):
+        assert dataset.tokenizer.decode(dataset[i].tolist()) == docs[i]
+
+
+def test_ids_take_two_bytes_until_the_vocabulary_needs_four() -> None:
+    many = "".join(map(chr, range(0x10000, 0x10000 + 65_536)))  # none of them is blank
+    small, large = Dataset.from_documents([many[:60_000]]), Dataset.from_documents(["ab", many])
+    assert [small.tokens.dtype.name, large.tokens.dtype.name] == ["uint16", "uint32"]
+    assert large.tokenizer.decode(large[1].tolist()) == many
+    assert large.tokenizer.decode(large[0].tolist()) == "ab"
+
+
+def test_encoding_takes_little_more_memory_than_the_ids() -> None:
+    def docs() -> Any:
+        return (f"document number {i}" for i in range(200_000))
+
+    tracemalloc.start()
+    dataset = Dataset.from_documents(docs())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    arrays = dataset.tokens.nbytes + dataset.starts.nbytes + dataset.lengths.nbytes
+    # A table of all code points takes 4.5 MB, a chunk of text in all its forms some 9 MB, and
+    # offsets are there twice at the end. As strings the documents would take 15 MB more.
+    assert arrays > 10e6
+    assert peak < arrays + 12e6
+
+
+@pytest.mark.parametrize("docs", [[], [""], [" ", "\n\t"]])
+def test_dataset_without_documents_is_refused(docs: list[str]) -> None:
+    with pytest.raises(DataError, match=r"^dataset is empty$"):
+        Dataset.from_documents(docs)
+    with pytest.raises(DataError, match=r"^chat dataset is empty$"):
+        Dataset.from_conversations([])
+
+
+def test_unknown_role_is_refused() -> None:
+    with pytest.raises(DataError, match=r'^unknown role "bot" \(expected "user" or "assistant"\)$'):
+        Dataset.from_conversations([[{"role": "bot", "content": "hi"}]])
+
+
+def test_percentiles_are_lengths_that_occur() -> None:
+    dataset = Dataset.from_documents(["a" * n for n in range(1, 11)])
+    assert dataset.length_percentiles(0, 10, 50, 90, 91, 100) == [2, 2, 6, 10, 11, 11]
+
+
+def test_one_document_alone_is_a_dataset() -> None:
+    dataset = Dataset.from_documents(["ab", "c", "de"])
+    alone = dataset.only(1)
+    assert len(alone) == 1
+    assert alone.tokenizer.decode(alone[0].tolist()) == "c"
+
+
+def test_shuffle_is_that_of_random() -> None:
+    dataset = Dataset.from_documents("abcdefghij")
+    expected = list(range(10))
+    random.Random(5).shuffle(expected)
+    assert dataset.shuffled(random.Random(5)).tolist() == expected
+
+
+# ---------------------------------------------------------------- another tokenizer
+
+
+def test_other_tokenizer_encodes_the_same_texts() -> None:
+    dataset = Dataset.from_documents(["ba", "c"])
+    other = Tokenizer(("0", "1", "a", "b", "c"))
+    found = dataset.encoded_with(other)
+    assert [found[i].tolist() for i in range(2)] == [
+        other.encode_document("ba"),
+        other.encode_document("c"),
+    ]
+    chat = Dataset.from_conversations([[user("a"), assistant("c")]])
+    other = Tokenizer(("a", "b", "c"), is_chat=True)
+    assert chat.encoded_with(other)[0].tolist() == other.encode_conversation(
+        [user("a"), assistant("c")]
+    )
+
+
+def test_other_tokenizer_must_know_the_characters_and_be_of_the_same_kind() -> None:
+    dataset = Dataset.from_documents(["abc"])
+    with pytest.raises(TokenError, match="does not know: 'b', 'c'"):
+        dataset.encoded_with(Tokenizer(("a",)))
+    with pytest.raises(DataError, match="expected both of one kind"):
+        dataset.encoded_with(Tokenizer(("a", "b", "c"), is_chat=True))
+
+
+def test_digest_tells_datasets_apart_that_train_differently() -> None:
+    base = [TALK, [user("a"), assistant("b")]]
+    dataset = Dataset.from_conversations(base)
+    assert dataset.digest() == Dataset.from_conversations(base).digest()
+    others = [
+        Dataset.from_conversations(base[::-1]),
+        Dataset.from_conversations(base[:1]),
+        dataset.only(0),
+        dataset.fitted(8),
+        dataset.fitted(8, "split"),
+        dataset.only_assistant(),
+        Dataset.from_documents(["ab"]),
+        Dataset.from_documents(["ac"]),
+    ]
+    digests = {data.digest() for data in [dataset, *others]}
+    assert len(digests) == 1 + len(others)
+
+
+# ---------------------------------------------------------------- documents that are too long
+
+
+def predictions(dataset: Dataset) -> Counter[tuple[int, int]]:
+    """Return how often each pair of neighbours is learned."""
+    pairs: Counter[tuple[int, int]] = Counter()
+    for i in range(len(dataset)):
+        pairs.update(pairwise(dataset[i].tolist()))
+    return pairs
+
+
+@given(documents, st.integers(1, 9))
+def test_truncated_documents_keep_their_beginning(docs: list[str], block_size: int) -> None:
+    dataset = Dataset.from_documents(docs)
+    fitted = dataset.fitted(block_size)
+    assert len(fitted) == len(dataset)
+    for i in range(len(dataset)):
+        assert fitted[i].tolist() == dataset[i].tolist()[: block_size + 1]
+
+
+@given(documents, st.integers(1, 9))
+def test_split_documents_learn_every_token_once(docs: list[str], block_size: int) -> None:
+    dataset = Dataset.from_documents(docs)
+    fitted = dataset.fitted(block_size, "split")
+    assert fitted.lengths.max() <= block_size
+    assert fitted.lengths.min() >= 1
+    assert predictions(fitted) == predictions(dataset)
+
+
+@given(conversations, st.integers(1, 9))
+def test_split_conversations_begin_with_a_turn_where_one_fits(
+    talks: list[list[Message]], block_size: int
+) -> None:
+    dataset = Dataset.from_conversations(talks)
+    fitted = dataset.fitted(block_size, "split")
+    assert fitted.lengths.max() <= block_size
+    assert predictions(fitted) == predictions(dataset)
+    roles = {dataset.tokenizer.special_id(role) for role in ROLES}
+    for i in range(1, len(fitted)):
+        before, ids = fitted[i - 1].tolist(), fitted[i].tolist()
+        if ids[0] not in roles | {dataset.tokenizer.bos}:  # cut inside a turn
+            assert len(before) == block_size + 1
+            assert not roles & set(before[1:])
+
+
+def test_split_conversations_are_cut_as_late_as_a_turn_begins() -> None:
+    dataset = Dataset.from_conversations([[user("a"), assistant("b"), user("c"), assistant("d")]])
+    # Turns begin at 1, 4, 7 and 10; the last BOS stands at 13.
+    assert dataset.fitted(7, "split").lengths.tolist() == [7, 6]
+    assert dataset.fitted(6, "split").lengths.tolist() == [4, 6, 3]
+    assert dataset.fitted(2, "split").lengths.tolist() == [1, 2, 1, 2, 1, 2, 1, 2, 1]
+
+
+def test_long_documents_are_skipped() -> None:
+    dataset = Dataset.from_documents(["abc", "d", "efgh", "ij"])
+    fitted = dataset.fitted(3, "skip")
+    assert [fitted.tokenizer.decode(fitted[i].tolist()) for i in range(len(fitted))] == ["d", "ij"]
+    assert fitted.tokenizer is dataset.tokenizer
+
+
+@pytest.mark.parametrize("long", ["truncate", "split", "skip"])
+def test_documents_that_fit_stay_as_they_are(long: Any) -> None:
+    dataset = Dataset.from_documents(["abc", "d"])
+    assert dataset.fitted(4, long) is dataset
+
+
+def test_skipping_every_document_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^all 2 documents are longer than block_size=3$"):
+        Dataset.from_documents(["abc", "defg"]).fitted(3, "skip")
+
+
+@pytest.mark.parametrize(("block_size", "long"), [(0, "skip"), (-1, "truncate"), (4, "wrap")])
+def test_way_to_fit_that_there_is_not_is_refused(block_size: int, long: Any) -> None:
+    with pytest.raises(ConfigError, match=f"^got block_size={block_size} and long='{long}'"):
+        Dataset.from_documents(["abc"]).fitted(block_size, long)
+
+
+# ---------------------------------------------------------------- only what the assistant says
+
+
+def spoken(dataset: Dataset) -> list[str]:
+    """Return what of each document counts; end_turn as a full stop."""
+    end_turn = dataset.tokenizer.special_id("end_turn")
+    result = []
+    for i in range(len(dataset)):
+        targets = dataset.batch([i], 10**6).targets
+        counted = [token_id for token_id in targets.tolist() if token_id >= 0]
+        result.append(
+            "".join("." if t == end_turn else dataset.tokenizer.decode([t]) or "?" for t in counted)
+        )
+    return result
+
+
+def test_only_what_the_assistant_says_counts() -> None:
+    dataset = Dataset.from_conversations([TALK, [user("x"), assistant("")]])
+    assert spoken(dataset.only_assistant()) == ["hello.see you.", "."]
+    assert spoken(dataset) == ["?hi.?hello.?bye.?see you.?", "?x.?.?"]
+
+
+@given(conversations)
+def test_what_counts_is_every_assistant_turn_and_nothing_else(talks: list[list[Message]]) -> None:
+    said = [[m["content"] for m in talk if m["role"] == "assistant"] for talk in talks]
+    dataset = Dataset.from_conversations(talks)
+    if not any(said):
+        with pytest.raises(DataError, match="says nothing in any conversation"):
+            dataset.only_assistant()
+        return
+    expected = ["".join(f"{content}." for content in contents) for contents in said if contents]
+    assert spoken(dataset.only_assistant()) == expected
+
+
+def test_conversations_that_are_cut_before_the_reply_are_left_out() -> None:
+    dataset = Dataset.from_conversations([[user("a long question"), assistant("no")], TALK])
+    assert spoken(dataset.fitted(10).only_assistant()) == ["hello"]
+
+
+def test_piece_that_begins_inside_a_reply_counts_from_its_start() -> None:
+    dataset = Dataset.from_conversations([[user("q"), assistant("abcdefghij")]])
+    pieces = dataset.fitted(6, "split").only_assistant()
+    assert "".join(spoken(pieces)) == "abcdefghij."
+
+
+def test_piece_without_a_word_of_the_assistant_is_left_out() -> None:
+    dataset = Dataset.from_conversations([[assistant("abc"), user("q"), assistant("d")]])
+    # The third piece, [end_turn, user, q, end_turn, assistant], begins with what counts, but that
+    # was the last target of the second.
+    assert dataset.fitted(4, "split").lengths.tolist() == [1, 4, 4, 3]
+    assert spoken(dataset.fitted(4, "split").only_assistant()) == ["abc.", "d."]
+
+
+def test_plain_documents_have_no_assistant() -> None:
+    with pytest.raises(DataError, match=r"^got plain documents, expected conversations$"):
+        Dataset.from_documents(["abc"]).only_assistant()
+
+
+# ---------------------------------------------------------------- batches
+
+
+def plain_batch(dataset: Dataset, indices: list[int], block_size: int) -> Batch:
+    """Return what `batch` should, one document at a time."""
+    rows = [dataset[i].astype(np.int32)[: block_size + 1] for i in indices]
+    return Batch(
+        np.concatenate([ids[:-1] for ids in rows]),
+        np.concatenate([ids[1:] for ids in rows]),
+        np.array([len(ids) - 1 for ids in rows], np.int32),
+    )
+
+
+@given(documents, st.integers(1, 5), st.integers(1, 3), st.randoms())
+def test_batches_are_documents_end_to_end(
+    docs: list[str], block_size: int, batch_size: int, rng: random.Random
+) -> None:
+    dataset = Dataset.from_documents(docs)
+    indices = rng.choices(range(len(dataset)), k=3 * batch_size)  # repeats are allowed
+    batches = dataset.batches(indices, batch_size, block_size)
+    assert len(batches) == 3
+    for i, batch in enumerate(batches):
+        chosen = indices[i * batch_size : (i + 1) * batch_size]
+        expected = plain_batch(dataset, chosen, block_size)
+        alone = dataset.batch(chosen, block_size)
+        for found, again, wanted in zip(batch, alone, expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+            np.testing.assert_array_equal(again, wanted)
+        assert batch.inputs.dtype == batch.targets.dtype == np.int32
