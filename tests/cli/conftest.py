@@ -1,8 +1,7 @@
 """The command line as its users meet it: arguments in; status, stdout and stderr out."""
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +28,8 @@ Cli = Callable[..., Result]
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run `microgpt-cli` with arguments in this process; quicker than a new one by a second."""
-    handler = signal.getsignal(signal.SIGINT)
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["microgpt-cli", *map(str, arguments)])
@@ -42,8 +40,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         assert isinstance(status, int)
         return Result(status, *capsys.readouterr())
 
-    yield call
-    signal.signal(signal.SIGINT, handler)
+    return call
 
 
 @pytest.fixture(scope="session")

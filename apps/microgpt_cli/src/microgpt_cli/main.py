@@ -5,9 +5,8 @@ shell completion stay quick.
 """
 
 import io
-import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -15,8 +14,6 @@ from microgpt_cli import bench, chat, data, evaluate, export, generate, info, pl
 from microgpt_cli.terminal import report_error
 
 __all__ = ["app", "run"]
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="microgpt-cli",
@@ -61,21 +58,16 @@ def main(
     """Train, sample and inspect small GPTs."""
 
 
-def _exit_interrupted(*_: object) -> NoReturn:
-    sys.exit(INTERRUPTED)
-
-
 def run() -> None:
-    """Run the command line; errors that are the user's end as one line on stderr, status 1."""
-    signal.signal(signal.SIGINT, _exit_interrupted)
+    """Run the command line; errors that are the user's end as one line on stderr, status 1.
+
+    Typer does the rest: status 2 for wrong usage, 130 for Ctrl-C, silence when our reader leaves.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
         # A model may know characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has seen enough
-        sys.stderr.close()
-        sys.exit(1)
     except OSError as error:  # a full disk under our output, or a directory that vanished
         place = f"{error.filename}: " if error.filename else ""
         typer.echo(f"error: {place}{error.strerror or error}", err=True)

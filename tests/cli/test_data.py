@@ -1,0 +1,149 @@
+import json
+import subprocess
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import microgpt
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+
+def test_names_are_at_least_2000_each_once_and_one_per_line(cli: "Cli") -> None:
+    result = cli("data", "names")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.endswith("\n")
+    assert len(result.lines) >= 2000
+    assert len(set(result.lines)) == len(result.lines)
+    assert all(name == name.strip() and name.isalpha() for name in result.lines)
+
+
+def test_licence_of_the_names_is_kept_beside_them() -> None:
+    licence = (files("microgpt_cli") / "sample_data/names.LICENSE").read_text()
+    assert licence.startswith("Copyright (c) 2012 Daniele Faraglia\n")  # who wrote Faker
+    assert "Permission is hereby granted" in licence
+
+
+def test_names_are_written_to_a_file_as_to_stdout(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    for _ in range(2):  # the second time it is there already, and the same
+        assert cli("data", "names", "--output", path) == (0, "", "")
+        assert path.read_text() == cli("data", "names").out
+    assert [file.name for file in tmp_path.iterdir()] == ["names.txt"]
+
+
+def test_file_that_holds_something_else_is_not_overwritten(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("mine\n")
+    message = f"error: {path} exists and holds something else; name another file\n"
+    assert cli("data", "names", "--output", path) == (1, "", message)
+    assert path.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "cause"),
+    [(".", "Is a directory"), ("none/x", "No such file or directory")],
+)
+def test_place_that_cannot_be_written_is_one_error(
+    cli: "Cli", tmp_path: Path, place: str, cause: str
+) -> None:
+    path = tmp_path / place
+    assert cli("data", "names", "--output", path) == (
+        1,
+        "",
+        f"error: cannot write {path}: {cause}\n",
+    )
+
+
+def test_full_disk_under_stdout_is_one_error(program: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [program, "data", "names"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"), [("names", []), ("chat", ["--chat"])], ids=["names", "chat"]
+)
+def test_sample_data_can_be_trained_on(
+    cli: "Cli", tmp_path: Path, name: str, flags: list[str]
+) -> None:
+    path = tmp_path / "sample"
+    cli("data", name, "--output", path)
+    job = ["train", "--input", path, "--output", tmp_path / "out", "--steps", 3, *flags]
+    assert cli(*job, "--block-size", 256).status == 0
+    assert microgpt.load(tmp_path / "out").tokenizer.is_chat == (name == "chat")
+
+
+def test_stats_are_those_of_the_file(cli: "Cli", names: Path) -> None:
+    lines = cli("data", "stats", names).lines
+    # Predictions of the eight names, their ends included: 5 4 7 5 4 4 5 5.
+    assert lines[:6] == [
+        "documents:       8",
+        "tokens:          39 (each predicted once: characters and ends)",
+        "vocabulary:      10 (9 characters)",
+        "charset:         'abehlnotv'",
+        "document length: half up to 5, 90 % up to 7, 99 % up to 7, longest 7",
+        "block size:      --block-size 8 covers 100.0% of the documents",
+    ]
+    assert lines[6].startswith("training:        1000 steps of the default model")
+
+
+def test_stats_as_json(cli: "Cli", names: Path) -> None:
+    figures = json.loads(cli("data", "stats", names, "--json").out)
+    assert figures.pop("seconds_per_1000_steps") > 0
+    assert figures == {
+        "documents": 8,
+        "tokens": 39,
+        "characters": 9,
+        "vocab_size": 10,
+        "tokens_p50": 5,
+        "tokens_p90": 7,
+        "tokens_p99": 7,
+        "tokens_longest": 7,
+        "suggested_block_size": 8,
+        "covered": 1.0,
+        "charset": list("abehlnotv"),
+    }
+
+
+def test_stats_of_conversations_warn_about_what_is_left_out(cli: "Cli", tmp_path: Path) -> None:
+    user, assistant = ({"role": role, "content": "hi"} for role in ("user", "assistant"))
+    path = tmp_path / "chat.jsonl"
+    talks = [[user, assistant], [user, assistant, user], [user]]
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    result = cli("data", "stats", path, "--chat")
+    assert result.lines[:2] == [
+        "documents:       2",
+        "tokens:          18 (each predicted once: characters and ends)",
+    ]
+    assert result.err == (
+        "warning: 1 conversations end with a user turn that nobody answers; these turns are left "
+        "out\n"
+        "warning: 1 conversations without an assistant turn are left out\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (None, [], "failed to read {path}: No such file or directory"),
+        (b"", [], "dataset is empty"),
+        (b"\xff", [], "failed to read {path}: invalid UTF-8 on line 1 (byte offset 0)"),
+        (b"[3]\n", ["--chat"], "invalid JSON on line 1: "),
+    ],
+    ids=["missing", "empty", "UTF-8", "JSON"],
+)
+def test_stats_of_what_is_no_data_is_one_error(
+    cli: "Cli", tmp_path: Path, content: bytes | None, flags: list[str], message: str
+) -> None:
+    path = tmp_path / "input"
+    if content is not None:
+        path.write_bytes(content)
+    result = cli("data", "stats", path, *flags)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: {message.format(path=path)}")
+    assert result.err.count("\n") == 1
