@@ -53,11 +53,13 @@ def training(program: Path, *arguments: object) -> Iterator[subprocess.Popen[str
             process.kill()
 
 
-def stop_at_random(program: Path, rng: random.Random, directory: Path, *flags: object) -> int:
-    """Train, and send a signal at a random time; return how the process ended."""
+def stop_at_random(
+    program: Path, rng: random.Random, seconds: float, directory: Path, *flags: object
+) -> int:
+    """Train, and send a signal within so many seconds; return how the process ended."""
     number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     with training(program, "--output", directory, *flags) as process:
-        time.sleep(rng.uniform(0.0, 0.6))
+        time.sleep(rng.uniform(0.0, seconds))
         process.send_signal(number)
         process.communicate(timeout=60)
     assert process.returncode in {0, -signal.SIGKILL, 128 + number}
@@ -67,13 +69,15 @@ def stop_at_random(program: Path, rng: random.Random, directory: Path, *flags: o
 def check_interruptions(
     cli: Any, program: Path, names: Path, tmp_path: Path, n_trials: int, rng: random.Random
 ) -> None:
+    start = time.perf_counter()
     whole = cli("train", "--input", names, "--output", tmp_path / "whole", *FLAGS)
+    seconds = 0.7 * (time.perf_counter() - start)  # so most signals come before the end
     assert whole.status == 0, whole.err
     expected = digest(tmp_path / "whole"), closing_samples(whole.out)
     n_stopped = 0
     for i in range(n_trials):
         directory = tmp_path / str(i)
-        if stop_at_random(program, rng, directory, "--input", names, *FLAGS) == 0:
+        if stop_at_random(program, rng, seconds, directory, "--input", names, *FLAGS) == 0:
             continue  # it was quicker than the signal
         n_stopped += 1
         if microgpt.holds_snapshot(directory):
