@@ -320,6 +320,10 @@ class Batch(NamedTuple):
     lengths: NDArray[np.int32]
 
 
+def _code_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
 class _Encoder:
     """Encodes a stream of texts in one pass, before their characters are all known.
 
@@ -356,8 +360,13 @@ class _Encoder:
 
     def extend(self, text: str) -> None:
         """Append characters after the latest special token."""
-        self._texts[-1] = text
-        self._n_pending += len(text)
+        if len(text) <= self._CHUNK:
+            self._texts[-1] = text
+            self._n_pending += len(text)
+            return
+        self._flush()
+        for start in range(0, len(text), self._CHUNK):
+            self._append(_code_points(text[start : start + self._CHUNK]))
 
     def finish(self, *, is_chat: bool) -> tuple[Tokenizer, NDArray[Any], NDArray[np.int64]]:
         """Return the tokenizer, all tokens and the offsets, the final BOS included."""
@@ -383,9 +392,12 @@ class _Encoder:
         is_char = np.ones(self._n_pending, np.bool_)
         is_char[marks_at] = False
         code_points[marks_at] = self._marks
-        utf32 = "".join(self._texts).encode("utf-32-le", "surrogatepass")
-        code_points[is_char] = np.frombuffer(utf32, "<u4")
+        code_points[is_char] = _code_points("".join(self._texts))
+        self._append(code_points)
+        self._texts, self._marks, self._n_pending = [], [], 0
 
+    def _append(self, code_points: NDArray[np.integer[Any]]) -> None:
+        """Encode what follows, shape (N,)."""
         ids = self._ids[code_points]
         self._ids[code_points[ids < 0]] = self._NEW
         new = np.flatnonzero(self._ids == self._NEW)  # np.unique would import numpy.ma, 20 ms
@@ -394,10 +406,9 @@ class _Encoder:
         if len(self._code_points) > np.iinfo(self._tokens.dtype).max:
             self._tokens = self._tokens.astype(np.uint32)
         # In place, so that growing needs no second copy of all tokens.
-        self._tokens.resize(self._n_tokens + self._n_pending, refcheck=False)
+        self._tokens.resize(self._n_tokens + len(code_points), refcheck=False)
         self._tokens[self._n_tokens :] = self._ids[code_points]
-        self._n_tokens += self._n_pending
-        self._texts, self._marks, self._n_pending = [], [], 0
+        self._n_tokens += len(code_points)
 
 
 @dataclass(frozen=True)
