@@ -1,4 +1,5 @@
 import json
+import resource
 import subprocess
 from importlib.resources import files
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_place_that_cannot_be_written_is_one_error(
         "",
         f"error: cannot write {path}: {cause}\n",
     )
+
+
+def test_full_disk_leaves_no_part_of_a_file(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    run = subprocess.run(
+        [program, "data", "names", "--output", path],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, f"error: cannot write {path}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_full_disk_under_stdout_is_one_error(program: Path) -> None:
