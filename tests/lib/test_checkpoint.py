@@ -293,6 +293,23 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
     assert "restore both files from one copy" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("in_place", ["neither", "weights.json", "meta.json"])
+def test_committed_save_is_read_where_nothing_may_be_renamed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_place: str
+) -> None:
+    numbered(2.0).save(tmp_path / "new")
+    for name in ("weights.json", "meta.json"):
+        place = saved / name if name == in_place else saved / f"{name}.staged"
+        shutil.copy(tmp_path / "new" / name, place)
+    (saved / "commit.json").write_text('["weights.json","meta.json"]')
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert flat_of(saved) == flat_of(tmp_path / "new")
+
+
 def tensors_with(**changes: Any) -> bytes:
     tensors = {
         name: np.zeros(view.shape, np.float32) for name, view in numbered(1.0).parameters.items()
