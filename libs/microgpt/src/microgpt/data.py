@@ -5,6 +5,7 @@ memory than its token ids. This module knows nothing of models.
 """
 
 import hashlib
+import math
 import os
 import random
 from array import array
@@ -383,7 +384,7 @@ class _Encoder:
         for start in range(0, len(self._tokens), self._CHUNK):
             chunk = self._tokens[start : start + self._CHUNK]
             chunk[:] = final[chunk]
-        return tokenizer, self._tokens, np.array(self._offsets, np.int64)
+        return tokenizer, self._tokens, np.frombuffer(self._offsets, np.int64)
 
     def _flush(self) -> None:
         lengths = np.fromiter(map(len, self._texts), np.int64, len(self._texts))
@@ -411,6 +412,12 @@ class _Encoder:
         self._n_tokens += len(code_points)
 
 
+def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
+    """Return the differences, in 4 bytes each where they fit: there may be millions."""
+    fits = int(offsets[-1]) < np.iinfo(np.int32).max
+    return np.subtract(offsets[1:], offsets[:-1], dtype=np.int32 if fits else np.int64)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Documents or conversations, encoded once into one array.
@@ -436,7 +443,7 @@ class Dataset:
     tokenizer: Tokenizer
     tokens: NDArray[np.unsignedinteger[Any]]
     starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    lengths: NDArray[np.integer[Any]]
     counted: NDArray[np.bool_] | None = None
 
     @classmethod
@@ -454,7 +461,7 @@ class Dataset:
         tokenizer, tokens, offsets = encoder.finish(is_chat=False)
         if len(offsets) == 1:
             raise DataError("dataset is empty")
-        return cls(tokenizer, tokens, offsets[:-1], np.diff(offsets))
+        return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets))
 
     @classmethod
     def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
@@ -476,7 +483,7 @@ class Dataset:
         tokenizer, tokens, offsets = encoder.finish(is_chat=True)
         if len(offsets) == 1:
             raise DataError("chat dataset is empty")
-        return cls(tokenizer, tokens, offsets[:-1], np.diff(offsets))
+        return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -488,7 +495,8 @@ class Dataset:
 
     def length_percentiles(self, *percents: float) -> list[int]:
         """Return how many positions so many percent of the documents have at most."""
-        found = np.percentile(self.lengths, percents, method="inverted_cdf")
+        at = [max(math.ceil(percent / 100 * len(self)) - 1, 0) for percent in percents]
+        found = np.partition(self.lengths, at)[at]  # np.percentile would make several copies
         return [int(length) for length in found]
 
     def encoded_with(self, tokenizer: Tokenizer) -> "Dataset":
@@ -601,7 +609,7 @@ class Dataset:
 
     def shuffled(self, rng: random.Random) -> "array[int]":
         """Return the indices of the documents in an order drawn from `rng`."""
-        order = array("q", range(len(self)))
+        order = array("i" if len(self) < 1 << 31 else "q", range(len(self)))
         rng.shuffle(order)
         return order
 

@@ -1,0 +1,67 @@
+"""How much memory training takes: as long as it runs, and for a large file."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="memory is read from /proc")
+
+MEGABYTE = 1_000_000
+
+
+def test_memory_stays_flat_over_many_steps(program: Path, names: Path, tmp_path: Path) -> None:
+    flags = ("--steps", 100_000, "--log-every", 10_000, "--checkpoint-every", 20_000, "--json")
+    command = [program, "train", "--input", names, "--output", tmp_path / "out", *flags]
+    used = []
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step":
+                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                used.append(pages * os.sysconf("SC_PAGE_SIZE"))
+    assert process.returncode == 0
+    assert len(used) == 11
+    assert max(used[4:]) - used[3] < MEGABYTE  # after the first snapshot, which loads what it takes
+
+
+def write_lines(path: Path, n_bytes: int) -> int:
+    """Write lines of 100 to 130 letters; return how many."""
+    rng = random.Random(1)
+    lines = [
+        "".join(rng.choices("abcdefghij klmnop", k=rng.randint(100, 130))) for _ in range(1000)
+    ]
+    block = "x" + "\n".join(lines) + "\n"
+    n_blocks = n_bytes // len(block) + 1
+    with path.open("w") as file:
+        for _ in range(n_blocks):
+            file.write(block)
+    return n_blocks * len(lines)
+
+
+PEAK = """
+import resource, sys
+from microgpt_cli.main import run
+try:
+    run()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    "n_bytes", [50 * MEGABYTE, pytest.param(1000 * MEGABYTE, marks=pytest.mark.long)]
+)
+def test_large_file_takes_little_more_memory_than_its_tokens(tmp_path: Path, n_bytes: int) -> None:
+    n_lines = write_lines(tmp_path / "large.txt", n_bytes)
+    n_tokens = (tmp_path / "large.txt").stat().st_size  # a BOS in the place of each line's end
+    arguments = ("--input", tmp_path / "large.txt", "--output", tmp_path / "out", "--steps", 20)
+    command = [sys.executable, "-c", PEAK, "train", *arguments, "--checkpoint-every", 10, "--quiet"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    peak = int(done.stdout.split()[-1])
+    assert peak < 2 * n_tokens + 8 * n_lines + 200 * MEGABYTE
+    (tmp_path / "large.txt").unlink()

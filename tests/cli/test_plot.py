@@ -1,0 +1,81 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SVG, PNG = b"<?xml", b"\x89PNG"
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """Return a directory with the record of a run of 250 steps."""
+    lines = [
+        {"step": i, "loss": 3 - i / 250, "val_loss": 3.5 - i / 250 if i % 50 == 0 else None}
+        for i in range(1, 251)
+    ]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 251, "lo')  # cut short
+    return tmp_path
+
+
+def test_curve_is_drawn_in_the_terminal(
+    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli("plot", run_directory)
+    assert result.status == 0
+    assert max(map(len, result.lines)) <= 80
+    assert "(nats)" in result.lines[0]
+    assert "(step)" in result.out
+    assert result.out.count("o") >= 5  # a mark for each measurement
+    braille = [line for line in result.lines if any("\u2801" <= c <= "\u28ff" for c in line)]
+    first, last = (
+        next(i for i, line in enumerate(result.lines) if edge in line) for edge in ("3.", "2.0")
+    )
+    assert len(braille) > 8
+    assert first < last  # it falls
+
+
+@pytest.mark.parametrize(("name", "magic"), [("a.svg", SVG), ("a.png", PNG)])
+def test_picture_is_written(cli: Any, run_directory: Path, name: str, magic: bytes) -> None:
+    path = run_directory / name
+    result = cli("plot", run_directory, "--output", path)
+    assert result.lines[-1] == f"picture saved to {path}"
+    content = path.read_bytes()
+    assert content.startswith(magic)
+    again = cli("plot", run_directory, "--output", path)
+    assert (again.status, again.err.splitlines()[0]) == (1, f"error: {path} exists")
+    assert cli("plot", run_directory, "--output", path, "--force").status == 0
+    assert path.read_bytes() == content  # one curve, one file
+    assert sorted(p.name for p in run_directory.iterdir()) == [name, "metrics.jsonl"]
+
+
+def test_picture_of_another_kind_is_refused(cli: Any, run_directory: Path) -> None:
+    result = cli("plot", run_directory, "--output", "a.pdf")
+    assert result.status == 2
+    assert "ends in neither .svg nor .png" in result.err
+
+
+def test_picture_that_cannot_be_written_is_told(cli: Any, run_directory: Path) -> None:
+    path = run_directory / "none" / "a.svg"
+    result = cli("plot", run_directory, "--output", path)
+    assert result.err == f"error: cannot write {path}: No such file or directory\n"
+
+
+def test_directory_without_a_record_is_named(cli: Any, tmp_path: Path) -> None:
+    result = cli("plot", tmp_path)
+    assert result.status == 1
+    assert result.err.startswith(f"error: nothing to draw: {tmp_path / 'metrics.jsonl'} does not")
+
+
+@pytest.mark.parametrize("package", ["plotille", "matplotlib"])
+def test_missing_extra_is_named(
+    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    result = cli("plot", run_directory, "--output", run_directory / "a.svg")
+    assert result.status == 1
+    assert f"error: cannot draw: {package} is not installed" in result.err
+    assert 'hint: pip install "microgpt-cli[plot]"' in result.err
