@@ -1,0 +1,37 @@
+"""Trains as the table of recipes in the README of microgpt-cli says.
+
+    hatch run recipe names-10s --input names.txt --output out
+
+What follows the recipe's name goes to `microgpt-cli train` too, and wins where both say something.
+"""
+
+import subprocess
+import sys
+
+RECIPES = {
+    "names-1s": "--steps 5000 --batch-size 16 --lr 0.007 --warmup-steps 250 --n-embd 32",
+    "names-10s": "--steps 8000 --batch-size 32 --lr 0.004 --warmup-steps 400 --n-embd 48 "
+    "--n-layer 2 --weight-decay 0.1",
+    "names-60s": "--steps 8000 --batch-size 64 --lr 0.003 --warmup-steps 400 --n-embd 64 "
+    "--n-layer 3 --weight-decay 0.2",
+    "text": "--steps 3000 --batch-size 32 --lr 0.003 --warmup-steps 150 --n-embd 64 --n-layer 2 "
+    "--block-size 64 --long split --weight-decay 0.1 --clip 1",
+    "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
+}
+HELD_OUT = "--val-fraction 0.1 --eval-every 1000000"  # measured once, after the last step
+
+
+def main() -> int:
+    """Run one recipe."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name not in RECIPES:
+        print(f"usage: recipes.py {{{','.join(RECIPES)}}} --input FILE [options of train]")
+        return 2
+    measured = [] if name == "chat" else HELD_OUT.split()
+    command = ["microgpt-cli", "train", *RECIPES[name].split(), *measured, *arguments]
+    print("$", *command, flush=True)
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
