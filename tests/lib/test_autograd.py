@@ -36,10 +36,10 @@ OPERATIONS: list[tuple[str, Function, list[float]]] = [
     ("square", lambda x: x**2, [-1.3]),
     ("root", lambda x: x**0.5, [1.3]),
     ("inverse root", lambda x: x**-0.5, [1.3]),
-    ("exp", Value.exp, [-0.7]),
-    ("log", Value.log, [1.3]),
-    ("relu above 0", Value.relu, [0.4]),
-    ("relu below 0", Value.relu, [-0.4]),
+    ("exp", exp, [-0.7]),
+    ("log", log, [1.3]),
+    ("relu above 0", relu, [0.4]),
+    ("relu below 0", relu, [-0.4]),
     ("operand twice", lambda x: x * x + x, [0.7]),
     ("one operand on both sides", lambda x, y: (x + y) * (x - y) / x, [0.7, -1.3]),
 ]
@@ -53,6 +53,13 @@ def test_gradient_matches_central_difference(function: Function, at: list[float]
     function(*leaves).backward()
     for i, leaf in enumerate(leaves):
         assert leaf.grad == pytest.approx(difference(function, at, i), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "at"), [op[1:] for op in OPERATIONS], ids=[op[0] for op in OPERATIONS]
+)
+def test_result_is_the_one_of_floats(function: Callable[..., Any], at: list[float]) -> None:
+    assert function(*map(Value, at)).data == pytest.approx(function(*at), rel=1e-15)
 
 
 def test_central_difference_notices_a_wrong_derivative() -> None:
@@ -106,6 +113,14 @@ def test_gradient_of_a_leaf_by_itself_is_one() -> None:
     leaf = Value(3.0)
     leaf.backward()
     assert leaf.grad == 1.0
+    leaf.backward()
+    assert leaf.grad == 2.0
+
+
+def test_operand_without_a_derivative_is_an_error() -> None:
+    x, y = Value(1.0), Value(2.0)
+    with pytest.raises(ValueError, match="shorter"):
+        Value(3.0, (x, y), (1.0,)).backward()
 
 
 @settings(deadline=None)
@@ -124,9 +139,15 @@ def test_gradient_is_linear(xs: list[float], factor: float) -> None:
         assert s.grad == pytest.approx(factor * p.grad, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("function", [exp, log, relu])
-def test_functions_take_values_and_floats_alike(function: Callable[..., Any]) -> None:
-    assert number(function(Value(1.7))) == function(1.7)
+@pytest.mark.parametrize(
+    ("function", "x", "expected"),
+    [(exp, 1.7, math.exp(1.7)), (log, 1.7, math.log(1.7)), (relu, 0.4, 0.4), (relu, -0.4, 0.0)],
+)
+def test_functions_take_values_and_floats_alike(
+    function: Callable[..., Any], x: float, expected: float
+) -> None:
+    assert number(function(Value(x))) == expected
+    assert function(x) == expected
     assert number(1.7) == 1.7
 
 

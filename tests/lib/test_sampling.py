@@ -16,6 +16,7 @@ from microgpt import (
     SamplingConfig,
     SamplingError,
     ShapeError,
+    StopSignal,
     generate,
     generate_from_prompt,
 )
@@ -291,3 +292,18 @@ def test_empty_prompt_is_refused_before_the_first_token_is_asked_for(model: Infe
 def test_long_prompt_is_refused_before_the_first_token_is_asked_for(model: InferenceGPT) -> None:
     with pytest.raises(ContextLengthError, match=r"prompt has 8 tokens, .* at most block_size=7"):
         generate_from_prompt(model, [0] * 8, random.Random(42), SamplingConfig(), stop=STOP)
+
+
+def test_share_that_is_reached_exactly_needs_no_further_token() -> None:
+    config = SamplingConfig(temperature=1.0, top_p=0.5)
+    rng = random.Random(1)
+    assert {sample_token([0.0, 0.0], config, rng) for _ in range(50)} == {0}
+
+
+def test_stop_signal_is_set_once_and_for_all() -> None:
+    signal = StopSignal()
+    assert not signal.is_set
+    signal.set()
+    assert signal.is_set
+    signal.set()
+    assert signal.is_set

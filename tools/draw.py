@@ -1,0 +1,298 @@
+"""Draw the pictures of the documentation, as SVG in each distribution's docs/.
+
+hatch run pictures                   # all but the ladder
+hatch run pictures ladder            # measures this machine first, for half a minute
+hatch run pictures model rooms ...   # some
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+ROOT = Path(__file__).parents[1]
+LIBRARY, COMMAND_LINE, SERVICE = (
+    ROOT / folder / "docs"
+    for folder in ("libs/microgpt", "apps/microgpt_cli", "apis/microgpt_serve")
+)
+LADDER = LIBRARY / "ladder.json"
+
+INK, LINE = "#1f2933", "#52606d"
+PLAIN, WARM, COOL, FRESH = "#f5f7fa", "#fdf0d5", "#dceaf7", "#e2f2e3"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.fonttype": "none",  # letters stay letters: small files, and text that can be searched
+    "svg.hashsalt": "microgpt",  # the same picture, the same file
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+}
+
+
+class Board:
+    """Boxes and arrows on a grid of the given width and height; one unit is 0.1 inch."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = Figure(figsize=(width / 10, height / 10))
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, width), ylim=(0, height))
+        self.axes.axis("off")
+
+    def box(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        width: float = 16,
+        height: float = 5,
+        color: str = PLAIN,
+    ) -> None:
+        """Draw a box around a middle, with text in it."""
+        corner = (x - width / 2, y - height / 2)
+        shape = "round,pad=0,rounding_size=0.8"
+        self.axes.add_patch(
+            FancyBboxPatch(
+                corner, width, height, shape, facecolor=color, edgecolor=LINE, linewidth=1
+            )
+        )
+        self.axes.text(x, y, text, ha="center", va="center", linespacing=1.35)
+
+    def arrow(
+        self, start: tuple[float, float], end: tuple[float, float], bend: float = 0.0
+    ) -> None:
+        """Draw an arrow, straight or bent."""
+        look = {"arrowstyle": "-|>", "color": LINE, "connectionstyle": f"arc3,rad={bend}"}
+        self.axes.annotate("", end, start, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
+
+    def note(self, x: float, y: float, text: str, **how: Any) -> None:
+        """Write beside the boxes."""
+        self.axes.text(
+            x, y, text, color=LINE, fontsize=9, linespacing=1.35, **({"va": "center"} | how)
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the picture."""
+        save(self.figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; the same one gives the same file."""
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    # matplotlib ends lines with blanks.
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
+    print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
+
+
+def draw_model() -> None:
+    """Draw the transformer: what happens to one token."""
+    board = Board(64, 78)
+    x = 28
+    for y, text, color in [
+        (4, "token id, position", PLAIN),
+        (12, "wte[token] + wpe[position]", WARM),
+        (19, "rmsnorm", COOL),
+        (28, "rmsnorm", COOL),
+        (34, "attention: wq, wk, wv, wo", WARM),
+        (47, "rmsnorm", COOL),
+        (53, "mlp_fc1, relu, mlp_fc2", WARM),
+        (67, "lm_head", WARM),
+        (74, "logits of the next token", PLAIN),
+    ]:
+        board.box(x, y, text, width=25, height=4.4, color=color)
+    for y in (40, 59):
+        board.box(x, y, "+", width=4, height=3.6)
+    for low, high in [
+        *((6.2, 9.8), (14.2, 16.8), (21.2, 25.8), (30.2, 31.8), (36.2, 38.2), (41.8, 44.8)),
+        *((49.2, 50.8), (55.2, 57.2), (60.8, 64.8), (69.2, 71.8)),
+    ]:
+        board.arrow((x, low), (x, high))
+    for low, high in [(23.5, 40), (43.3, 59)]:  # the residual stream goes around
+        board.axes.plot([x, 10, 10], [low, low, high], color=LINE, linewidth=1)
+        board.arrow((10, high), (x - 2, high))
+    board.axes.plot([6, 6, 7], [61.5, 22.7, 22.7], color=LINE, linewidth=1, linestyle=":")
+    board.axes.plot([6, 7], [61.5, 61.5], color=LINE, linewidth=1, linestyle=":")
+    board.note(4, 42, "block, n_layer times", rotation=90, ha="center")
+    for y, text in [
+        (12, "(C,) each; C = n_embd"),
+        (34, "H heads of D = C / H;\nkeys and values of every\nposition so far are kept"),
+        (53, "4 C wide inside"),
+        (67, "(V,); V = vocab_size"),
+        (74, "softmax gives probabilities;\n-log of the right one is the loss"),
+    ]:
+        board.note(43, y, text)
+    board.save(LIBRARY / "model.svg")
+
+
+def draw_rooms() -> None:
+    """Draw the distributions, and the rooms of the library; arrows point at what is imported."""
+    board = Board(92, 68)
+    board.box(24, 63, "microgpt-cli\ncommands of the terminal", 34, 7, FRESH)
+    board.box(68, 63, "microgpt-serve\nHTTP: OpenAI's, our own, a page", 34, 7, FRESH)
+    board.axes.add_patch(
+        FancyBboxPatch((2, 2), 88, 52, "round,pad=0", facecolor="white", edgecolor=LINE)
+    )
+    board.note(4, 51.6, "microgpt-lib: applications see only what microgpt.__all__ lists")
+    board.arrow((24, 59.5), (24, 54.2))
+    board.arrow((68, 59.5), (68, 54.2))
+    rooms = {
+        "language_model": (46, 46, "language_model\nfit, load, LanguageModel", 30, FRESH),
+        "snapshot": (14, 36, "snapshot\ngo on after a stop", 20, PLAIN),
+        "train": (38, 36, "train\nAdam, Trainer", 20, WARM),
+        "checkpoint": (14, 25, "checkpoint\nfiles of a model", 20, PLAIN),
+        "engines": (38, 25, "engines: scalar,\nvectorized, native", 20, WARM),
+        "sampling": (60, 25, "sampling\nlogits to tokens", 17, COOL),
+        "chat": (80, 25, "chat, streaming\nprompts, replies", 17, PLAIN),
+        "parameters": (14, 15, "parameters\none flat buffer", 20, PLAIN),
+        "model": (38, 15, "model\nthe transformer", 20, COOL),
+        "autograd": (60, 15, "autograd\nValue", 17, COOL),
+        "data": (80, 15, "data\ntext to token ids", 17, PLAIN),
+        "errors": (46, 6, "errors", 40, PLAIN),
+    }
+    for x, y, text, width, color in rooms.values():
+        board.box(x, y, text, width, 6 if "\n" in text else 4, color)
+    for above, below in [
+        *(("language_model", "train"), ("language_model", "sampling")),
+        *(("language_model", "chat"), ("snapshot", "train"), ("snapshot", "checkpoint")),
+        *(("train", "engines"), ("engines", "sampling"), ("engines", "parameters")),
+        *(("engines", "model"), ("checkpoint", "parameters"), ("parameters", "model")),
+        *(("sampling", "model"), ("model", "autograd"), ("chat", "data")),
+    ]:
+        board.arrow(*edges(rooms[above], rooms[below]))
+    for name in ("parameters", "model", "autograd", "data"):
+        x, y, *_ = rooms[name]
+        board.arrow((x, y - 3), (min(max(x, 27), 65), 8))
+    board.save(LIBRARY / "architecture.svg")
+
+
+def edges(
+    above: tuple[float, float, str, float, str], below: tuple[float, float, str, float, str]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return where an arrow leaves one room and enters another."""
+    (x1, y1, _, w1, _), (x2, y2, _, w2, _) = above, below
+    if y1 == y2:
+        side = 1 if x2 > x1 else -1
+        return (x1 + side * w1 / 2, y1), (x2 - side * w2 / 2, y2)
+    reach = max(min(x2, x1 + w1 / 2 - 2), x1 - w1 / 2 + 2)
+    return (reach, y1 - 3), (max(min(reach, x2 + w2 / 2 - 2), x2 - w2 / 2 + 2), y2 + 3)
+
+
+def draw_request() -> None:
+    """Draw what a request to the service passes."""
+    board = Board(92, 40)
+    board.box(10, 20, "client", 14, 6, FRESH)
+    board.box(30, 20, "socket\nopened once", 15, 7)
+    board.box(30, 33, "supervisor\nreplaces workers\nthat die", 17, 8)
+    board.axes.add_patch(
+        FancyBboxPatch((42, 3), 48, 34, "round,pad=0", facecolor="white", edgecolor=LINE)
+    )
+    board.note(44, 34.6, "worker: one process of WORKERS")
+    board.box(53, 27, "id, log, metrics,\nkey, rate limit", 19, 6.5, COOL)
+    board.box(53, 16, "routes: /v1 as OpenAI,\n/microgpt/v1", 19, 6.5, COOL)
+    board.box(78, 16, "queue, deadline;\nthen 503", 19, 6.5, WARM)
+    board.box(78, 7.5, "threads: engine in C,\nPython is free", 19, 6.5, WARM)
+    board.box(78, 27, "model\nshared by all threads", 19, 6.5, FRESH)
+    board.arrow((17, 20), (22.5, 20))
+    board.arrow((37.5, 20), (43.5, 25.5))
+    board.arrow((30, 29), (30, 23.5))
+    board.arrow((53, 23.7), (53, 19.3))
+    board.arrow((62.5, 16), (68.5, 16))
+    board.arrow((78, 12.7), (78, 10.8))
+    board.arrow((68.5, 7.5), (53, 12.7), bend=-0.25)
+    board.note(57.5, 6.2, "pieces of text", ha="center")
+    board.arrow((87.5, 8.5), (86.5, 23.7), bend=0.2)
+    board.save(SERVICE / "request.svg")
+
+
+def draw_curve() -> None:
+    """Train on the sample names, and draw the curve with the command that users have."""
+    program = str(Path(sys.executable).with_name("microgpt-cli"))
+    picture = COMMAND_LINE / "loss_curve.svg"
+    picture.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        names = f"{directory}/names.txt"
+        train = (
+            f"--steps 5000 --batch-size 8 --val-fraction 0.1 --eval-every 250 --output {directory}"
+        )
+        for command in (
+            ["data", "names", "--output", names],
+            ["train", "--input", names, *train.split(), "--quiet"],
+            ["plot", directory, "--output", str(picture), "--force"],
+        ):
+            subprocess.run([program, *command], check=True, stdout=subprocess.PIPE)
+    print(f"{picture.relative_to(ROOT)}: {picture.stat().st_size:,} bytes")
+
+
+def measure_ladder() -> None:
+    """Write what the engines do here."""
+    program = str(Path(sys.executable).with_name("microgpt-cli"))
+    measure = [program, "bench", "--json", "--threads", "1"]
+    one_core = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's products too
+    done = subprocess.run(measure, env=one_core, check=True, capture_output=True, text=True)
+    LADDER.parent.mkdir(exist_ok=True)
+    LADDER.write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
+
+
+def draw_ladder() -> None:
+    """Draw the time of one training step on each engine, as `microgpt-cli bench` measured it."""
+    results = json.loads(LADDER.read_text(encoding="utf-8"))["results"]
+    colors = {"scalar": WARM, "vectorized": COOL, "native": FRESH}
+    shapes = list(dict.fromkeys((each["model"], each["batch"]) for each in results))
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for row, engine in enumerate(colors):
+        of_engine = {
+            (r["model"], r["batch"]): r["us_per_step"] for r in results if r["engine"] == engine
+        }
+        places = [shapes.index(shape) + 0.27 * (row - 1) for shape in of_engine]
+        times = list(of_engine.values())
+        bars = axes.barh(places, times, 0.25, color=colors[engine], edgecolor=LINE, label=engine)
+        axes.bar_label(bars, [duration(time) for time in times], padding=4, fontsize=9)
+    labels = [f"{model}\n{batch} tokens" for model, batch in shapes]
+    axes.set_yticks(range(len(shapes)), labels)
+    axes.invert_yaxis()
+    axes.set(xscale="log", xlabel="microseconds per training step", xlim=(5, 1e7))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper right", frameon=False)
+    save(figure, LIBRARY / "ladder.svg")
+
+
+def duration(microseconds: float) -> str:
+    """Return a time with its unit."""
+    if microseconds < 1e3:  # noqa: PLR2004 - units
+        return f"{microseconds:.3g} µs"
+    return f"{microseconds / 1e3:.3g} ms"
+
+
+PICTURES: dict[str, Callable[[], None]] = {
+    "rooms": draw_rooms,
+    "model": draw_model,
+    "request": draw_request,
+    "curve": draw_curve,
+    "ladder": draw_ladder,
+}
+
+
+def main() -> None:
+    """Draw the pictures that are named, or all."""
+    wanted = sys.argv[1:]
+    if unknown := set(wanted) - PICTURES.keys():
+        sys.exit(f"error: unknown: {', '.join(sorted(unknown))}; pictures: {', '.join(PICTURES)}")
+    if "ladder" in wanted:
+        measure_ladder()
+    with mpl.rc_context(STYLE):
+        for name in wanted or PICTURES:
+            PICTURES[name]()
+
+
+if __name__ == "__main__":
+    main()
