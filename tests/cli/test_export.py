@@ -1,0 +1,39 @@
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def model_dir(cli: Any, names: Path, tmp_path: Path) -> Path:
+    flags = ("--input", names, "--output", tmp_path / "out", "--steps", 5, "--quiet")
+    assert cli("train", *flags).status == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("flags", [("json",), ("safetensors",), ("safetensors", "--half")])
+def test_copy_is_read_by_every_reader(
+    cli: Any, names: Path, model_dir: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    copy = tmp_path / "copy"
+    result = cli("export", "--model-dir", model_dir, "--output", copy, "--format", *flags)
+    assert result.status == 0
+    assert sorted(path.name for path in copy.iterdir()) == ["meta.json", f"weights.{flags[0]}"]
+    expected = microgpt.load(model_dir).parameters.flat
+    if "--half" in flags:
+        expected = expected.astype(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(microgpt.load(copy).parameters.flat, expected)
+    for command in (("generate",), ("info",), ("score", "--input", names)):
+        assert cli(*command, "--model-dir", copy).status == 0
+    again = cli("export", "--model-dir", model_dir, "--output", copy)
+    assert again.err.startswith(f"error: {copy} already holds a model\nhint: use --force")
+
+
+def test_half_needs_safetensors(cli: Any, model_dir: Path, tmp_path: Path) -> None:
+    flags = ("--model-dir", model_dir, "--output", tmp_path / "copy", "--format", "json", "--half")
+    result = cli("export", *flags)
+    assert result.status == 2
+    assert "needs --format safetensors" in result.err
+    assert not (tmp_path / "copy").exists()
