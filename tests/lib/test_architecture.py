@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -249,3 +251,43 @@ def test_application_accepts_this_version_of_the_library_and_no_next_minor(
     assert wanted.specifier.contains(installed)
     assert wanted.specifier.contains(f"{major}.{minor}.99")
     assert not wanted.specifier.contains(f"{major}.{minor + 1}.0")
+
+
+# ---------------------------------------------------------------- docstrings
+
+
+def described_functions() -> list[Any]:
+    """Return the public functions, and the methods of public classes."""
+    functions = []
+    for name in microgpt.__all__:
+        public = getattr(microgpt, name)
+        members = vars(public).values() if inspect.isclass(public) else [public]
+        functions += [each for each in members if inspect.isfunction(each)]
+    return [each for each in functions if not each.__name__.startswith("_")]
+
+
+@pytest.mark.parametrize("function", described_functions(), ids=lambda each: each.__qualname__)
+def test_docstring_names_every_error_raised(function: Any) -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    raised = {
+        node.exc.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+    }
+    assert all(error in function.__doc__ for error in raised), raised
+
+
+@pytest.mark.parametrize("function", described_functions(), ids=lambda each: each.__qualname__)
+def test_docstring_tells_shapes_of_arrays(function: Any) -> None:
+    if "Array" in str(inspect.signature(function).return_annotation):
+        assert "shape" in function.__doc__
+
+
+def test_actions_of_workflows_are_pinned_by_hash() -> None:
+    workflows = list((ROOT / ".github/workflows").glob("*.yml"))
+    assert workflows
+    for workflow in workflows:
+        for used in re.findall(r"uses: (\S+)", workflow.read_text()):
+            assert re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", used), used
