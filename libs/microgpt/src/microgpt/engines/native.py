@@ -174,11 +174,10 @@ def _functions(dtype: str, vector_bytes: int | None) -> dict[str, Any]:
     """Return the exported functions for one type of numbers and one width of vectors."""
     library = _open_library()
     widest = int(library.microgpt_vector_bytes())
-    width = widest if vector_bytes is None else vector_bytes
-    if width not in VECTOR_BYTES or width > widest:
-        raise EngineError(
-            f"vector_bytes is {width}, expected 16, 32 or 64, and at most {widest} here"
-        )
+    widths = [width for width in VECTOR_BYTES if width <= widest]
+    width = widths[-1] if vector_bytes is None else vector_bytes
+    if width not in widths:
+        raise EngineError(f"vector_bytes is {width}, expected 16, 32 or 64, at most {widest} here")
     functions = {}
     for name, (result, arguments) in _SIGNATURES.items():
         function = library[f"{name}_{dtype.removeprefix('float')}_{width}"]
