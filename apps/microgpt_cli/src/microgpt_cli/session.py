@@ -1,7 +1,9 @@
 """A conversation with a model: what was said, how replies are drawn, and the `/` commands."""
 
+import errno
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,16 +133,27 @@ class Session:
         """
         from microgpt import DataError  # noqa: PLC0415 - see main
 
-        if path.exists() and path.absolute() not in self._saved:
-            raise DataError(f"{path} exists already; name another file")
         line = json.dumps(self.messages, ensure_ascii=False) + "\n"
-        staged = path.with_name(path.name + ".staged")
         try:
-            staged.write_bytes(line.encode("utf-8", "surrogatepass"))
-            staged.replace(path)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot write {path}: {error}") from error
+            if path.exists() and path.absolute() not in self._saved:
+                raise FileExistsError(errno.EEXIST, "it exists already; name another file")
+            _write_whole(path, line.encode("utf-8", "surrogatepass"))
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+            cause = (isinstance(error, OSError) and error.strerror) or error
+            raise DataError(f"cannot write {path}: {cause}") from error
         self._saved.add(path.absolute())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Give a file its content, or on failure leave everything as it was."""
+    staged = path.with_name(path.name + ".staged")
+    try:
+        staged.write_bytes(content)
+        staged.replace(path)
+    except OSError:
+        with suppress(OSError):
+            staged.unlink()
+        raise
 
 
 def printable(text: str, *, one_line: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Literal, TypeAlias
 
 from microgpt.data import ROLES, Message, Tokenizer, Unknown
@@ -75,12 +75,8 @@ def build_prompt(
         turns.append(tokenizer.encode_turn(role, content, unknown=unknown))
         n_unknown += len(content) + MARKS - len(turns[-1])
     room = block_size - max(1, block_size // 4) - MARKS
-    kept: list[list[int]] = []
-    for turn in reversed(turns):
-        if len(turn) > room:
-            break
-        kept.insert(0, turn)
-        room -= len(turn)
+    n_that_fit = sum(used <= room for used in accumulate(map(len, reversed(turns))))
+    kept = turns[len(turns) - n_that_fit :]
     if not kept:
         kept = [_truncated(turns[-1], room, block_size, too_long)]
     token_ids = [tokenizer.bos, *chain.from_iterable(kept), tokenizer.special_id("assistant")]
