@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microgpt_cli.options import Threads
+from microgpt_cli.session import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +42,14 @@ def evaluate(
     to_ask = list(_read(questions))
     if not to_ask:
         raise microgpt.DataError(f"{questions} holds no questions")
-    for task, messages, answer in to_ask:
-        reply = model.chat(messages, temperature=0)
+    for number, (task, messages, answer) in enumerate(to_ask, 1):
+        try:
+            reply = model.chat(messages, temperature=0)
+        except (microgpt.ChatError, microgpt.ContextLengthError) as error:
+            if not model.tokenizer.is_chat:  # then no question is at fault
+                raise
+            message = f"question {number} of {questions}: {error}"
+            raise microgpt.DataError(message, hint=error.hint) from error
         asked[task] += 1
         right[task] += reply.content == answer
         if show_wrong and reply.content != answer:
@@ -54,11 +61,11 @@ def evaluate(
         total = {"asked": asked.total(), "right": right.total()}
         typer.echo(json.dumps({"tasks": tasks, **total}))
         return
-    width = max(map(len, asked))
-    for task, n in asked.items():
-        typer.echo(f"{task:<{width}}  {right[task]:>4} of {n:>4}  {right[task] / n:7.1%}")
-    share = right.total() / asked.total()
-    typer.echo(f"{'all':<{width}}  {right.total():>4} of {asked.total():>4}  {share:7.1%}")
+    rows = [(printable(task), right[task], n) for task, n in asked.items()]
+    rows.append(("all", right.total(), asked.total()))
+    width = max(len(name) for name, *_ in rows)
+    for name, n_right, n_asked in rows:
+        typer.echo(f"{name:<{width}}  {n_right:>4} of {n_asked:>4}  {n_right / n_asked:7.1%}")
 
 
 def _read(path: Path) -> "Iterator[tuple[str, list[Message], str]]":

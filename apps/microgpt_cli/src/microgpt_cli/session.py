@@ -140,7 +140,7 @@ class Session:
             _write_whole(path, line.encode("utf-8", "surrogatepass"))
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
             cause = (isinstance(error, OSError) and error.strerror) or error
-            raise DataError(f"cannot write {path}: {cause}") from error
+            raise DataError(f"cannot write {printable(str(path))}: {cause}") from error
         self._saved.add(path.absolute())
 
 

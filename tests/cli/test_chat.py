@@ -1,0 +1,532 @@
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import microgpt
+import pytest
+from biased import biased
+from microgpt_cli.session import HELP
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli, Result
+    from microgpt import Message
+
+pexpect = pytest.importorskip("pexpect", reason="pseudo-terminals are of POSIX systems only")
+
+PROMPT_BEGINS, PROMPT_ENDS = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste on and off
+PASTE = "\x1b[200~{}\x1b[201~"
+ENTER, CTRL_A, CTRL_C, CTRL_D, CTRL_W = "\r", "\x01", "\x03", "\x04", "\x17"
+UP, LEFT, BACKSPACE = "\x1b[A", "\x1b[D", "\x7f"
+SETTINGS = {
+    "temperature": "0.5",
+    "top_k": "none",
+    "top_p": "1.0",
+    "max_tokens": "none",
+    "stop": "none",
+    "seed": "42",
+}
+
+
+def user(content: str) -> "Message":
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> "Message":
+    return {"role": "assistant", "content": content}
+
+
+class Terminal:
+    """A person at a pseudo-terminal, who reads what is printed between two prompts."""
+
+    def __init__(self, program: Path, *arguments: object) -> None:
+        self.process = pexpect.spawn(
+            str(program),
+            ["chat", *map(str, arguments)],
+            encoding="utf-8",
+            timeout=30,
+            env=os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        )
+        self.process.delaybeforesend = None  # each prompt was seen before the next key
+        self.banner = self.read()
+
+    def read(self) -> str:
+        """Return all that is printed until the next prompt."""
+        self.process.expect_exact(PROMPT_BEGINS)
+        printed: str = self.process.before
+        return printed
+
+    def press(self, keys: str) -> str:
+        """Press keys that end a prompt; return what the prompt showed at last."""
+        self.process.send(keys)
+        self.process.expect_exact(PROMPT_ENDS)
+        shown: str = self.process.before
+        return shown
+
+    def say(self, keys: str) -> str:
+        """Press keys and Enter; return what is printed until the next prompt."""
+        self.press(keys + ENTER)
+        return self.read()
+
+    def status(self) -> int | None:
+        """Wait until the program ends by itself."""
+        self.process.expect_exact(pexpect.EOF)
+        self.process.close()
+        status: int | None = self.process.exitstatus
+        return status
+
+
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says random letters, and that knows no others."""
+    directory = tmp_path_factory.mktemp("models") / "talkative"
+    biased("abcdefghijklmnopqrstuvwxyz \n", {"end_turn": 1.0}, block_size=128).save(directory)
+    return directory
+
+
+@pytest.fixture
+def terminal(program: Path, talkative: Path) -> Iterator[Callable[..., Terminal]]:
+    """Open terminals, and close them in the end."""
+    opened = []
+
+    def open_one(*arguments: object, model_dir: Path = talkative) -> Terminal:
+        opened.append(Terminal(program, "--model-dir", model_dir, *arguments))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.process.close(force=True)
+
+
+class Replies:
+    """What a model answers, as the library says."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.model = microgpt.load(model_dir)
+        self.said: list[Message] = []
+
+    def to(self, text: str, *, seed: int, **options: Any) -> str:
+        self.said.append(user(text))
+        return self.again(seed=seed, **options)
+
+    def again(self, *, seed: int, **options: Any) -> str:
+        reply = self.model.chat(self.said, seed=seed, too_long="truncate", **options).content
+        self.said.append(assistant(reply))
+        return reply
+
+
+def shown(reply: str) -> str:
+    """Return a reply of plain characters as a terminal gets it."""
+    return f"microgpt> {reply}\n".replace("\n", "\r\n")
+
+
+# ---------------------------------------------------------------- at a terminal
+
+
+def test_banner_and_prompts_are_the_seeds(terminal: Callable[..., Terminal]) -> None:
+    person = terminal()
+    assert person.banner.startswith(
+        "microgpt chat (block_size=128)\r\ntype /quit to exit, /clear to reset history\r\n\r\n\x1b"
+    )
+    assert "you> hello" in person.press("hello" + ENTER)
+    assert person.read().startswith("microgpt> ")
+    assert "you> /quit" in person.press("/quit" + ENTER)
+    assert person.status() == 0
+
+
+def test_reply_k_is_drawn_with_seed_plus_k(
+    terminal: Callable[..., Terminal], talkative: Path
+) -> None:
+    person, replies = terminal("--seed", 7), Replies(talkative)
+    for k, text in enumerate(["hello", "how are you", "fine"]):
+        assert person.say(text) == shown(replies.to(text, seed=7 + k))
+
+
+def test_options_are_those_of_the_library(
+    terminal: Callable[..., Terminal], talkative: Path
+) -> None:
+    flags = ["--temperature", 2, "--top-k", 9, "--top-p", 0.9, "--max-tokens", 40, "--stop", "a"]
+    options = {"temperature": 2.0, "top_k": 9, "top_p": 0.9, "max_tokens": 40, "stop": ["a", "b"]}
+    person, replies = terminal(*flags, "--stop", "b"), Replies(talkative)
+    assert person.say("hello") == shown(replies.to("hello", seed=42, **options))
+    values = SETTINGS | {name: str(value) for name, value in options.items()}
+    assert person.say("/set") == settings_shown(values)
+
+
+def settings_shown(values: dict[str, str]) -> str:
+    return "".join(f"{name:<12}{value}\r\n" for name, value in values.items())
+
+
+def test_every_command_does_what_it_says(
+    terminal: Callable[..., Terminal], talkative: Path, tmp_path: Path
+) -> None:
+    person, replies = terminal(), Replies(talkative)
+    assert person.say("/help") == f"{HELP}\n".replace("\n", "\r\n")
+    assert person.say("/set") == settings_shown(SETTINGS)
+    assert person.say("/regen") == "(nothing was said yet)\r\n"
+    assert person.say("") == ""
+    assert person.say("/nonsense") == "(no command '/nonsense'; /help shows them)\r\n"
+
+    assert person.say("hello") == shown(replies.to("hello", seed=42))
+    first = replies.said.pop()
+    assert person.say("/regen") == shown(replies.again(seed=43))
+    assert replies.said[-1] != first
+
+    saved = tmp_path / "talk.jsonl"
+    assert person.say(f"/save {saved}") == f"(saved to {saved})\r\n"
+    assert json.loads(saved.read_text()) == replies.said
+    assert person.say("/set temperature 2") == ""
+    assert person.say("and") == shown(replies.to("and", seed=44, temperature=2.0))
+    assert person.say(f"/save {saved}") == f"(saved to {saved})\r\n"  # its own file
+    assert microgpt.read_conversations(saved).conversations == [replies.said]
+
+    assert person.say("/clear") == "(history cleared)\r\n"
+    replies.said.clear()
+    assert person.say("again") == shown(replies.to("again", seed=45, temperature=2.0))
+    person.press("/quit" + ENTER)
+    assert person.status() == 0
+
+
+def test_wrong_command_at_a_terminal_changes_nothing(terminal: Callable[..., Terminal]) -> None:
+    person = terminal()
+    error = "error: temperature is 'warm', expected a number\r\n"
+    assert person.say("/set temperature warm") == error
+    assert person.say("/set") == settings_shown(SETTINGS)
+    assert person.say("hello").startswith("microgpt> ")
+
+
+def test_line_can_be_edited_recalled_written_over_lines_and_pasted(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    person = terminal()
+    keys = {
+        f"helo{LEFT}l": "hello",
+        f"ello{CTRL_A}h": "hello",
+        f"hello worlds{BACKSPACE}": "hello world",
+        f"{UP} again": "hello world again",
+        f"{UP}{UP}{UP}{CTRL_W}bye": "bye",
+        '"""one line"""': "one line",
+        PASTE.format("pasted\nlines"): "pasted\nlines",
+        PASTE.format("/quit\nis no command when pasted"): None,
+    }
+    for pressed in keys:
+        person.say(pressed)
+    assert person.say('"""first') == ""
+    assert "...  second" in person.press("second" + ENTER)
+    person.read()
+    assert "microgpt> " in person.say('third"""')
+    saved = tmp_path / "talk.jsonl"
+    person.say(f"/save {saved}")
+    asked = [turn["content"] for turn in json.loads(saved.read_text()) if turn["role"] == "user"]
+    assert asked == [*filter(None, keys.values()), "first\nsecond\nthird"]
+
+
+def test_unknown_characters_are_counted_and_left_out(
+    terminal: Callable[..., Terminal], talkative: Path
+) -> None:
+    person, replies = terminal(), Replies(talkative)
+    printed = person.say("HELLO w\N{SNOWMAN}rld")
+    note = "(6 characters that the model does not know are left out)\r\n"
+    assert printed == note + shown(replies.to(" wrld", seed=42))
+
+
+def test_what_does_not_fit_is_said_aloud(
+    terminal: Callable[..., Terminal], talkative: Path
+) -> None:
+    person, replies = terminal("--max-tokens", 30), Replies(talkative)
+    printed = person.say("a" * 150)  # 128 - 32 - 2 - 2 = 92 characters fit
+    reply = shown(replies.to("a" * 92, seed=42, max_tokens=30))
+    assert printed == "(too long: the first 58 characters are cut off)\r\n" + reply
+    printed = person.say("b" * 60)
+    reply = shown(replies.to("b" * 60, seed=43, max_tokens=30))
+    assert printed == "(the oldest 1 turns no longer fit)\r\n" + reply
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose reply goes on for longer than a terminal takes in."""
+    directory = tmp_path_factory.mktemp("models") / "endless"
+    biased("hi", {"h": 100.0}, block_size=30_000).save(directory, format="safetensors")
+    return directory
+
+
+def test_interrupt_stops_the_reply_and_not_the_session(
+    terminal: Callable[..., Terminal], endless: Path, tmp_path: Path
+) -> None:
+    person = terminal(model_dir=endless)
+    person.press("hi" + ENTER)
+    person.process.expect_exact("microgpt> hh")
+    person.process.send(CTRL_C)
+    assert person.read().endswith("h\r\n(stopped)\r\n")
+    person.say("/set max_tokens 3")
+    assert person.say("i") == "microgpt> hhh\r\n"
+    person.say(f"/save {tmp_path / 'talk'}")
+    talk = json.loads((tmp_path / "talk").read_text())
+    assert [talk[0], *talk[2:]] == [user("hi"), user("i"), assistant("hhh")]
+    assert set(talk[1]["content"]) == {"h"}  # what was said until then is part of it
+    assert len(talk[1]["content"]) < 29_000
+
+
+def test_interrupt_at_the_prompt_clears_the_line_and_a_second_one_leaves(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    person = terminal()
+    for _ in range(2):  # a line in between, and it takes two again
+        person.press("forget this" + CTRL_C)
+        assert person.read() == ""
+        person.say("hello")
+    person.say('"""a')
+    person.press("b" + CTRL_C)  # so do lines between quotes
+    assert person.read() == ""
+    saved = tmp_path / "talk"
+    person.say(f"/save {saved}")
+    assert json.loads(saved.read_text())[::2] == [user("hello")] * 2
+    person.press(CTRL_C)
+    assert person.read() == ""
+    person.press(CTRL_C)
+    assert person.status() == 0
+
+
+@pytest.mark.parametrize("first", ["", "hello" + ENTER, '"""a' + ENTER])
+def test_end_of_input_leaves(terminal: Callable[..., Terminal], first: str) -> None:
+    person = terminal()
+    if first:
+        person.press(first)
+        person.read()
+    person.press(CTRL_D)
+    assert person.status() == 0
+
+
+NASTY = {
+    "\x1b": r"\x1b",
+    "\x9b": r"\x9b",
+    "\x07": r"\x07",
+    "\x08": r"\x08",
+    "\x7f": r"\x7f",
+    "\r": r"\r",
+    "\u202e": r"\u202e",
+    "\ue000": r"\ue000",
+    "é": "é",
+    "]": "]",
+}
+
+
+def test_control_characters_of_a_reply_never_reach_the_terminal(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    biased("".join(NASTY) + "\t\n", {}, block_size=128).save(tmp_path)
+    person, replies = terminal("--temperature", 1, model_dir=tmp_path), Replies(tmp_path)
+    printed = person.say("]")
+    reply = replies.to("]", seed=42, temperature=1.0)
+    assert NASTY.keys() < set(reply)
+    assert printed == shown("".join(NASTY.get(char, char) for char in reply))
+    assert {char for char in printed if not char.isprintable()} == {"\r", "\n", "\t"}
+
+
+def test_two_hundred_turns_with_a_small_block_are_aware_of_the_last_ones(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    dataset = microgpt.Dataset.from_conversations([[user("abcdefghij "), assistant("a")]])
+    config = microgpt.TrainConfig(steps=1)
+    model, _ = microgpt.prepare(dataset, config, random.Random(42), block_size=64)
+    model.parameters.flat[:] *= 10  # so that every token before has a say in the next
+    model.save(tmp_path)
+    person, replies = terminal("--max-tokens", 9, model_dir=tmp_path), Replies(tmp_path)
+    rng = random.Random(1)
+    n_aware = 0
+    for k in range(200):
+        text = "".join(rng.choices("abcdefghij ", k=rng.randint(1, 9))).strip() or "a"
+        printed = person.say(text)
+        reply = replies.to(text, seed=42 + k, max_tokens=9)
+        assert printed.endswith(shown(reply))
+        alone = replies.model.chat([user(text)], seed=42 + k, max_tokens=9).content
+        n_aware += alone != reply
+    assert "turns no longer fit" in printed
+    assert n_aware > 150  # what was said before the question changed the reply
+
+
+# ---------------------------------------------------------------- through a pipe
+
+Piped = Callable[..., "Result"]
+
+
+@pytest.fixture
+def piped(cli: "Cli", talkative: Path, monkeypatch: pytest.MonkeyPatch) -> Piped:
+    """Run `chat` with text or bytes on stdin."""
+
+    def call(text: str | bytes, *arguments: object, model_dir: Path = talkative) -> "Result":
+        raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        return cli("chat", "--model-dir", model_dir, *arguments)
+
+    return call
+
+
+def test_piped_in_each_line_gets_one_line_of_answer_and_no_banner(
+    piped: Piped, talkative: Path
+) -> None:
+    replies = Replies(talkative)
+    lines = ["hello", "how are you", "and you"]
+    expected = [replies.to(line, seed=42 + k) for k, line in enumerate(lines)]
+    assert any("\n" in reply for reply in expected)
+    result = piped("hello\r\n\n   how are you  \nand you")
+    assert result == (0, "".join(reply.replace("\n", r"\n") + "\n" for reply in expected), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "stored"),
+    [
+        ("temperature", "0", "0.0"),
+        ("top_k", "3", "3"),
+        ("top_k", "none", "none"),
+        ("top_p", "0.5", "0.5"),
+        ("max_tokens", "7", "7"),
+        ("max_tokens", "none", "none"),
+        ("stop", "the end", "['the end']"),
+        ("stop", "", "none"),
+        ("seed", "0", "0"),
+    ],
+)
+def test_every_setting_can_be_changed(piped: Piped, name: str, value: str, stored: str) -> None:
+    result = piped(f"/set {name} {value}\n/set\n")
+    expected = SETTINGS | {name: stored}
+    assert result.err == "".join(f"{name:<12}{value}\n" for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("/set temperature -1", "temperature is -1.0, expected a finite number of at least 0"),
+        ("/set temperature nan", "temperature is nan, expected a finite number of at least 0"),
+        ("/set temperature warm", "temperature is 'warm', expected a number"),
+        ("/set temperature", "temperature is '', expected a number"),
+        ("/set top_k 0", "top_k is 0, expected at least 1"),
+        ("/set top_p 2", "top_p is 2.0, expected above 0 and at most 1"),
+        ("/set max_tokens 0", "max_tokens is 0, expected at least 1"),
+        ("/set seed -1", "seed is -1, expected at least 0"),
+        (
+            "/set color red",
+            "no setting 'color', expected one of temperature, top_k, top_p, max_tokens, stop, seed",
+        ),
+        ("/save /nowhere/a", "cannot write /nowhere/a: No such file or directory"),
+        ("/save /", "cannot write /: it exists already; name another file"),
+        ("/save a\0b", r"cannot write a\x00b: embedded null byte"),
+        (f"/save {'a' * 300}", f"cannot write {'a' * 300}: File name too long"),
+    ],
+)
+def test_wrong_command_through_a_pipe_is_an_error(piped: Piped, line: str, error: str) -> None:
+    assert piped(f"{line}\nhello\n") == (1, "", f"error: {error}\n")
+
+
+def test_commands_work_through_a_pipe_and_speak_on_stderr(
+    piped: Piped, talkative: Path, tmp_path: Path
+) -> None:
+    replies, saved = Replies(talkative), tmp_path / "talk"
+    answers = [replies.to("hello", seed=42)]
+    replies.said.pop()
+    answers.append(replies.again(seed=43))
+    result = piped(f"/regen\nhello\n/regen\n/save {saved}\n/clear\n/help\n/quit\nnever asked\n")
+    assert result.out == "".join(answer.replace("\n", r"\n") + "\n" for answer in answers)
+    notes = ["(nothing was said yet)", f"(saved to {saved})", "(history cleared)", HELP]
+    assert (result.status, result.err) == (0, "\n".join(notes) + "\n")
+    assert json.loads(saved.read_text()) == replies.said
+
+
+def test_file_that_is_there_already_is_not_written_over(piped: Piped, tmp_path: Path) -> None:
+    saved = tmp_path / "talk"
+    saved.write_text("dear")
+    result = piped(f"hello\n/save {saved}\n")
+    error = f"error: cannot write {saved}: it exists already; name another file\n"
+    assert (result.status, result.err) == (1, error)
+    assert saved.read_text() == "dear"
+
+
+def test_full_disk_leaves_no_part_of_a_saved_conversation(
+    program: Path, talkative: Path, tmp_path: Path
+) -> None:
+    command = 'ulimit -f 0; exec "$0" chat --model-dir "$1"'
+    result = subprocess.run(
+        ["bash", "-c", command, program, talkative],
+        input=f"hello\n/save {tmp_path / 'talk'}\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr == f"error: cannot write {tmp_path / 'talk'}: File too large\n"
+    assert result.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_that_are_no_text_are_unknown_characters(piped: Piped, talkative: Path) -> None:
+    reply = Replies(talkative).to("ab", seed=42).replace("\n", r"\n")
+    note = "(5 characters that the model does not know are left out)\n"
+    assert piped(b"a\0\xff\xed\xa0\x80b\n") == (0, reply + "\n", note)
+
+
+def test_nothing_but_unknown_characters_is_an_empty_turn(piped: Piped, talkative: Path) -> None:
+    reply = Replies(talkative).to("", seed=42).replace("\n", r"\n")
+    note = "(3 characters that the model does not know are left out)\n"
+    assert piped("???\n") == (0, reply + "\n", note)
+
+
+def test_no_input_gets_no_answer(piped: Piped) -> None:
+    assert piped("") == (0, "", "")
+
+
+def test_model_without_chat_tokens_is_the_seeds_error(piped: Piped, model_dir: Path) -> None:
+    error = (
+        "error: this model was not trained with chat tokens\n"
+        "hint: retrain with --chat to enable chat support\n"
+    )
+    assert piped("hello\n", model_dir=model_dir) == (1, "", error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--temperature", "-1"], "temperature is -1.0, expected a finite number of at least 0"),
+        (["--top-p", "0"], "top_p is 0.0, expected above 0 and at most 1"),
+        (["--stop", ""], "stop is [''], expected a list of strings that are not empty"),
+    ],
+)
+def test_option_out_of_its_domain_is_an_error(
+    piped: Piped, arguments: list[str], error: str
+) -> None:
+    assert piped("hello\n", *arguments) == (1, "", f"error: {error}\n")
+
+
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_block_too_small_to_chat_is_an_error(piped: Piped, tmp_path: Path, block_size: int) -> None:
+    biased("hi", {}, block_size=block_size).save(tmp_path)
+    result = piped("hi\n", model_dir=tmp_path)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith(f"error: block_size={block_size} cannot hold a question and an an")
+
+
+# ---------------------------------------------------------------- conversations to train on
+
+
+def test_what_is_left_out_of_real_conversations_is_counted(
+    cli: "Cli", shared: Path, tmp_path: Path
+) -> None:
+    path = shared / "data" / "oasst1_chat.jsonl"
+    talks = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    n_trimmed = sum(talk[-1]["role"] == "user" for talk in talks)
+    kept = [talk[: -1 if talk[-1]["role"] == "user" else None] for talk in talks]
+    assert all(talk[-1]["role"] == "assistant" for talk in kept)
+    n_long = sum(sum(len(turn["content"]) + 2 for turn in talk) + 1 > 64 for talk in kept)
+    n_characters = len({char for talk in kept for turn in talk for char in turn["content"]})
+    flags = ["--chat", "--steps", 3, "--block-size", 64, "--output", tmp_path / "out"]
+    result = cli("train", "--input", path, *flags)
+    assert result.status == 0, result.err
+    assert f"num convos:  {len(talks)}" in result.lines
+    assert f"vocab size:  {n_characters + 4}" in result.lines
+    assert f"warning: {n_trimmed} conversations end with a user turn" in result.err
+    assert (
+        f"warning: {n_long} of {len(talks)} documents are longer than block_size=64" in result.err
+    )
