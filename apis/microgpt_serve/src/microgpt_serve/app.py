@@ -15,7 +15,7 @@ from starlette.routing import Route
 from microgpt_serve import docs, metrics, native, openai, page
 from microgpt_serve.errors import ApiError
 from microgpt_serve.http import error_response
-from microgpt_serve.middleware import Guard, Observer
+from microgpt_serve.middleware import Guard, Observer, Turns
 from microgpt_serve.models import ModelStore
 from microgpt_serve.pool import Pool
 from microgpt_serve.settings import Settings
@@ -81,6 +81,7 @@ def create_app(settings: Settings) -> Starlette:
         routes.append(Route("/static/{name}", page.static))
     middleware = [
         Middleware(Observer, routes={route.endpoint: route.path for route in routes}),
+        Middleware(Turns),
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
         Middleware(Guard, api_key=settings.api_key, rate_limit=settings.rate_limit),
     ]

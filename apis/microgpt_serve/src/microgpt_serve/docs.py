@@ -49,7 +49,8 @@ def _operation(
     """Return one operation; its name is made of its summary."""
     content = _json(answer) if answer else TEXT
     if stream:
-        content = content | {"text/event-stream": {"schema": {"type": "string"}}}
+        events = f"events; the data of each is a {stream.__name__}, of the last one [DONE]"
+        content = content | {"text/event-stream": {"schema": {"description": events}}}
     responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
     error_body = _json(schemas.OpenAIErrorBody if is_openai else schemas.ErrorBody)
     for status in sorted({*errors, *(() if is_open else ALWAYS), *(WITH_BODY if body else ())}):

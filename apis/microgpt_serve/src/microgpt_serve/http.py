@@ -18,6 +18,7 @@ __all__ = ["decode_body", "error_body", "error_response", "json_response", "unle
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1 << 20
+TOO_LARGE = f"the body has more than {MAX_BODY_BYTES} bytes"
 BODY_SECONDS = 8.0  # that a body may take to arrive
 UNAUTHORIZED, SERVER_ERROR = 401, 500
 CLIENT_CLOSED = 499  # as nginx logs it; nobody reads the response
@@ -39,13 +40,15 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(415, "expected a body with Content-Type: application/json")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise ApiError(413, TOO_LARGE)
     chunks, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > MAX_BODY_BYTES:
-                    raise ApiError(413, f"the body has more than {MAX_BODY_BYTES} bytes")
+                    raise ApiError(413, TOO_LARGE)
                 chunks.append(chunk)
     except TimeoutError:
         raise ApiError(408, f"the body took longer than {BODY_SECONDS:g} seconds") from None
@@ -67,8 +70,10 @@ async def unless_gone(request: Request, answer: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect
         return task.result()
     finally:
-        task.cancel()
         gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
 
 
 async def _gone(receive: Any) -> None:

@@ -11,10 +11,10 @@ __all__ = ["configure_logging", "log"]
 _logger = logging.getLogger("microgpt_serve")
 
 
-def log(level: int, event: str, **details: Any) -> None:
-    """Log one event."""
+def log(level: int, event: str, failure: Exception | None = None, **details: Any) -> None:
+    """Log one event; with the traceback of `failure`, if there is one."""
     if _logger.isEnabledFor(level):
-        _logger.log(level, event, extra={"details": details})
+        _logger.log(level, event, exc_info=failure, extra={"details": details})
 
 
 class _Lines(logging.Formatter):
@@ -49,4 +49,6 @@ def configure_logging(level: str, style: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.WARNING)
+    # It warns of every piece of text that is sent to a client who has just left.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     _logger.setLevel(level.upper())

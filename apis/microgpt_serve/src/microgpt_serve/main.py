@@ -36,8 +36,8 @@ def _listen(settings: Settings) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
-    except OSError as error:
-        cause = error.strerror or error
+    except (OSError, UnicodeError) as error:  # the latter for names that no host can have
+        cause = getattr(error, "strerror", None) or error
         _fail(f"cannot listen on {settings.host}:{settings.port}: {cause}", 1)
     return listening
 

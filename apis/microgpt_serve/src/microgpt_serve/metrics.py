@@ -46,6 +46,8 @@ FIRST_TOKEN = Histogram(
 PROMPT_TOKENS = Counter("microgpt_prompt_tokens", "Tokens read.")
 COMPLETION_TOKENS = Counter("microgpt_completion_tokens", "Tokens generated.")
 REJECTED = Counter("microgpt_rejected", "Requests turned away.", ["reason"])
+for _reason in ("busy", "key", "rate"):
+    REJECTED.labels(_reason)  # known from the start, so that a rate over time sees the first one
 
 
 def exposition() -> bytes:

@@ -25,6 +25,11 @@ from microgpt_serve.schemas import (
 
 __all__ = ["chat", "generate", "model_info", "next_tokens", "stop_texts"]
 
+# Multiply-adds: a quarter of a millisecond at most. What takes no longer is done sooner than
+# handed over: a thread that returns from the engine waits for the event loop to let go of the
+# interpreter, and the loop for the thread, which halves the requests answered per second.
+SMALL_WORK = 250_000
+
 _generate_decoder = msgspec.json.Decoder(GenerateRequest)
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
 _next_decoder = msgspec.json.Decoder(NextRequest)
@@ -44,6 +49,12 @@ def require_chat(model: LanguageModel, messages: list[Turn]) -> list[Message]:
     if not model.tokenizer.is_chat:
         raise ApiError(400, "model was not trained with chat tokens", param="messages")
     return [{"role": turn.role, "content": turn.content} for turn in messages]
+
+
+def _is_small(model: LanguageModel, n_samples: int) -> bool:
+    """Whether texts take so little time that the event loop can wait for them."""
+    n_tokens = n_samples * model.config.block_size
+    return model.engine.name == "native" and model.config.n_params * n_tokens <= SMALL_WORK
 
 
 async def generate(request: Request) -> Response:
@@ -66,7 +77,10 @@ async def generate(request: Request) -> Response:
             signal=signal,
         )
 
-    samples = await unless_gone(request, state.pool.run(work))
+    if _is_small(model, n_samples):
+        samples = state.pool.run_here(work)
+    else:
+        samples = await unless_gone(request, state.pool.run(work))
     metrics.PROMPT_TOKENS.inc((1 + len(asked.prompt)) * n_samples)
     metrics.COMPLETION_TOKENS.inc(sum(map(len, samples)) - len(asked.prompt) * n_samples)
     capped = MAX_SAMPLES if asked.num_samples > MAX_SAMPLES else None

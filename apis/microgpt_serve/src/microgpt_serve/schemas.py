@@ -56,6 +56,9 @@ StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
 StopTexts = Annotated[
     list[StopText], msgspec.Meta(max_length=4, description="texts that end the answer")
 ]
+# Checked by the library, which says what is wrong in its own words.
+Role = Annotated[str, msgspec.Meta(extra_json_schema={"enum": ["user", "assistant"]})]
+AT_LEAST_ONE = msgspec.Meta(extra_json_schema={"minItems": 1})
 
 
 # ---------------------------------------------------------------- /microgpt/v1
@@ -87,14 +90,14 @@ class GenerateResponse(msgspec.Struct, omit_defaults=True):
 class Turn(msgspec.Struct):
     """One turn of a conversation."""
 
-    role: Annotated[str, msgspec.Meta(description="user or assistant")]
+    role: Role
     content: str
 
 
 class ChatRequest(msgspec.Struct):
     """Ask for the assistant's next turn."""
 
-    messages: list[Turn]
+    messages: Annotated[list[Turn], AT_LEAST_ONE]
     temperature: Temperature = 0.5
     seed: Seed = 42
     max_tokens: MaxTokens | None = None
@@ -116,7 +119,7 @@ class NextRequest(msgspec.Struct):
     """Ask what comes next, after a prompt or, for chat models, messages."""
 
     prompt: str = ""
-    messages: list[Turn] | None = None
+    messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
 
 
 class NextToken(msgspec.Struct):
@@ -166,7 +169,7 @@ class TextPart(msgspec.Struct):
 class OpenAITurn(msgspec.Struct):
     """One turn of a conversation."""
 
-    role: Annotated[str, msgspec.Meta(description="user or assistant")]
+    role: Role
     content: str | list[TextPart]
 
 
@@ -197,7 +200,7 @@ class SamplingRequest(msgspec.Struct, kw_only=True):
 class ChatCompletionRequest(SamplingRequest, kw_only=True):
     """Ask for the assistant's next turn."""
 
-    messages: list[OpenAITurn]
+    messages: Annotated[list[OpenAITurn], AT_LEAST_ONE]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None

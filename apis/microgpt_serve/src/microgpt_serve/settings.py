@@ -7,9 +7,10 @@ from typing import Annotated, Literal, get_type_hints
 
 import msgspec
 
-__all__ = ["LISTEN_FD", "Settings", "SettingsError", "describe"]
+__all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
 
 LISTEN_FD = "MICROGPT_SERVE_FD"  # tells a worker which file descriptor is the socket
+READY_FD = "MICROGPT_SERVE_READY_FD"  # and where to say that its model is loaded
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]

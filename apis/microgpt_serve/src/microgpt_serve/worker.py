@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ from microgpt import MicrogptError
 
 from microgpt_serve.app import create_app
 from microgpt_serve.log import configure_logging, log
-from microgpt_serve.settings import Settings
+from microgpt_serve.settings import READY_FD, Settings
 
 __all__ = ["CANNOT_LOAD", "run_worker"]
 
@@ -21,7 +22,7 @@ CANNOT_LOAD = (
     3  # exit status of a worker whose model cannot be loaded: starting it again is useless
 )
 SECONDS_AFTER_GRACE = 0.5  # for the last bytes of answers that were ended
-SECONDS_BEFORE_GRACE = 0.3  # streams are ended that much earlier, so that they can say so
+SECONDS_BEFORE_GRACE = 1.0  # streams are ended that much earlier, so that they can say so
 BACKLOG = 2048
 SWITCH_SECONDS = 0.001  # how soon a thread that waits for the interpreter gets it
 
@@ -75,6 +76,8 @@ class _Worker:
             self._stop.set()
             return
         gc.freeze()  # what is here stays: the collector need not look at it again
+        if READY_FD in os.environ:
+            os.write(int(os.environ[READY_FD]), b"+")
         log(
             logging.INFO,
             "ready",
@@ -102,10 +105,11 @@ class _Worker:
         state.is_draining = True
         log(logging.INFO, "draining")
         grace = self._settings.grace_period
-        done, _ = await asyncio.wait((serving,), timeout=max(grace - SECONDS_BEFORE_GRACE, 0))
+        seconds_to_tell = min(SECONDS_BEFORE_GRACE, grace / 2)
+        done, _ = await asyncio.wait((serving,), timeout=grace - seconds_to_tell)
         state.pool.end_all()
         if not done:
-            await asyncio.wait((serving,), timeout=SECONDS_BEFORE_GRACE + SECONDS_AFTER_GRACE)
+            await asyncio.wait((serving,), timeout=seconds_to_tell + SECONDS_AFTER_GRACE)
         serving.cancel()
         try:
             await serving

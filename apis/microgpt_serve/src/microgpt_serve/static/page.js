@@ -5,6 +5,7 @@ const N_BARS = 12;
 const messages = []; // the conversation: {role, content}
 let model = null; // what /microgpt/v1/model tells
 let running = null; // AbortController of the reply that is being streamed
+let asking = null; // and of the question what comes next
 
 function tell(problem) {
   $("problem").textContent = problem;
@@ -19,6 +20,7 @@ function knobs() {
   return {
     temperature: numberOf("temperature"),
     top_p: numberOf("top_p"),
+    top_k: numberOf("top_k"),
     max_tokens: numberOf("max_tokens"),
     seed: numberOf("seed"),
   };
@@ -74,24 +76,33 @@ function setRunning(controller) {
 
 async function ask(text) {
   tell("");
-  messages.push({ role: "user", content: text });
-  addTurn("user", text);
-  const turn = addTurn("assistant", "");
+  const question = { role: "user", content: text };
   const reply = { role: "assistant", content: "" };
-  setRunning(new AbortController());
+  const { seed, temperature, top_p, max_tokens } = knobs(); // this route knows no top_k
+  const body = { model: model.id, messages: [...messages, question], stream: true, seed, temperature, top_p, max_tokens };
+  const asked = addTurn("user", text);
+  const turn = addTurn("assistant", "");
+  const controller = new AbortController();
+  setRunning(controller);
   try {
-    const body = { model: model.id, messages, stream: true, ...knobs() };
-    for await (const event of events(await post("/v1/chat/completions", body, running.signal))) {
+    for await (const event of events(await post("/v1/chat/completions", body, controller.signal))) {
       reply.content += event.choices[0]?.delta.content ?? "";
       turn.textContent = reply.content;
       turn.scrollIntoView({ block: "nearest" });
     }
   } catch (error) {
-    if (error.name === "AbortError") addTurn("note", "stopped");
-    else tell(error.message);
+    if (error.name !== "AbortError") tell(error.message);
+    else if (turn.isConnected) addTurn("note", "stopped");
   }
-  messages.push(reply);
-  setRunning(null);
+  if (running === controller) setRunning(null);
+  if (!turn.isConnected) return; // cleared meanwhile
+  if (reply.content) messages.push(question, reply);
+  else {
+    // Nothing was said: the question is given back, so that the model never sees it unanswered.
+    asked.remove();
+    turn.remove();
+    if (!$("message").value) $("message").value = text;
+  }
   showNext();
 }
 
@@ -111,9 +122,12 @@ $("message").addEventListener("keydown", (event) => {
 $("stop").addEventListener("click", () => running?.abort());
 $("clear").addEventListener("click", () => {
   running?.abort();
+  setRunning(null);
   messages.length = 0;
   $("turns").replaceChildren();
+  tell("");
   $("message").focus();
+  showNext();
 });
 
 // ---------------------------------------------------------------- samples
@@ -157,15 +171,17 @@ function bar({ token, probability, is_special }) {
 
 // For chat models: what a reply to this would begin with.
 async function showNext() {
+  asking?.abort(); // of two answers, the later one may come first
+  asking = new AbortController();
   const text = $("before").value;
   const turn = { role: "user", content: text };
   const body = model.is_chat ? { messages: [...messages, turn] } : { prompt: text };
   try {
-    const { tokens } = await (await post("/microgpt/v1/next", body)).json();
+    const { tokens } = await (await post("/microgpt/v1/next", body, asking.signal)).json();
     $("bars").tBodies[0].replaceChildren(...tokens.slice(0, N_BARS).map(bar));
-    tell("");
+    $("bars-problem").textContent = "";
   } catch (error) {
-    tell(error.message);
+    if (error.name !== "AbortError") $("bars-problem").textContent = error.message;
   }
 }
 
@@ -178,8 +194,9 @@ for (const id of ["temperature", "top_p"]) {
 }
 
 async function start() {
-  const response = await fetch("/microgpt/v1/model");
-  if (response.status === 503) {
+  const response = await fetch("/microgpt/v1/model").catch(() => null);
+  if (!response?.ok) {
+    $("model").textContent = response?.status === 503 ? "loading the model…" : "the service does not answer";
     setTimeout(start, 500);
     return;
   }
@@ -189,6 +206,7 @@ async function start() {
     `${id}: ${n_params.toLocaleString("en")} parameters, ${n_layer} layers, ` +
     `${n_head} heads, ${n_embd} wide, ${block_size} tokens of context`;
   $(model.is_chat ? "chat" : "samples").hidden = false;
+  $("top_k-knob").hidden = model.is_chat;
   $(model.is_chat ? "message" : "prompt").focus();
   showNext();
 }

@@ -1,0 +1,258 @@
+"""Clients that are slow, greedy, many or gone, and requests that take too long."""
+
+import asyncio
+import random
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from .conftest import Server, running
+
+GENERATE = "/microgpt/v1/generate"
+NATIVE_CHAT = "/microgpt/v1/chat"
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+MIB = 1 << 20
+HEAD = f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def quick(names_dir: Path) -> Iterator[Server]:
+    with running(names_dir) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow(slow_dir: Path) -> Iterator[Server]:
+    with running(slow_dir, threads=2, max_queue=3) as server:
+        yield server
+
+
+# ---------------------------------------------------------------- slow clients
+
+
+async def seconds_until_dropped(port: int, first: bytes, drip: bytes) -> tuple[float, bytes]:
+    """Send something, then a little each half second; return how long we may, and the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    start = time.monotonic()
+
+    async def send() -> None:
+        writer.write(first)
+        while True:
+            await asyncio.sleep(0.5)
+            writer.write(drip)
+            await writer.drain()
+
+    sending = asyncio.create_task(send())
+    answer = b""
+    try:
+        async with asyncio.timeout(15):
+            while piece := await reader.read(1000):
+                answer += piece
+    except ConnectionError:
+        pass
+    finally:
+        sending.cancel()
+        writer.close()
+    return time.monotonic() - start, answer
+
+
+def test_slow_headers_and_bodies_are_dropped_while_others_are_served(quick: Server) -> None:
+    slow_clients = {
+        "nothing at all": (b"", b""),
+        "half a line": (b"POST /micro", b""),
+        "headers that drip": (HEAD.encode(), b"X-A: b\r\n"),
+        "a body that never comes": (f"{HEAD}Content-Length: 100\r\n\r\n".encode(), b""),
+        "a body that drips": (f"{HEAD}Content-Length: 100\r\n\r\n".encode(), b" "),
+        "chunks that drip": (f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode(), b"1\r\n \r\n"),
+        "a body nobody reads": (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", b""),
+        "one to a GET": (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n", b" "),
+    }
+
+    async def scenario() -> list[tuple[float, bytes]]:
+        tasks = [
+            asyncio.create_task(seconds_until_dropped(quick.port, *sent))
+            for sent in slow_clients.values()
+            for _ in range(5)
+        ]
+        await asyncio.sleep(2)
+        async with httpx2.AsyncClient(base_url=quick.url) as client:
+            for _ in range(20):
+                start = time.monotonic()
+                assert (await client.post(GENERATE, json={})).status_code == 200
+                assert time.monotonic() - start < 1
+        return await asyncio.gather(*tasks)
+
+    results = asyncio.run(scenario())
+    for i, name in enumerate(slow_clients):
+        for seconds, answer in results[5 * i : 5 * i + 5]:
+            assert seconds < 10, name
+            if "body that" in name or "chunks" in name:
+                assert answer.startswith(b"HTTP/1.1 408"), name
+
+
+# ---------------------------------------------------------------- large bodies
+
+
+def test_bodies_above_1_mib_are_too_large_however_they_come(quick: Server) -> None:
+    url, headers = quick.url + GENERATE, {"Content-Type": "application/json"}
+
+    def pieces(n_bytes: int) -> Iterator[bytes]:
+        yield b'{"prompt": ""' + b" " * 100
+        for _ in range(n_bytes // 65_536):
+            yield b" " * 65_536
+        yield b"}"
+
+    body = b"{" + b" " * (MIB - 2) + b"}"
+    assert httpx2.post(url, content=body, headers=headers).status_code == 200
+    for path in (GENERATE, CHAT):
+        too_large = httpx2.post(quick.url + path, content=body + b" ", headers=headers)
+        assert too_large.status_code == 413
+    assert "more than 1048576 bytes" in str(too_large.json()["error"]["message"])
+    assert httpx2.post(url, content=pieces(MIB - 65_536), headers=headers).status_code == 200
+    assert httpx2.post(url, content=pieces(MIB), headers=headers).status_code == 413
+
+
+def test_a_body_that_says_it_is_huge_is_refused_at_once(quick: Server) -> None:
+    with socket.create_connection(("127.0.0.1", quick.port), 5) as client:
+        client.sendall(f"{HEAD}Content-Length: 10000000000\r\n\r\n{{".encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00",
+        b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+    ],
+)
+def test_what_is_not_http_does_no_harm(quick: Server, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", quick.port), 10) as client:
+        client.sendall(sent)
+        client.shutdown(socket.SHUT_WR)
+        try:
+            answer = client.recv(1000)
+        except ConnectionResetError:
+            answer = b""
+    assert not answer.startswith(b"HTTP/1.1 2")
+    assert not answer.startswith(b"HTTP/1.1 5")
+    assert httpx2.get(f"{quick.url}/livez").status_code == 200
+    assert "Traceback" not in quick.log
+
+
+# ---------------------------------------------------------------- too many, too long
+
+
+def test_a_full_queue_turns_requests_away_and_shows_in_readiness(slow: Server) -> None:
+    async def scenario() -> None:
+        async with httpx2.AsyncClient(base_url=slow.url, timeout=30) as client:
+            body = {"messages": HELLO}
+            asking = [asyncio.create_task(client.post(NATIVE_CHAT, json=body)) for _ in range(5)]
+            await slow.until_metrics(microgpt_in_flight=2, microgpt_queued=3)
+            ready = await client.get("/readyz")
+            assert (ready.status_code, ready.text) == (503, "busy")
+            rejected = slow.metric("microgpt_rejected_total")
+            for path in (NATIVE_CHAT, CHAT):
+                for stream in (False, True):
+                    answer = await client.post(path, json={**body, "stream": stream})
+                    assert answer.status_code == 503
+                    assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["code"] == "busy"
+            assert slow.metric("microgpt_rejected_total") == rejected + 4
+            for task in asking:
+                task.cancel()
+            await slow.until_metrics(microgpt_in_flight=0, microgpt_queued=0)
+            assert (await client.get("/readyz")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_requests_end_at_their_deadline_and_so_does_their_work(slow_dir: Path) -> None:
+    with running(slow_dir, threads=1, request_timeout=0.3) as server:
+
+        async def scenario() -> None:
+            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+                start = time.monotonic()
+                asking = [client.post(NATIVE_CHAT, json={"messages": HELLO}) for _ in range(3)]
+                answers = await asyncio.gather(*asking)
+                assert time.monotonic() - start < 1.5
+                for answer in answers:  # one of them was in work, two were waiting
+                    assert answer.status_code == 503
+                    assert answer.json() == {"error": "the request took longer than 0.3 seconds"}
+                    assert "retry-after" in answer.headers
+                await server.until_metrics(microgpt_in_flight=0, microgpt_queued=0)
+                body = {"messages": HELLO, "max_tokens": 1}
+                assert (await client.post(NATIVE_CHAT, json=body)).status_code == 200
+
+        asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------- clients that leave
+
+
+async def leave_after(port: int, body: bytes, path: str, seconds: float) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = HEAD.replace(GENERATE, path)
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await writer.drain()
+    try:
+        async with asyncio.timeout(seconds):
+            while await reader.read(1000):
+                pass
+    except TimeoutError:
+        pass
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("path", [NATIVE_CHAT, CHAT])
+@pytest.mark.parametrize("stream", [b"true", b"false"])
+def test_a_client_that_leaves_ends_its_generation(slow: Server, path: str, stream: bytes) -> None:
+    body = b'{"messages": [{"role": "user", "content": "hello"}], "stream": ' + stream + b"}"
+
+    async def scenario() -> None:
+        asking = asyncio.create_task(leave_after(slow.port, body, path, 0.4))
+        await slow.until_metrics(microgpt_in_flight=1)
+        await asking
+        start = time.monotonic()
+        await slow.until_metrics(microgpt_in_flight=0, microgpt_queued=0)
+        assert time.monotonic() - start < 1  # a whole reply takes three times as long
+
+    asyncio.run(scenario())
+
+
+async def leave_at_random(server: Server, n_clients: int) -> None:
+    rng = random.Random(7)
+    together = asyncio.Semaphore(20)
+
+    async def one() -> None:
+        async with together:
+            path = rng.choice([NATIVE_CHAT, CHAT, GENERATE, "/v1/completions"])
+            stream = rng.choice([b"true", b"false"])
+            message = b'"messages": [{"role": "user", "content": "hello"}]'
+            body = b"{" + message + b', "num_samples": 9, "stream": ' + stream + b"}"
+            await leave_after(server.port, body, path, rng.expovariate(50))
+
+    await asyncio.gather(*(one() for _ in range(n_clients)))
+    await server.until_metrics(microgpt_in_flight=0, microgpt_queued=0)
+    assert server.metric("microgpt_requests_total") >= n_clients / 2
+    assert "Traceback" not in server.log
+
+
+def test_random_disconnects_leave_gauges_at_zero(chat_dir: Path) -> None:
+    with running(chat_dir, threads=2, max_queue=3) as server:
+        asyncio.run(leave_at_random(server, 200))
+
+
+@pytest.mark.long
+def test_1000_random_disconnects_leave_gauges_at_zero(slow_dir: Path) -> None:
+    with running(slow_dir, threads=2, max_queue=3) as server:
+        asyncio.run(leave_at_random(server, 1000))

@@ -1,0 +1,307 @@
+"""The program from start to end: signals, workers that die, models that change."""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import microgpt
+import pytest
+
+from .conftest import Server, running
+
+GENERATE = "/microgpt/v1/generate"
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def pids_of_workers(server: Server) -> list[int]:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+    return [int(pid) for pid in children.read_text().split()]
+
+
+def seconds_to_end(server: Server) -> float:
+    """Send SIGTERM; return how long it takes to exit with status 0."""
+    start = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    return time.monotonic() - start
+
+
+# ---------------------------------------------------------------- the same texts
+
+
+def test_the_same_seed_gives_the_same_text_everywhere(names_dir: Path) -> None:
+    seeds = list(range(40))
+    bodies = [{"seed": seed, "num_samples": 1 + 9 * (seed % 2)} for seed in seeds]
+
+    async def ask_all(url: str) -> list[str]:
+        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+            answers = await asyncio.gather(*(client.post(GENERATE, json=body) for body in bodies))
+            return [answer.json()["samples"][0] for answer in answers]
+
+    def ask_alone(url: str) -> list[str]:
+        with httpx2.Client(base_url=url) as client:
+            return [client.post(GENERATE, json=body).json()["samples"][0] for body in bodies]
+
+    with running(names_dir) as one:
+        alone, under_load = ask_alone(one.url), asyncio.run(ask_all(one.url))
+    with running(names_dir, workers=2, threads=1) as two:
+        shared = asyncio.run(ask_all(two.url))
+    command = [sys.executable, "-m", "microgpt_cli", "generate", "--model-dir", str(names_dir)]
+    options = ["--num-samples", str(len(seeds)), "--seed", "0"]
+    printed = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
+    by_command = re.findall(r"^sample +\d+: (.*)$", printed.stdout, re.MULTILINE)
+    assert alone == under_load == shared == by_command
+    assert len(set(alone)) > 5
+
+
+# ---------------------------------------------------------------- SIGTERM
+
+
+@dataclass
+class Outcome:
+    """How a stream ended."""
+
+    text: str = ""
+    is_done: bool = False
+    error: str | None = None
+    problem: str | None = None
+
+
+async def read_stream(
+    client: httpx2.AsyncClient, seed: int, n_tokens: int, started: asyncio.Event
+) -> Outcome:
+    outcome = Outcome()
+    body = {"messages": HELLO, "stream": True, "seed": seed, "max_tokens": n_tokens}
+    try:
+        async with client.stream("POST", CHAT, json=body) as response:
+            if response.status_code != 200:
+                outcome.problem = f"status {response.status_code}"
+                return outcome
+            async for line in response.aiter_lines():
+                started.set()
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    outcome.is_done = True
+                elif data:
+                    event = json.loads(data)
+                    if "error" in event:
+                        outcome.error = event["error"]["code"]
+                    else:
+                        outcome.text += event["choices"][0]["delta"].get("content", "")
+    except httpx2.HTTPError as error:
+        outcome.problem = repr(error)
+    return outcome
+
+
+async def end_with_open_streams(
+    server: Server, n_streams: int, n_tokens: int
+) -> tuple[list[Outcome], float]:
+    """Open streams, send SIGTERM once each has begun, and read them to their ends."""
+    limits = httpx2.Limits(max_connections=n_streams)
+    async with httpx2.AsyncClient(base_url=server.url, timeout=30, limits=limits) as client:
+        started = [asyncio.Event() for _ in range(n_streams)]
+        tasks = [
+            asyncio.create_task(read_stream(client, i, n_tokens, started[i]))
+            for i in range(n_streams)
+        ]
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in started)), 30)
+        begin = time.monotonic()
+        server.terminate()
+        outcomes = await asyncio.gather(*tasks)
+        status = await asyncio.to_thread(server.process.wait, 30)
+        assert status == 0
+        return list(outcomes), time.monotonic() - begin
+
+
+def check_no_reply_lost(
+    outcomes: list[Outcome], n_tokens: int, model: microgpt.LanguageModel
+) -> int:
+    """Raise unless each stream is whole, or ends with an error that says why; count the former."""
+    for seed, outcome in enumerate(outcomes):
+        assert outcome.problem is None, outcome
+        assert outcome.is_done != (outcome.error == "shutting_down"), outcome
+        if outcome.is_done and seed % 10 == 0:  # all would take too long
+            messages: list[microgpt.Message] = [{"role": "user", "content": "hello"}]
+            reply = model.chat(messages, seed=seed, max_tokens=n_tokens)
+            assert outcome.text == reply.content
+    return sum(outcome.is_done for outcome in outcomes)
+
+
+def test_streams_end_well_within_the_grace_period(slow_dir: Path) -> None:
+    with running(slow_dir, workers=2, grace_period=60, threads=50) as server:
+        outcomes, _ = asyncio.run(end_with_open_streams(server, 12, 100))
+    assert check_no_reply_lost(outcomes, 100, microgpt.load(slow_dir)) == 12
+
+
+def test_streams_that_take_longer_are_told(slow_dir: Path) -> None:
+    with running(slow_dir, workers=2, grace_period=2, threads=50) as server:
+        outcomes, seconds = asyncio.run(end_with_open_streams(server, 50, 1000))
+    assert check_no_reply_lost(outcomes, 1000, microgpt.load(slow_dir)) < 50
+    assert seconds < 2 + 1
+
+
+@pytest.mark.long
+def test_no_reply_is_lost_twenty_times_out_of_twenty(slow_dir: Path) -> None:
+    model = microgpt.load(slow_dir)
+    for _ in range(20):
+        with running(slow_dir, workers=2, grace_period=2, threads=50) as server:
+            outcomes, seconds = asyncio.run(end_with_open_streams(server, 50, 200))
+        check_no_reply_lost(outcomes, 200, model)
+        assert seconds < 2 + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_idle_service_ends_at_once(names_dir: Path, number: int) -> None:
+    with running(names_dir) as server, httpx2.Client(base_url=server.url) as client:
+        assert client.get("/readyz").status_code == 200  # and keeps its connection
+        start = time.monotonic()
+        server.process.send_signal(number)
+        assert server.process.wait(30) == 0
+        assert time.monotonic() - start < 2
+
+
+def test_a_request_in_flight_is_answered_and_nobody_new_gets_in(slow_dir: Path) -> None:
+    async def scenario(server: Server) -> None:
+        async with (
+            httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+            httpx2.AsyncClient(base_url=server.url, timeout=30) as other,
+        ):
+            body = {"messages": HELLO, "max_tokens": 200}
+            answer = asyncio.create_task(client.post("/microgpt/v1/chat", json=body))
+            await server.until_metrics(microgpt_in_flight=1)
+            assert (await other.get("/readyz")).status_code == 200
+            server.terminate()
+            server.wait_for_log("draining")
+            with pytest.raises(httpx2.ConnectError):
+                await asyncio.to_thread(httpx2.get, f"{server.url}/livez")
+            assert len((await answer).json()["content"]) == 200
+
+    with running(slow_dir) as server:
+        asyncio.run(scenario(server))
+        assert server.process.wait(30) == 0
+
+
+def test_a_stalled_upload_does_not_hold_up_the_end(names_dir: Path) -> None:
+    with running(names_dir, grace_period=1) as server:
+
+        async def scenario() -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            head = "POST /microgpt/v1/generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n"
+            writer.write(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+            await writer.drain()
+            await asyncio.sleep(0.2)
+            assert await asyncio.to_thread(seconds_to_end, server) < 1 + 1
+            writer.close()
+
+        asyncio.run(scenario())
+
+
+# ---------------------------------------------------------------- SIGHUP
+
+
+def copy_model(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for file in source.iterdir():
+        shutil.copy(file, target)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sighup_swaps_the_model_and_a_bad_one_is_not_taken(
+    names_dir: Path, tmp_path: Path, workers: int
+) -> None:
+    served = tmp_path / "served"
+    copy_model(names_dir, served)
+    other = microgpt.fit(["xxxx", "yyyy"], steps=200)
+    with running(served, workers=workers) as server:
+
+        def sample() -> str:
+            return str(httpx2.post(server.url + GENERATE, json={}).json()["samples"][0])
+
+        before = sample()
+        (served / "meta.json").write_text("{}")
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_log("cannot load the new model, kept the old one", workers)
+        assert {sample() for _ in range(4)} == {before}
+        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        other.save(served)
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for_log("model loaded again", workers)
+        assert {sample() for _ in range(4)} == set(other.generate(1))
+        assert before not in other.generate(1)
+
+
+def test_a_reply_goes_on_with_the_model_that_began_it(slow_dir: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    copy_model(slow_dir, served)
+    expected = microgpt.load(slow_dir).chat([{"role": "user", "content": "hello"}], max_tokens=300)
+
+    async def scenario(server: Server) -> None:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+            body = {"messages": HELLO, "max_tokens": 300}
+            answer = asyncio.create_task(client.post("/microgpt/v1/chat", json=body))
+            await server.until_metrics(microgpt_in_flight=1)
+            microgpt.fit(["xxxx", "yyyy"], steps=10).save(served)
+            server.process.send_signal(signal.SIGHUP)
+            await asyncio.to_thread(server.wait_for_log, "model loaded again")
+            assert not answer.done()
+            assert (await client.get("/microgpt/v1/model")).json()["is_chat"] is False
+            assert (await answer).json()["content"] == expected.content
+
+    with running(served) as server:
+        asyncio.run(scenario(server))
+
+
+# ---------------------------------------------------------------- workers
+
+
+def test_a_worker_that_dies_is_replaced(names_dir: Path) -> None:
+    with running(names_dir, workers=2) as server:
+        first = set(pids_of_workers(server))
+        assert len(first) == 2
+        time.sleep(1.1)  # longer than a life that counts as short
+        victim = first.pop()
+        subprocess.run(["/bin/kill", "-KILL", str(victim)], check=True)
+        server.wait_for_log("worker died, starting another status=-9")
+        server.wait_until_ready(3)
+        now = set(pids_of_workers(server))
+        assert len(now) == 2
+        assert first < now
+        assert victim not in now
+        assert httpx2.post(server.url + GENERATE, json={}).status_code == 200
+        assert server.metric("microgpt_in_flight") == 0
+
+
+def test_a_worker_that_cannot_be_replaced_leaves_the_others_serving(
+    names_dir: Path, tmp_path: Path
+) -> None:
+    served = tmp_path / "served"
+    copy_model(names_dir, served)
+    with running(served, workers=2) as server:
+        (served / "meta.json").write_text("{}")
+        victim = pids_of_workers(server)[0]
+        subprocess.run(["/bin/kill", "-KILL", str(victim)], check=True)
+        server.wait_for_log("worker died, starting another status=3")
+        assert httpx2.post(server.url + GENERATE, json={}, timeout=10).status_code == 200
+        copy_model(names_dir, served)
+        server.wait_until_ready(3)
+        assert len(pids_of_workers(server)) == 2
+
+
+def test_metrics_of_all_workers_are_told_by_each(names_dir: Path) -> None:
+    with running(names_dir, workers=2) as server:
+        for _ in range(30):
+            httpx2.post(server.url + GENERATE, json={})
+        seen = {server.metric("microgpt_completion_tokens_total") for _ in range(6)}
+        assert len(seen) == 1
+        requests = httpx2.get(f"{server.url}/metrics").text
+        line = f'microgpt_requests_total{{method="POST",route="{GENERATE}",status="200"}} 30.0'
+        assert line in requests

@@ -1,0 +1,387 @@
+"""The routes under `/v1`: OpenAI's subset, its streams, its errors."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from .conftest import MakeClient, running
+
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
+
+
+def complete(client: TestClient, **body: Any) -> Any:
+    response = client.post("/v1/chat/completions", json={"messages": HELLO, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def events(client: TestClient, path: str, **body: Any) -> list[Any]:
+    """Return the data of each event of a stream, parsed; the last one is [DONE]."""
+    with client.stream("POST", path, json={"stream": True, **body}) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["x-accel-buffering"] == "no"
+        parts = response.read().decode().split("\n\n")
+    assert parts.pop() == ""
+    assert all(part.startswith("data: ") for part in parts)
+    data = (part.removeprefix("data: ") for part in parts)
+    return [item if item == "[DONE]" else json.loads(item) for item in data]
+
+
+# ---------------------------------------------------------------- whole answers
+
+
+def test_chat_completion_has_the_documented_shape(chat: TestClient, chat_dir: Path) -> None:
+    reply = microgpt.load(chat_dir).chat([{"role": "user", "content": "hello"}], seed=5)
+    answer = complete(chat, seed=5, model="chat")
+    assert answer.pop("id").startswith("chatcmpl-")
+    assert answer.pop("created") > 1_700_000_000
+    n_prompt = len(reply.prompt.token_ids)
+    assert answer == {
+        "object": "chat.completion",
+        "model": "chat",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": reply.content},
+                "finish_reason": "length",
+                "logprobs": None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": reply.n_tokens,
+            "total_tokens": n_prompt + reply.n_tokens,
+        },
+    }
+
+
+def test_text_completion_has_the_documented_shape(names: TestClient, names_dir: Path) -> None:
+    (text,) = microgpt.load(names_dir).generate(1, prompt="ha", seed=5)
+    answer = names.post("/v1/completions", json={"prompt": "ha", "seed": 5}).json()
+    assert answer.pop("id").startswith("cmpl-")
+    assert answer.pop("created") > 1_700_000_000
+    n_tokens = len(text) - 2 + 1  # less the prompt, and the token that ends it
+    choice = answer["choices"].pop()
+    assert choice == {"index": 0, "text": text[2:], "finish_reason": "stop", "logprobs": None}
+    assert answer["usage"]["prompt_tokens"] == 3
+    assert answer["usage"]["completion_tokens"] in {n_tokens - 1, n_tokens}
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == "names"
+
+
+def test_the_temperature_is_one_half_unless_said_otherwise(chat: TestClient) -> None:
+    def texts(**options: Any) -> list[str]:
+        answer = complete(chat, n=5, seed=1, **options)
+        return [choice["message"]["content"] for choice in answer["choices"]]
+
+    assert texts() == texts(temperature=0.5) == texts(temperature=None)
+    assert texts() != texts(temperature=1.0)
+
+
+def test_seeds_are_fresh_unless_given(chat: TestClient) -> None:
+    def text(**options: Any) -> Any:
+        return complete(chat, temperature=1.5, **options)["choices"][0]["message"]["content"]
+
+    assert text() != text()
+    assert text(seed=3) == text(seed=3)
+
+
+def test_replies_differ_and_are_those_of_the_following_seeds(chat: TestClient) -> None:
+    answer = complete(chat, n=3, seed=9, temperature=1.5)
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    alone = [complete(chat, seed=9 + i, temperature=1.5)["choices"][0] for i in range(3)]
+    assert texts == [choice["message"]["content"] for choice in alone]
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_replies_are_cut_at_their_longest(chat: TestClient, name: str) -> None:
+    answer = complete(chat, **{name: 4})
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_stop_texts_end_a_reply_before_them(chat: TestClient, *, as_list: bool) -> None:
+    whole = complete(chat, seed=1)["choices"][0]["message"]["content"]
+    stop = whole[6]
+    choice = complete(chat, seed=1, stop=[stop] if as_list else stop)["choices"][0]
+    assert choice["message"]["content"] == whole[: whole.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_content_may_come_in_parts(chat: TestClient) -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    answer = complete(chat, messages=[{"role": "user", "content": parts}], seed=1)
+    assert answer["choices"] == complete(chat, seed=1)["choices"]
+
+
+def test_null_counts_as_absent_and_harmless_fields_are_ignored(chat: TestClient) -> None:
+    nothing = dict.fromkeys(
+        [
+            "model",
+            "max_tokens",
+            "max_completion_tokens",
+            "temperature",
+            "top_p",
+            "n",
+            "stop",
+            "stream",
+            "stream_options",
+            "logprobs",
+            "top_logprobs",
+            "tools",
+            "response_format",
+            "frequency_penalty",
+            "presence_penalty",
+            "logit_bias",
+            "tool_choice",
+        ]
+    )
+    harmless = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": True,
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
+        "tools": [],
+        "tool_choice": "none",
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+    }
+    expected = complete(chat, seed=1)["choices"]
+    assert complete(chat, seed=1, **nothing)["choices"] == expected
+    assert complete(chat, seed=1, **harmless)["choices"] == expected
+
+
+def test_logprobs_are_those_of_the_model(chat: TestClient, chat_dir: Path) -> None:
+    answer = complete(chat, seed=1, max_tokens=6, logprobs=True, top_logprobs=2)
+    choice = answer["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert "".join(item["token"] for item in content) == choice["message"]["content"]
+    assert all(item["bytes"] == list(item["token"].encode()) for item in content)
+    greedy = complete(chat, temperature=0, max_tokens=6, logprobs=True, top_logprobs=2)
+    for item in greedy["choices"][0]["logprobs"]["content"]:
+        assert item["token"] == item["top_logprobs"][0]["token"]
+        assert item["logprob"] == item["top_logprobs"][0]["logprob"] < 0
+        assert len(item["top_logprobs"]) == 2
+    model = microgpt.load(chat_dir)
+    prompt = microgpt.build_prompt(
+        [{"role": "user", "content": "hello"}], model.tokenizer, model.config.block_size
+    )
+    row = model.logits(prompt.token_ids)[-1].astype(float)
+    token_id = model.tokenizer.encode(content[0]["token"])[0]
+    expected = row[token_id] - math.log(sum(map(math.exp, row)))
+    assert content[0]["logprob"] == pytest.approx(expected, abs=1e-6)
+
+
+# ---------------------------------------------------------------- streams
+
+
+def test_a_streamed_chat_says_what_the_whole_one_says(chat: TestClient) -> None:
+    *chunks, done = events(chat, "/v1/chat/completions", messages=HELLO, seed=5)
+    assert done == "[DONE]"
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    first, *middle, last = [chunk["choices"][0] for chunk in chunks]
+    assert first["delta"] == {"role": "assistant", "content": ""}
+    assert (last["delta"], last["finish_reason"]) == ({}, "length")
+    assert all(list(choice["delta"]) == ["content"] for choice in middle)
+    assert len(middle) > 10
+    whole = complete(chat, seed=5)["choices"][0]["message"]["content"]
+    assert "".join(choice["delta"]["content"] for choice in middle) == whole
+
+
+def test_a_streamed_text_says_what_the_whole_one_says(names: TestClient) -> None:
+    *chunks, done = events(names, "/v1/completions", prompt="h", seed=5)
+    assert done == "[DONE]"
+    text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+    whole = names.post("/v1/completions", json={"prompt": "h", "seed": 5}).json()
+    assert text == whole["choices"][0]["text"]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert {chunk["object"] for chunk in chunks} == {"text_completion"}
+
+
+def test_a_stream_of_several_replies_tells_them_apart(chat: TestClient) -> None:
+    *chunks, _ = events(chat, "/v1/chat/completions", messages=HELLO, seed=5, n=2, temperature=1.5)
+    texts = ["", ""]
+    for chunk in chunks:
+        choice = chunk["choices"][0]
+        texts[choice["index"]] += choice["delta"].get("content", "")
+    whole = complete(chat, seed=5, n=2, temperature=1.5)["choices"]
+    assert texts == [choice["message"]["content"] for choice in whole]
+
+
+def test_the_last_chunk_tells_the_usage_if_asked(chat: TestClient) -> None:
+    body = {"messages": HELLO, "seed": 5}
+    *_, last, _ = events(
+        chat, "/v1/chat/completions", **body, stream_options={"include_usage": True}
+    )
+    assert last["choices"] == []
+    assert last["usage"] == complete(chat, seed=5)["usage"]
+    assert not any("usage" in chunk for chunk in events(chat, "/v1/chat/completions", **body)[:-1])
+
+
+def test_logprobs_come_with_the_pieces_of_a_stream(chat: TestClient) -> None:
+    options = {"seed": 5, "max_tokens": 6, "logprobs": True, "top_logprobs": 1}
+    *chunks, _ = events(chat, "/v1/chat/completions", messages=HELLO, **options)
+    streamed = [
+        item
+        for chunk in chunks
+        if chunk["choices"][0]["logprobs"]
+        for item in chunk["choices"][0]["logprobs"]["content"]
+    ]
+    assert streamed == complete(chat, **options)["choices"][0]["logprobs"]["content"]
+
+
+def test_what_fails_before_the_first_piece_has_a_status(chat: TestClient) -> None:
+    long = [{"role": "user", "content": "a" * 100}]
+    response = chat.post("/v1/chat/completions", json={"messages": long, "stream": True})
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_fails_in_the_middle_is_an_event(make_client: MakeClient, slow_dir: Path) -> None:
+    client = make_client(slow_dir, request_timeout=0.2)
+    *pieces, last = events(client, "/v1/chat/completions", messages=HELLO)
+    assert len(pieces) > 1
+    assert last["error"]["type"] == "server_error"
+    assert last["error"]["code"] == "deadline"
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("response_format", {"type": "json_object"}),
+        ("logit_bias", {"5": 1}),
+        ("frequency_penalty", 0.5),
+        ("presence_penalty", -0.5),
+    ],
+)
+def test_what_we_do_not_have_is_refused(chat: TestClient, field: str, value: object) -> None:
+    response = chat.post("/v1/chat/completions", json={"messages": HELLO, field: value})
+    assert response.status_code == 400
+    assert response.json()["error"] == {
+        "message": f"{field} is not supported",
+        "type": "invalid_request_error",
+        "param": field,
+        "code": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("suffix", "x"), ("echo", True), ("best_of", 2), ("logprobs", 3), ("logit_bias", {"1": 1})],
+)
+def test_what_we_do_not_have_for_texts_is_refused(
+    names: TestClient, field: str, value: object
+) -> None:
+    response = names.post("/v1/completions", json={"prompt": "a", field: value})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+
+
+def test_an_unknown_model_is_not_found(chat: TestClient) -> None:
+    for response in (
+        chat.get("/v1/models/gpt-4"),
+        chat.post("/v1/chat/completions", json={"messages": HELLO, "model": "gpt-4"}),
+        chat.post("/v1/completions", json={"prompt": "a", "model": "gpt-4"}),
+    ):
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        assert response.json()["error"]["param"] == "model"
+
+
+def test_the_field_at_fault_is_named(chat: TestClient) -> None:
+    bad_turn = [{"role": "user", "content": 5}]
+    for body, param in (
+        ({"messages": HELLO, "temperature": -1}, "temperature"),
+        ({"messages": bad_turn}, "messages"),
+        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs"),
+        ({"messages": HELLO, "n": 51}, "n"),
+        ({"messages": HELLO, "stop": ["a"] * 5}, "stop"),
+    ):
+        response = chat.post("/v1/chat/completions", json=body)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+
+
+def test_routes_of_this_family_that_do_not_exist_answer_in_its_shape(chat: TestClient) -> None:
+    assert chat.get("/v1/files").json()["error"]["type"] == "invalid_request_error"
+    response = chat.get("/v1/completions")
+    assert response.status_code == 405
+    assert response.json()["error"]["message"] == "Method Not Allowed"
+
+
+# ---------------------------------------------------------------- the unmodified client
+
+
+@pytest.fixture(scope="module")
+def served(chat_dir: Path) -> Any:
+    with running(chat_dir) as server:
+        yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="-")
+
+
+def test_the_client_lists_models(served: openai.OpenAI) -> None:
+    (model,) = served.models.list().data
+    assert (model.id, model.owned_by) == ("chat", "microgpt")
+    assert served.models.retrieve("chat") == model
+    with pytest.raises(openai.NotFoundError, match="does not exist") as info:
+        served.models.retrieve("other")
+    assert info.value.code == "model_not_found"
+
+
+def test_the_client_chats(served: openai.OpenAI, chat_dir: Path) -> None:
+    messages: Any = HELLO
+    answer = served.chat.completions.create(
+        model="chat", messages=messages, seed=3, n=2, logprobs=True, top_logprobs=3
+    )
+    expected = microgpt.load(chat_dir).chat([{"role": "user", "content": "hello"}], seed=3)
+    assert answer.choices[0].message.content == expected.content
+    assert answer.choices[0].logprobs
+    assert answer.choices[0].logprobs.content
+    assert len(answer.choices[0].logprobs.content[0].top_logprobs) == 3
+    stream = served.chat.completions.create(
+        model="chat",
+        messages=messages,
+        seed=3,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    said = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(said) == expected.content
+    assert chunks[-1].usage
+    assert chunks[-1].usage.completion_tokens == expected.n_tokens
+
+
+def test_the_client_completes_texts(served: openai.OpenAI) -> None:
+    whole = served.completions.create(model="chat", prompt="he", seed=3, max_tokens=9)
+    stream = served.completions.create(model="chat", prompt="he", seed=3, max_tokens=9, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+    assert whole.usage
+    assert whole.usage.completion_tokens == 9
+
+
+def test_the_client_is_told_what_is_wrong(served: openai.OpenAI) -> None:
+    messages: Any = HELLO
+    with pytest.raises(openai.BadRequestError, match="tools is not supported") as info:
+        served.chat.completions.create(
+            model="chat", messages=messages, tools=[{"type": "function", "function": {"name": "f"}}]
+        )
+    assert info.value.param == "tools"
