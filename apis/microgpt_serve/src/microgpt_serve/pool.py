@@ -109,8 +109,13 @@ class Pool:
             for item in _until_end(start, signal):
                 loop.call_soon_threadsafe(queue.put_nowait, item)
 
+        def tell_end() -> None:
+            while not queue.empty():  # what a slow reader has not taken would come in between
+                queue.get_nowait()
+            queue.put_nowait(ShuttingDownError())
+
         job = self._admit()
-        job.tell_end = lambda: queue.put_nowait(ShuttingDownError())
+        job.tell_end = tell_end
         future = self._executor.submit(self._do, job, work)
         deadline = loop.time() + self._timeout
         try:
