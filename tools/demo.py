@@ -1,15 +1,17 @@
-"""The main job on the sample names, in a few seconds: `hatch run demo`.
+"""The main jobs on the sample data: `hatch run demo` takes seconds, `hatch run demo-chat` minutes.
 
-Runs three commands of `microgpt-cli`, shows each before it runs, and says what to try next. May be
-run again: it replaces the model of the last time.
+Runs commands of `microgpt-cli`, shows each before it runs, and says what to try next. May be run
+again: it replaces the model of the last time.
 """
 
+import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 FOLDER = Path("demo")
-COMMANDS = (
+NAMES = (
     f"microgpt-cli data names --output {FOLDER}/names.txt",
     (
         f"microgpt-cli train --input {FOLDER}/names.txt --output {FOLDER}/model"
@@ -17,27 +19,60 @@ COMMANDS = (
     ),
     f"microgpt-cli generate --model-dir {FOLDER}/model --prompt jo --num-samples 5",
 )
-NEXT = f"""
+NEXT_NAMES = f"""
 The model is in {FOLDER}/model. Try next:
 
     hatch run microgpt-cli generate --model-dir {FOLDER}/model --temperature 1.0
     hatch run microgpt-cli info --model-dir {FOLDER}/model
     hatch run microgpt-cli train --help
 """
+CHAT = (
+    f"microgpt-cli data chat --output {FOLDER}/chat.jsonl",
+    f"microgpt-cli data questions --output {FOLDER}/questions.jsonl",
+    (
+        f"microgpt-cli train --chat --input {FOLDER}/chat.jsonl --output {FOLDER}/chat-model"
+        " --n-embd 128 --n-head 4 --n-layer 4 --block-size 256 --batch-size 12 --steps 9000"
+        " --lr 0.003 --warmup-steps 400 --schedule cosine --loss-on assistant --log-every 1000"
+        " --force"
+    ),
+    f"microgpt-cli evaluate {FOLDER}/chat-model --questions {FOLDER}/questions.jsonl",
+    f"microgpt-cli chat --model-dir {FOLDER}/chat-model --temperature 0",
+)
+LINES = """\
+hello
+my name is ada
+what is 7 plus 12?
+reverse karai
+what is my name?
+"""  # for the chat
+NEXT_CHAT = f"""
+The model is in {FOLDER}/chat-model. Talk with it:
+
+    hatch run microgpt-cli chat --model-dir {FOLDER}/chat-model
+"""
+
+
+def run(command: str, lines: str | None) -> None:
+    """Show a command and run it, with lines to read if any; leave with its status if it fails."""
+    print(f"\n$ {command}", flush=True)
+    if lines is not None:
+        print("".join(f"> {line}\n" for line in lines.splitlines()), flush=True)
+    program, *arguments = shlex.split(command)
+    path = Path(sys.executable).with_name(program)
+    status = subprocess.run([path, *arguments], input=lines, text=True, check=False).returncode
+    if status:
+        sys.exit(status)
 
 
 def main() -> None:
-    """Run the commands; stop at the first that fails, with its status."""
+    """Run the commands of one demo."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--chat", action="store_true", help="conversations in place of names")
+    is_chat = parser.parse_args().chat
     FOLDER.mkdir(exist_ok=True)
-    for command in COMMANDS:
-        print(f"\n$ {command}", flush=True)
-        program, *arguments = command.split()
-        status = subprocess.run(
-            [Path(sys.executable).with_name(program), *arguments], check=False
-        ).returncode
-        if status:
-            sys.exit(status)
-    print(NEXT)
+    for command in CHAT if is_chat else NAMES:
+        run(command, LINES if command.startswith("microgpt-cli chat ") else None)
+    print(NEXT_CHAT if is_chat else NEXT_NAMES)
 
 
 if __name__ == "__main__":

@@ -123,9 +123,9 @@ def is_held_out(text: str) -> bool:
 
 
 def any_word(rng: random.Random) -> str:
-    """Return letters: half of the time at random, else such as can be spoken."""
+    """Return letters: mostly at random, else such as can be spoken."""
     length = rng.choice(WORD_LENGTHS)
-    if rng.randrange(2):
+    if rng.randrange(3):
         return "".join(rng.choices(LETTERS, k=length))
     starts_with = rng.randrange(2)
     return "".join(rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length))
@@ -195,14 +195,14 @@ T = TypeVar("T")
 Task = Callable[..., Exchange]
 # A share of each among the exchanges; the hardest to learn have the most.
 TASKS: dict[Task, float] = {
-    sums: 0.32,
-    reversing: 0.2,
-    counting: 0.12,
-    spelling: 0.12,
-    capitals: 0.12,
-    greetings: 0.12,
+    sums: 0.26,
+    reversing: 0.24,
+    counting: 0.13,
+    spelling: 0.15,
+    capitals: 0.11,
+    greetings: 0.11,
 }
-SHARE_OF_RECALL = 0.2  # of the conversations
+SHARE_OF_RECALL = 0.3  # of the conversations
 N_EXCHANGES = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}
 
 
@@ -218,12 +218,15 @@ def others(rng: random.Random, n: int, *, held_out: bool) -> list[Exchange]:
 
 
 def recall(rng: random.Random, *, held_out: bool) -> list[Exchange]:
-    """Tell a name, speak of other things, ask for the name."""
+    """Tell a name, speak of other things, ask for the name; at most four exchanges."""
     name = word(rng, held_out=held_out)
     tell = rng.choice(("my name is {}", "i am {}", "call me {}")).format(name)
     ask = rng.choice(("what is my name?", "do you know my name?", "who am i?"))
-    between = others(rng, rng.randint(0, 2), held_out=held_out)
-    return [(tell, f"nice to meet you, {name}!"), *between, (ask, f"your name is {name}")]
+    n_between = rng.randint(0, 2)
+    before = others(rng, rng.randint(0, 2 - n_between), held_out=held_out)
+    between = others(rng, n_between, held_out=held_out)
+    told = (tell, f"nice to meet you, {name}!")
+    return [*before, told, *between, (ask, f"your name is {name}")]
 
 
 def conversation(rng: random.Random) -> list[Exchange]:

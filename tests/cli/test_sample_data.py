@@ -1,0 +1,120 @@
+"""What `data chat` and `data questions` write: right answers, and nothing that both hold."""
+
+import gzip
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Any
+
+import microgpt
+import pytest
+
+PHRASINGS: dict[str, Callable[..., str]] = {  # pattern of a question: its answer
+    r"what is (\d+) plus (\d+)\?": lambda a, b: str(int(a) + int(b)),
+    r"spell ([a-z]+)": "-".join,
+    r"reverse ([a-z]+)": lambda word: word[::-1],
+    r"count the letters in ([a-z]+)": lambda word: str(len(word)),
+    r"my name is ([a-z]+)": lambda name: f"nice to meet you, {name}!",
+    r"hello": lambda: "hi there!",
+    r"what is the capital of peru\?": lambda: "lima",
+}
+
+
+def read(name: str) -> list[Any]:
+    content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
+    return [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[list[dict[str, str]]]:
+    return read("chat.jsonl.gz")
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict[str, Any]]:
+    return read("questions.jsonl.gz")
+
+
+def exchanges(messages: list[dict[str, str]]) -> list[tuple[str, str]]:
+    return [
+        (asked["content"], answered["content"])
+        for asked, answered in zip(messages[::2], messages[1::2], strict=True)
+    ]
+
+
+def test_there_are_many_short_conversations(conversations: list[list[dict[str, str]]]) -> None:
+    assert len(conversations) >= 20_000
+    assert {len(messages) // 2 for messages in conversations} == {1, 2, 3, 4}
+    n_chars = [sum(len(message["content"]) for message in messages) for messages in conversations]
+    assert sum(n < 200 for n in n_chars) > 0.95 * len(n_chars)
+    for messages in conversations:
+        roles = [message["role"] for message in messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_every_answer_to_a_fixed_phrasing_is_right(
+    conversations: list[list[dict[str, str]]],
+) -> None:
+    seen: Counter[str] = Counter()
+    for messages in conversations:
+        for question, answer in exchanges(messages):
+            for pattern, expected in PHRASINGS.items():
+                if found := re.fullmatch(pattern, question):
+                    seen[pattern] += 1
+                    assert answer == expected(*found.groups()), question
+    assert seen.keys() == PHRASINGS.keys()
+    assert min(seen.values()) >= 10
+
+
+def test_a_name_is_recalled_as_it_was_told(conversations: list[list[dict[str, str]]]) -> None:
+    n_between: Counter[int] = Counter()
+    for messages in conversations:
+        turns = exchanges(messages)
+        if turns[-1][0] == "what is my name?":
+            told = [re.fullmatch(r"nice to meet you, ([a-z]{3,7})!", said) for _, said in turns]
+            (at,) = (i for i, found in enumerate(told) if found)
+            assert turns[-1][1] == turns[at][1].replace("nice to meet you, ", "your name is ")[:-1]
+            n_between[len(turns) - 2 - at] += 1
+    assert n_between.keys() == {0, 1, 2}
+
+
+def words_and_pairs(text: str) -> set[str]:
+    """Return what may be held out of a question: its last word, or its two numbers in order."""
+    numbers = re.findall(r"\d+", text)
+    if len(numbers) == 2:
+        return {"+".join(sorted(numbers, key=int))}
+    patterns = (
+        r"(?:spell|reverse|turn|in|long is|what is) ([a-z]{3,7})\b(?! (?:the|my))",
+        r"(?:letters are in|my name is|i am|call me) ([a-z]{3,7})",
+    )
+    return {word for pattern in patterns for word in re.findall(pattern, text)} - {"the", "what"}
+
+
+def test_questions_ask_nothing_that_conversations_hold(
+    conversations: list[list[dict[str, str]]], questions: list[dict[str, Any]]
+) -> None:
+    known = {
+        item
+        for messages in conversations
+        for question, _ in exchanges(messages)
+        for item in words_and_pairs(question)
+    }
+    for question in questions:
+        if question["task"] not in {"capitals", "greetings"}:
+            asked = [m["content"] for m in question["messages"] if m["role"] == "user"]
+            told = [text for text in asked if re.match(r"my name is|i am|call me", text)]
+            subjects = words_and_pairs(told[0] if question["task"] == "recall" else asked[-1])
+            assert subjects, question
+            assert not subjects & known, question
+    tasks = Counter(question["task"] for question in questions)
+    assert min(tasks.values()) >= 200
+    assert len(tasks) == 7
+
+
+def test_all_fit_into_the_block_of_the_recipe(
+    conversations: list[list[dict[str, str]]],
+) -> None:
+    dataset = microgpt.Dataset.from_conversations(conversations)
+    assert dataset.lengths.max() <= 256

@@ -1,0 +1,149 @@
+"""The kernel under AddressSanitizer, UndefinedBehaviorSanitizer and, in the long run, valgrind."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys
+from pathlib import Path
+from microgpt.engines import native
+
+native.LIBRARY = Path(sys.argv[1])
+native.DIGEST = native.LIBRARY.with_suffix(".sha256")
+
+import random
+import numpy as np
+from engine_cases import Case, sizes
+from microgpt import SamplingConfig
+
+n_cases, rng = int(sys.argv[2]), random.Random(42)
+for number in range(n_cases):
+    n_head = rng.randint(1, 4)
+    config = sizes(rng.randint(2, 70), n_head * rng.randint(1, 20), n_head, rng.randint(1, 3),
+                   rng.choice((1, 2, 5, 16, 33, 70)))
+    lengths = [rng.randint(1, config.block_size + 3) for _ in range(rng.randint(1, 9))]
+    case = Case(config, lengths, rng.choice((0.0, 0.3)), seed=number)
+    for dtype in ("float32", "float64"):
+        for width in native.VECTOR_BYTES:
+            if width > native._open_library().microgpt_vector_bytes():
+                continue
+            for threads in (1, 3):
+                native.FLOPS_PER_THREAD = 1.0  # so that small models use several threads too
+                engine = native.NativeEngine(case.parameters(dtype), threads, vector_bytes=width)
+                batch = case.batch()
+                engine.loss_and_grads(batch)
+                engine.update(0.01, clip=1.0, weight_decay=0.1)
+                engine.train_steps([batch, case.batch(1)], [0.01, 0.01], clip=0.5)
+            ids = batch.inputs[: config.block_size - 1].tolist() or [0]
+            engine.logits(ids)
+            cache = engine.new_cache()
+            engine.prefill(ids, cache)
+            if cache.length < config.block_size:
+                engine.decode(0, cache)
+            n_tokens = config.block_size - len(ids) + 1
+            uniforms = np.random.default_rng(number).random((3, n_tokens))
+            for how in (SamplingConfig(), SamplingConfig(top_k=2, top_p=0.7)):
+                engine.sample(ids, uniforms, how, stop=config.vocab_size - 1, forbidden=[0])
+print("checked", n_cases)
+"""
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("gcc") is None,
+    reason="needs gcc, with its sanitizers, on Linux",
+)
+
+
+def compile_to(library: Path, flags: list[str]) -> None:
+    """Compile the kernel as the distribution does, with more flags."""
+    path = ROOT / "libs/microgpt/hatch_build.py"
+    spec = importlib.util.spec_from_file_location("hatch_build", path)
+    assert spec is not None
+    assert spec.loader is not None
+    hatch_build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hatch_build)
+    kernel = ROOT / "libs/microgpt/src/microgpt/engines/kernel"
+    hatch_build.compile_kernel(kernel / "kernel.c", library, flags)
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    library.with_suffix(".sha256").write_text(digest)
+
+
+def run(library: Path, n_cases: int, *before: str, **variables: str) -> str:
+    """Run the program, perhaps under another one; return what it complains of."""
+    command = [*before, os.path.realpath(sys.executable), "-c", PROGRAM, str(library), str(n_cases)]
+    paths = os.pathsep.join(path for path in (str(ROOT / "tests"), *sys.path) if path)
+    environment = os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == f"checked {n_cases}\n"
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("kernel") / "libmicrogpt.so"
+    compile_to(library, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+    return library
+
+
+def run_sanitized(library: Path, n_cases: int) -> str:
+    shown = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    return run(
+        library,
+        n_cases,
+        LD_PRELOAD=shown.stdout.strip(),
+        ASAN_OPTIONS="detect_leaks=0",  # the interpreter keeps much until its end
+        PYTHONMALLOC="malloc",  # arrays apart, so that a step beyond one is seen
+    )
+
+
+def test_kernel_stays_within_its_memory_and_the_language(sanitized: Path) -> None:
+    assert "ERROR" not in run_sanitized(sanitized, 6)
+
+
+def test_sanitizers_see_what_they_should(tmp_path: Path) -> None:
+    source = tmp_path / "wrong.c"
+    source.write_text("int at(int *x, int i) { return x[i]; }\n")
+    library = tmp_path / "wrong.so"
+    flags = ["-shared", "-fPIC", "-g", "-fsanitize=address,undefined"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(library)], check=True)
+    program = "import ctypes, sys; x = (ctypes.c_int * 4)(); ctypes.CDLL(sys.argv[1]).at(x, 400)"
+    shown = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    done = subprocess.run(
+        [os.path.realpath(sys.executable), "-c", program, str(library)],
+        env=os.environ
+        | {
+            "LD_PRELOAD": shown.stdout.strip(),
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONMALLOC": "malloc",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "AddressSanitizer" in done.stderr
+
+
+@pytest.mark.long
+def test_kernel_stays_within_its_memory_on_many_shapes(sanitized: Path) -> None:
+    assert "ERROR" not in run_sanitized(sanitized, 200)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_kernel_reads_nothing_that_was_not_written(tmp_path: Path) -> None:
+    library = tmp_path / "libmicrogpt.so"
+    compile_to(library, ["-O1", "-g"])
+    complaints = run(library, 3, "valgrind", "--quiet", PYTHONMALLOC="malloc")
+    assert "libmicrogpt" not in complaints, complaints[-4000:]
