@@ -26,7 +26,8 @@ def test_memory_stays_flat_over_many_steps(program: Path, names: Path, tmp_path:
                 used.append(pages * os.sysconf("SC_PAGE_SIZE"))
     assert process.returncode == 0
     assert len(used) == 11
-    assert max(used[4:]) - used[3] < MEGABYTE  # after the first snapshot, which loads what it takes
+    # After two snapshots, which load what they take: 40,000 steps that leak 25 bytes each are seen.
+    assert max(used[7:]) - max(used[4:7]) < MEGABYTE
 
 
 def write_lines(path: Path, n_bytes: int) -> int:

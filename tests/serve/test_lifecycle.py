@@ -143,9 +143,9 @@ def test_streams_end_well_within_the_grace_period(slow_dir: Path) -> None:
 
 
 def test_streams_that_take_longer_are_told(slow_dir: Path) -> None:
-    with running(slow_dir, workers=2, grace_period=2, threads=50) as server:
-        outcomes, seconds = asyncio.run(end_with_open_streams(server, 50, 1000))
-    assert check_no_reply_lost(outcomes, 1000, microgpt.load(slow_dir)) < 50
+    with running(slow_dir, workers=2, grace_period=2, threads=8) as server:
+        outcomes, seconds = asyncio.run(end_with_open_streams(server, 8, 1000))
+    assert check_no_reply_lost(outcomes, 1000, microgpt.load(slow_dir)) < 8
     assert seconds < 2 + 1
 
 

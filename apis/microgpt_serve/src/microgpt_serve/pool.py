@@ -6,9 +6,10 @@ event loop stays free.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from microgpt import StopSignal
 
@@ -27,6 +28,32 @@ class _Job:
         self.signal = StopSignal()
         self.tell_end: Callable[[], None] | None = None  # to a reader who need not wait for the end
         self.submitted = time.perf_counter()
+
+
+class _Inbox(Generic[T]):
+    """Items on their way from a thread to the event loop that made this."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[T] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[T] = deque()
+
+    def put_from_thread(self, item: T) -> None:
+        self._ready.append(item)
+        # One wake-up for all that is ready: a loop that is behind would find its pipe full of
+        # them, and signals, which come through the same pipe, would be lost.
+        if len(self._ready) == 1:
+            self._loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        while self._ready:
+            self.queue.put_nowait(self._ready.popleft())
+
+    def replace(self, item: T) -> None:
+        """Put `item` in the place of what a slow reader has not taken."""
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.queue.put_nowait(item)
 
 
 class Pool:
@@ -102,26 +129,20 @@ class Pool:
         Raises:
             As `run`.
         """
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+        inbox: _Inbox[T | Exception | None] = _Inbox()
 
         def work(signal: StopSignal) -> None:
             for item in _until_end(start, signal):
-                loop.call_soon_threadsafe(queue.put_nowait, item)
-
-        def tell_end() -> None:
-            while not queue.empty():  # what a slow reader has not taken would come in between
-                queue.get_nowait()
-            queue.put_nowait(ShuttingDownError())
+                inbox.put_from_thread(item)
 
         job = self._admit()
-        job.tell_end = tell_end
+        job.tell_end = lambda: inbox.replace(ShuttingDownError())
         future = self._executor.submit(self._do, job, work)
-        deadline = loop.time() + self._timeout
+        deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             while True:
                 async with asyncio.timeout_at(deadline):
-                    item = await queue.get()
+                    item = await inbox.queue.get()
                 if item is None:
                     return
                 if isinstance(item, Exception):

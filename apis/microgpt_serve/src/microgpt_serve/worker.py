@@ -45,9 +45,10 @@ class _Worker:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
+        # Not `add_signal_handler`: it loses a signal that comes while the loop's pipe is full.
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._stop.set))
+        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload))
         config = Config()
         config.bind = [f"fd://{self._listening.detach()}"]
         config.backlog = BACKLOG
