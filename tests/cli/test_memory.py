@@ -44,13 +44,15 @@ def write_lines(path: Path, n_bytes: int) -> int:
     return n_blocks * len(lines)
 
 
+# Not getrusage: its peak may be that of the process which started this one.
 PEAK = """
-import resource, sys
+from pathlib import Path
 from microgpt_cli.main import run
 try:
     run()
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")))
 """
 
 
