@@ -139,7 +139,9 @@ def train(
         raise microgpt.ConfigError(
             f"n_embd ({options.n_embd}) must be divisible by n_head ({options.n_head})"
         )
-    may_replace = force or (snapshot is not None and output == resume)
+    # By the directory itself: it may have several names.
+    goes_on = resume is not None and output.resolve() == resume.resolve()
+    may_replace = force or goes_on
     _check_paths(options, output, may_replace=may_replace)
     train_config = microgpt.TrainConfig(
         steps=options.steps,
@@ -159,7 +161,7 @@ def train(
         if snapshot is not None:
             microgpt.restore(trainer, snapshot)
         if is_first:
-            if output != resume:
+            if not goes_on:
                 microgpt.remove_snapshots(output)
             _warn(model, dataset, options, engine)
         kept = asdict(options) | {"engine": model.engine.name}
