@@ -93,17 +93,20 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-def run_sanitized(library: Path, n_cases: int) -> str:
+def sanitizer_variables() -> dict[str, str]:
+    """Return what the environment needs for sanitized code in a plain interpreter."""
     shown = subprocess.run(
         ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
     )
-    return run(
-        library,
-        n_cases,
-        LD_PRELOAD=shown.stdout.strip(),
-        ASAN_OPTIONS="detect_leaks=0",  # the interpreter keeps much until its end
-        PYTHONMALLOC="malloc",  # arrays apart, so that a step beyond one is seen
-    )
+    return {
+        "LD_PRELOAD": shown.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter keeps much until its end
+        "PYTHONMALLOC": "malloc",  # arrays apart, so that a step beyond one is seen
+    }
+
+
+def run_sanitized(library: Path, n_cases: int) -> str:
+    return run(library, n_cases, **sanitizer_variables())
 
 
 def test_kernel_stays_within_its_memory_and_the_language(sanitized: Path) -> None:
@@ -117,17 +120,9 @@ def test_sanitizers_see_what_they_should(tmp_path: Path) -> None:
     flags = ["-shared", "-fPIC", "-g", "-fsanitize=address,undefined"]
     subprocess.run(["gcc", *flags, str(source), "-o", str(library)], check=True)
     program = "import ctypes, sys; x = (ctypes.c_int * 4)(); ctypes.CDLL(sys.argv[1]).at(x, 400)"
-    shown = subprocess.run(
-        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    )
     done = subprocess.run(
         [os.path.realpath(sys.executable), "-c", program, str(library)],
-        env=os.environ
-        | {
-            "LD_PRELOAD": shown.stdout.strip(),
-            "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONMALLOC": "malloc",
-        },
+        env=os.environ | sanitizer_variables(),
         capture_output=True,
         text=True,
         check=False,

@@ -58,8 +58,7 @@ class Observer:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            details = {"request_id": request_id}
-            log(logging.ERROR, "failed", error, **details)
+            log(logging.ERROR, "failed", error, request_id=request_id)
             if status != CLIENT_CLOSED:  # too late for another answer: the connection is cut
                 raise
             response = await error_response(Request(scope), error)

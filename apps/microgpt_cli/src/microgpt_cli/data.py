@@ -5,13 +5,13 @@ import json
 import random
 import sys
 import time
-from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from microgpt_cli.files import write_whole
 from microgpt_cli.terminal import read_dataset
 
 if TYPE_CHECKING:
@@ -63,15 +63,11 @@ def _write(name: str, output: Path | None) -> None:
         return
     from microgpt import DataError  # noqa: PLC0415 - see main
 
-    staged = output.parent / (output.name + ".staged")
     try:
         if output.exists() and output.read_bytes() != content:
             raise DataError(f"{output} exists and holds something else; name another file")
-        staged.write_bytes(content)
-        staged.replace(output)
+        write_whole(output, content)
     except OSError as error:
-        with suppress(OSError):
-            staged.unlink()
         raise DataError(f"cannot write {output}: {error.strerror or error}") from error
 
 

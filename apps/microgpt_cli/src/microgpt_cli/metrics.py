@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from microgpt_cli.files import write_whole
+
 if TYPE_CHECKING:
     from microgpt import StepReport
 
@@ -29,9 +31,8 @@ class MetricsLog:
         self._losses: list[float] = []
         kept = [line for line in read_metrics(directory) if line["step"] <= first_step]
         self._n_seconds_before = kept[-1]["elapsed"] if first_step and kept else 0.0
-        staged = self._path.with_name(METRICS + ".staged")
-        staged.write_text("".join(f"{json.dumps(line)}\n" for line in kept if first_step))
-        staged.replace(self._path)
+        text = "".join(f"{json.dumps(line)}\n" for line in kept if first_step)
+        write_whole(self._path, text.encode())
 
     def add(self, reports: "list[StepReport]", tokens_per_second: float, elapsed: float) -> None:
         """Take reports in; `elapsed` in seconds since training started."""

@@ -3,10 +3,11 @@
 import errno
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from microgpt_cli.files import write_whole
 
 if TYPE_CHECKING:
     from microgpt import LanguageModel, Message, TextStream
@@ -137,23 +138,11 @@ class Session:
         try:
             if path.exists() and path.absolute() not in self._saved:
                 raise FileExistsError(errno.EEXIST, "it exists already; name another file")
-            _write_whole(path, line.encode("utf-8", "surrogatepass"))
+            write_whole(path, line.encode("utf-8", "surrogatepass"))
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
             cause = (isinstance(error, OSError) and error.strerror) or error
             raise DataError(f"cannot write {printable(str(path))}: {cause}") from error
         self._saved.add(path.absolute())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Give a file its content, or on failure leave everything as it was."""
-    staged = path.with_name(path.name + ".staged")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    except OSError:
-        with suppress(OSError):
-            staged.unlink()
-        raise
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
