@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from microgpt import ConfigError, DataError, Dataset, Message, TokenError, Tokenizer
-from microgpt.data import ROLES, Batch
+from microgpt.data import ROLES, Batch, Batches
 
 # Half of them of few characters, so that they repeat; among these a lone surrogate, which Python
 # allows in a string.
@@ -539,3 +539,6 @@ def test_batches_are_documents_end_to_end(
             np.testing.assert_array_equal(found, wanted)
             np.testing.assert_array_equal(again, wanted)
         assert batch.inputs.dtype == batch.targets.dtype == np.int32
+    for again_batch, batch in zip(Batches.of(list(batches)), batches, strict=True):
+        for found, wanted in zip(again_batch, batch, strict=True):
+            np.testing.assert_array_equal(found, wanted)

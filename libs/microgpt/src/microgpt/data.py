@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from microgpt.errors import ConfigError, DataError, TokenError
 
@@ -321,6 +321,44 @@ class Batch(NamedTuple):
     lengths: NDArray[np.int32]
 
 
+class Batches:
+    """One batch for each of several steps, all laid end to end; iterating yields each.
+
+    Args:
+        together: their documents, as one batch.
+        n_documents: of each, shape (n_steps,), at least 1.
+
+    Attributes:
+        first_documents: where each begins in `together.lengths`, and the end, shape (n_steps + 1,).
+        first_rows: where each begins in `together.inputs`, and the end, shape (n_steps + 1,).
+    """
+
+    def __init__(self, together: Batch, n_documents: ArrayLike) -> None:
+        self.together = together
+        self.first_documents = starts_of(n_documents)
+        self.first_rows = starts_of(together.lengths)[self.first_documents]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Batches":
+        """Lay batches end to end, at least one."""
+        together = Batch(*map(np.concatenate, zip(*batches, strict=True)))
+        return cls(together, [batch.lengths.size for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.first_documents) - 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        inputs, targets, lengths = self.together
+        rows, documents = pairwise(self.first_rows), pairwise(self.first_documents)
+        for (row, end_row), (document, end) in zip(rows, documents, strict=True):
+            yield Batch(inputs[row:end_row], targets[row:end_row], lengths[document:end])
+
+
+def starts_of(lengths: ArrayLike) -> NDArray[np.int64]:
+    """Return where parts of these lengths begin when they lie end to end, and the end of all."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+
 def _code_points(text: str) -> NDArray[np.uint32]:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
@@ -615,25 +653,16 @@ class Dataset:
 
     def batch(self, indices: Collection[int], block_size: int) -> Batch:
         """Return the chosen documents, each cut after `block_size` positions."""
-        (batch,) = self.batches(indices, len(indices), block_size)
-        return batch
+        return self.batches(indices, len(indices), block_size).together
 
-    def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> list[Batch]:
+    def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> Batches:
         """Return the chosen documents, `batch_size` to a batch; see `batch`."""
         index = np.fromiter(indices, np.int64, len(indices))
-        starts = self.starts[index]
         lengths = np.minimum(self.lengths[index], block_size)
-        ends = np.cumsum(lengths)
-        gather = np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1])
+        *first_rows, n_rows = starts_of(lengths)
+        gather = np.repeat(self.starts[index] - first_rows, lengths) + np.arange(n_rows)
         inputs, targets = (self.tokens[at].astype(np.int32) for at in (gather, gather + 1))
         if self.counted is not None:
             targets[~self.counted[gather + 1]] = -1
-        ends_of_batches = [0, *ends[batch_size - 1 :: batch_size].tolist()]
-        return [
-            Batch(
-                inputs[start:end],
-                targets[start:end],
-                lengths[i * batch_size : (i + 1) * batch_size],
-            )
-            for i, (start, end) in enumerate(pairwise(ends_of_batches))
-        ]
+        together = Batch(inputs, targets, lengths)
+        return Batches(together, np.full(len(index) // batch_size, batch_size))

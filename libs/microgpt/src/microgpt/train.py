@@ -3,14 +3,14 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from microgpt.autograd import Value
-from microgpt.data import Batch, Dataset
+from microgpt.data import Batch, Batches, Dataset
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
 from microgpt.model import GPT
@@ -213,7 +213,7 @@ def evaluate(
 
 def train_steps_together(
     engine: Engine,
-    batches: Sequence[Batch],
+    batches: Batches | Sequence[Batch],
     learning_rates: Sequence[float],
     config: TrainConfig,
     ranks: Ranks,
@@ -263,8 +263,7 @@ class Validation:
             )
 
 
-@dataclass(frozen=True)
-class StepReport:
+class StepReport(NamedTuple):
     """One training step, as the `Trainer` tells it.
 
     Args:
@@ -409,10 +408,10 @@ class Trainer:
             for step, rate, result in zip(steps, rates, results, strict=True)
         ]
         if self.validation and (end % self.validation.every == 0 or end == self.config.steps):
-            reports[-1] = replace(reports[-1], val_loss=self._validate(self.validation))
+            reports[-1] = reports[-1]._replace(val_loss=self._validate(self.validation))
         return reports
 
-    def _train_steps(self, batches: Sequence[Batch], rates: Sequence[float]) -> list[StepResult]:
+    def _train_steps(self, batches: Batches, rates: Sequence[float]) -> list[StepResult]:
         config = self.config
         if self.ranks:
             return train_steps_together(self.engine, batches, rates, config, self.ranks)

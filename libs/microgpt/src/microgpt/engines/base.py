@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from microgpt.data import Batch
+from microgpt.data import Batch, Batches
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
@@ -28,8 +28,7 @@ BETA2 = 0.99
 ADAM_EPS = 1e-8
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """What one training step did.
 
     Args:
@@ -159,7 +158,7 @@ class Engine(ABC):
     @np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
     def train_steps(
         self,
-        batches: Sequence[Batch],
+        batches: Batches | Sequence[Batch],
         learning_rates: Sequence[float],
         clip: float | None = None,
         weight_decay: float = 0.0,
@@ -276,30 +275,32 @@ class Engine(ABC):
         """Raise unless `batch` fits together and fits the model (see `loss_and_grads`)."""
         self.check_batches([batch])
 
-    def check_batches(self, batches: Sequence[Batch]) -> Batch:
-        """Return several batches (at least one) as one, or raise (see `loss_and_grads`)."""
-        for batch in batches:
-            for name, ids in zip(Batch._fields, batch, strict=True):
-                if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
-                    raise ShapeError(
-                        f"{name} is {_describe(ids)}, expected a 1-D array of integers"
-                    )
-            if batch.lengths.size == 0:
-                raise ShapeError("lengths are empty, expected at least one document")
-        inputs, targets, lengths = map(np.concatenate, zip(*batches, strict=True))
-        if lengths.min() < 1:
-            raise ShapeError(f"a length is {lengths.min()}, expected at least 1")
-        self._check_length(int(lengths.max()))
-        ends = np.cumsum(lengths)[np.cumsum([batch.lengths.size for batch in batches]) - 1].tolist()
-        for batch, start, end in zip(batches, [0, *ends], ends, strict=False):
-            if not batch.inputs.size == batch.targets.size == end - start:
-                raise ShapeError(
-                    f"got {batch.inputs.size} inputs and {batch.targets.size} targets, expected "
-                    f"the sum of lengths, {end - start}"
-                )
-        self._check_range(inputs, 0)
-        self._check_range(targets, -1)
-        return Batch(inputs, targets, lengths)
+    def check_batches(self, batches: Batches | Sequence[Batch]) -> Batches:
+        """Return batches (at least one) laid end to end, or raise (see `loss_and_grads`)."""
+        if isinstance(batches, Batches):
+            self._check_parts(batches.together)
+        else:
+            for batch in batches:
+                self._check_parts(batch)
+            batches = Batches.of(batches)
+        self._check_length(int(batches.together.lengths.max()))
+        self._check_range(batches.together.inputs, 0)
+        self._check_range(batches.together.targets, -1)
+        return batches
+
+    def _check_parts(self, batch: Batch) -> None:
+        for name, ids in zip(Batch._fields, batch, strict=True):
+            if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
+                raise ShapeError(f"{name} is {_describe(ids)}, expected a 1-D array of integers")
+        if batch.lengths.size == 0:
+            raise ShapeError("lengths are empty, expected at least one document")
+        if batch.lengths.min() < 1:
+            raise ShapeError(f"a length is {batch.lengths.min()}, expected at least 1")
+        if not batch.inputs.size == batch.targets.size == batch.lengths.sum():
+            raise ShapeError(
+                f"got {batch.inputs.size} inputs and {batch.targets.size} targets, expected "
+                f"the sum of lengths, {batch.lengths.sum()}"
+            )
 
     def check_tokens(self, token_ids: Sequence[int], n_before: int = 0) -> IntArray:
         """Return `token_ids` as an array, or raise (see `prefill`)."""

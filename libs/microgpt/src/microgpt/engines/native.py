@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.data import Batch
+from microgpt.data import Batch, Batches, starts_of
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
@@ -203,13 +203,6 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _starts(lengths: Sequence[int] | IntArray) -> IntArray:
-    """Return where each of several runs starts, and where the last one ends."""
-    starts = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return starts
-
-
 # ---------------------------------------------------------------- the engine
 
 
@@ -317,7 +310,7 @@ class NativeEngine(Engine):
 
     def train_steps(
         self,
-        batches: Sequence[Batch],
+        batches: Batches | Sequence[Batch],
         learning_rates: Sequence[float],
         clip: float | None = None,
         weight_decay: float = 0.0,
@@ -340,7 +333,7 @@ class NativeEngine(Engine):
 
     def _training_call(
         self,
-        batches: Sequence[Batch],
+        batches: Batches | Sequence[Batch],
         learning_rates: Sequence[float] | None = None,
         clip: float | None = None,
         weight_decay: float = 0.0,
@@ -350,16 +343,16 @@ class NativeEngine(Engine):
         arrays: _Arrays = {"losses": np.empty(n_steps), "norms": np.empty(n_steps)}
         n_rows = 1
         if batches:
-            together = self.check_batches(batches)
-            n_rows = max(batch.inputs.size for batch in batches)
+            checked = self.check_batches(batches)
+            inputs, targets, lengths = checked.together
+            n_rows = int(np.diff(checked.first_rows).max())
             arrays |= {
-                "inputs": together.inputs.astype(np.int32, copy=False),
-                "targets": together.targets.astype(np.int32, copy=False),
-                "starts": _starts(together.lengths),
-                "first_documents": _starts([batch.lengths.size for batch in batches]),
+                "inputs": inputs.astype(np.int32, copy=False),
+                "targets": targets.astype(np.int32, copy=False),
+                "starts": starts_of(lengths),
+                "first_documents": checked.first_documents,
+                "n_targets": np.add.reduceat(targets >= 0, checked.first_rows[:-1], dtype=np.int64),
             }
-            first_rows = arrays["starts"][arrays["first_documents"][:-1]]
-            arrays["n_targets"] = np.add.reduceat(together.targets >= 0, first_rows, dtype=np.int64)
         if learning_rates is not None:
             arrays["learning_rates"] = np.array(learning_rates, np.float64)
         n_threads = self._n_threads(n_rows, passes=3)
