@@ -37,12 +37,11 @@ def clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in unwanted}
 
 
-def uv(*arguments: str | Path) -> None:
-    """Run uv, and show what it said where it fails."""
+def uv(*arguments: str | Path, **environment: str) -> None:
+    """Run uv, in an environment with these changes, and show what it said where it fails."""
     command = [UV, *map(str, arguments)]
-    done = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, check=False
-    )
+    changed = clean_environment() | environment
+    done = subprocess.run(command, env=changed, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -71,8 +70,12 @@ class Installation:
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         return done.stdout
 
-    def install(self, *requirements: str, dist: Path) -> None:
-        uv("pip", "install", "--python", self.bin / "python", "--find-links", dist, *requirements)
+    def install(self, *requirements: str, dist: Path, **environment: str) -> None:
+        uv(
+            *("pip", "install", "--python", self.bin / "python", "--find-links", dist),
+            *requirements,
+            **environment,
+        )
 
 
 def python_of(version: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -115,6 +116,29 @@ def test_pure_wheel_trains_without_the_kernel(
     assert pure.run("python", "-c", program, cwd=tmp_path) == "vectorized\n"
     program = "import microgpt; print(*microgpt.unavailable_engines().items())"
     assert "not built" in pure.run("python", "-c", program, cwd=tmp_path)
+
+
+def test_sdist_is_installed_without_a_compiler_unless_one_is_required(
+    dist: Path, new_installation: Callable[..., Installation], tmp_path: Path
+) -> None:
+    (sdist,) = dist.glob("microgpt_lib-*.tar.gz")
+    made = new_installation()
+    no_compiler = {"PATH": str(tmp_path), "CC": ""}
+    with pytest.raises(AssertionError, match="no C compiler found"):
+        made.install(str(sdist), dist=dist, MICROGPT_REQUIRE_NATIVE="1", **no_compiler)
+    made.install(str(sdist), "microgpt-cli", dist=dist, MICROGPT_REQUIRE_NATIVE="0", **no_compiler)
+    (tmp_path / "names.txt").write_text("anna\nbob\n")
+    arguments = ["train", "--input", "names.txt", "--output", "out", "--steps", "5"]
+    done = subprocess.run(
+        [made.bin / "microgpt-cli", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "\nengine:      vectorized, float32\n" in done.stdout
+    (explanation,) = done.stderr.splitlines()
+    assert "the native engine is not built" in explanation
 
 
 @pytest.mark.long
