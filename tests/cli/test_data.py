@@ -95,15 +95,16 @@ def test_sample_data_can_be_trained_on(
 def test_stats_are_those_of_the_file(cli: "Cli", names: Path) -> None:
     lines = cli("data", "stats", names).lines
     # Predictions of the eight names, their ends included: 5 4 7 5 4 4 5 5.
-    assert lines[:6] == [
+    assert lines[:7] == [
         "documents:       8",
         "tokens:          39 (each predicted once: characters and ends)",
         "vocabulary:      10 (9 characters)",
         "charset:         'abehlnotv'",
+        "not ASCII:       characters of 0 documents",
         "document length: half up to 5, 90 % up to 7, 99 % up to 7, longest 7",
         "block size:      --block-size 8 covers 100.0% of the documents",
     ]
-    assert lines[6].startswith("training:        1000 steps of the default model")
+    assert lines[7].startswith("training:        1000 steps of the default model")
 
 
 def test_stats_as_json(cli: "Cli", names: Path) -> None:
@@ -120,6 +121,7 @@ def test_stats_as_json(cli: "Cli", names: Path) -> None:
         "tokens_longest": 7,
         "suggested_block_size": 8,
         "covered": 1.0,
+        "not_ascii": 0,
         "charset": list("abehlnotv"),
     }
 
@@ -139,6 +141,33 @@ def test_stats_of_conversations_warn_about_what_is_left_out(cli: "Cli", tmp_path
         "out\n"
         "warning: 1 conversations without an assistant turn are left out\n"
     )
+
+
+def test_stats_of_real_conversations_are_those_that_json_alone_gives(
+    cli: "Cli", shared: Path
+) -> None:
+    path = shared / "data" / "oasst1_chat.jsonl"
+    n_trimmed = n_skipped = n_long = n_not_ascii = n_kept = 0
+    for line in path.read_text("utf-8").split("\n")[:-1]:
+        talk = json.loads(line)
+        if "assistant" not in [turn["role"] for turn in talk]:
+            n_skipped += 1
+            continue
+        n_trimmed += talk[-1]["role"] == "user"
+        while talk[-1]["role"] == "user":
+            talk.pop()
+        text = "".join(turn["content"] for turn in talk)
+        n_long += len(text) + 2 * len(talk) + 1 > 1024
+        n_not_ascii += not text.isascii()
+        n_kept += 1
+    result = cli("data", "stats", path, "--chat", "--json")
+    figures = json.loads(result.out)
+    assert figures["documents"] == n_kept
+    assert figures["not_ascii"] == n_not_ascii > 100
+    assert figures["suggested_block_size"] == 1024
+    assert figures["covered"] == pytest.approx(1 - n_long / n_kept, rel=1e-12)
+    assert result.err.startswith(f"warning: {n_trimmed} conversations end with a user turn")
+    assert ("without an assistant turn" in result.err) == (n_skipped > 0)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,22 @@ def test_other_keys_and_blanks_inside_a_turn_make_no_difference(tmp_path: Path) 
     assert read(tmp_path, turns).conversations == [[user(" hi\n"), assistant("")]]
 
 
+def test_nothing_said_and_nul_are_content_like_other(tmp_path: Path) -> None:
+    line = r'[{"role": "user", "content": ""}, {"role": "assistant", "content": "\u0000"}]'
+    (talk,) = read(tmp_path, line).conversations
+    assert talk == [user(""), assistant("\0")]
+    dataset = microgpt.Dataset.from_conversations([talk])
+    assert dataset.tokenizer.chars == ("\0",)
+    assert dataset[0].tolist() == dataset.tokenizer.encode_conversation(talk)
+
+
+def test_conversation_of_hundred_thousand_messages_is_one_document(tmp_path: Path) -> None:
+    found = read(tmp_path, TALK * 50_000)
+    dataset = microgpt.Dataset.from_conversations(found.conversations)
+    n_tokens = sum(len(message["content"]) + 2 for message in TALK)
+    assert dataset.lengths.tolist() == [50_000 * n_tokens + 1]
+
+
 def test_turns_that_nobody_answers_are_trimmed_and_counted(tmp_path: Path) -> None:
     found = read(tmp_path, [*TALK, user("?"), user("??")], TALK, [assistant("a"), user("b")])
     assert found.conversations == [TALK, TALK, [assistant("a")]]
@@ -140,6 +156,11 @@ def test_conversations_without_an_assistant_are_skipped_and_counted(tmp_path: Pa
         ("[3]", "^invalid JSON on line 2: Expected `object`, got `int`"),
         ('[{"role": "user"}]', "^invalid JSON on line 2: .*missing required field `content`"),
         ('[{"role": "user", "content": null}]', "^invalid JSON on line 2: .*got `null`"),
+        (
+            r'[{"role": "user", "content": "\ud800 and"}]',
+            "^invalid JSON on line 2: .*surrogate pair",
+        ),
+        (r'[{"role": "user", "content": "\udc00!"}]', "^invalid JSON on line 2: .*surrogate pair"),
         (
             '[{"role": "user", "content": "", "more": ' + "[" * 100_000,
             "^invalid JSON on line 2: maximum recursion depth exceeded",

@@ -94,6 +94,7 @@ def stats(
         "tokens_longest": longest,
         "suggested_block_size": block_size,
         "covered": covered,
+        "not_ascii": _n_not_ascii(dataset),
         "seconds_per_1000_steps": _seconds_of_training(dataset, block_size),
     }
     if as_json:
@@ -104,6 +105,7 @@ def stats(
         "tokens": f"{figures['tokens']:,} (each predicted once: characters and ends)",
         "vocabulary": f"{dataset.tokenizer.vocab_size} ({figures['characters']} characters)",
         "charset": repr("".join(dataset.tokenizer.chars)),
+        "not ASCII": f"characters of {figures['not_ascii']:,} documents",
         "document length": f"half up to {p50}, 90 % up to {p90}, 99 % up to {p99}, "
         f"longest {longest}",
         "block size": f"--block-size {block_size} covers {covered:.1%} of the documents",
@@ -112,6 +114,15 @@ def stats(
     }
     for label, value in rows.items():
         typer.echo(f"{label + ':':<17}{value}")
+
+
+def _n_not_ascii(dataset: "Dataset") -> int:
+    """Return how many documents hold a character that is not ASCII."""
+    chars = dataset.tokenizer.chars  # in the order of their code points, and so of their ids
+    first = sum(char.isascii() for char in chars)
+    (at,) = ((dataset.tokens >= first) & (dataset.tokens < len(chars))).nonzero()
+    ends = dataset.starts + dataset.lengths
+    return int((at.searchsorted(ends) > at.searchsorted(dataset.starts)).sum())
 
 
 def _seconds_of_training(dataset: "Dataset", block_size: int) -> float:
