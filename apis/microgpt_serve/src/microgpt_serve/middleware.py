@@ -23,6 +23,7 @@ SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 MAX_CLIENTS = 10_000  # whose rates are remembered
 SECONDS_PER_MINUTE = 60.0
 OPEN_PATHS = {"/livez", "/readyz", "/health"}  # without a key, at any rate, out of turn
+PAGE = re.compile("/|/static/.*")  # the same for everyone; it asks for the key itself
 STARTS_PER_ROUND = 2  # of the event loop; about a millisecond of work
 
 
@@ -151,7 +152,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        if self._api_key:
+        if self._api_key and not PAGE.fullmatch(scope["path"]):
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
             if scheme.lower() != "bearer" or not is_right:

@@ -1,7 +1,8 @@
 // The page at "/": talks with the service's own routes; what a model says is only ever set as text.
 
 const $ = (id) => document.getElementById(id);
-const N_BARS = 12;
+const N_BARS = 10;
+const NARROW = "(max-width: 52rem)"; // as in the style sheet
 const messages = []; // the conversation: {role, content}
 let model = null; // what /microgpt/v1/model tells
 let running = null; // AbortController of the reply that is being streamed
@@ -26,10 +27,16 @@ function knobs() {
   };
 }
 
+// The key, where the service asks for one, lives as long as the tab.
+function headers(others) {
+  const key = sessionStorage.getItem("key");
+  return key ? { ...others, Authorization: `Bearer ${key}` } : others;
+}
+
 async function post(path, body, signal) {
   const response = await fetch(path, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: headers({ "Content-Type": "application/json" }),
     body: JSON.stringify(body),
     signal,
   });
@@ -64,8 +71,18 @@ function addTurn(kind, text) {
   turn.className = kind;
   turn.textContent = text;
   $("turns").append(turn);
-  turn.scrollIntoView({ block: "nearest" });
+  toEnd();
   return turn;
+}
+
+function toEnd() {
+  $("turns").scrollTop = $("turns").scrollHeight;
+}
+
+// Whether the reader follows the text, rather than having scrolled back.
+function isAtEnd() {
+  const { scrollTop, scrollHeight, clientHeight } = $("turns");
+  return scrollHeight - scrollTop - clientHeight < 40;
 }
 
 function setRunning(controller) {
@@ -82,18 +99,24 @@ async function ask(text) {
   const body = { model: model.id, messages: [...messages, question], stream: true, seed, temperature, top_p, max_tokens };
   const asked = addTurn("user", text);
   const turn = addTurn("assistant", "");
+  turn.ariaBusy = "true"; // it is read out once it is whole
+  let reason = "";
   const controller = new AbortController();
   setRunning(controller);
   try {
     for await (const event of events(await post("/v1/chat/completions", body, controller.signal))) {
+      const follows = isAtEnd();
       reply.content += event.choices[0]?.delta.content ?? "";
       turn.textContent = reply.content;
-      turn.scrollIntoView({ block: "nearest" });
+      if (follows) toEnd();
+      if (event.choices[0]?.finish_reason === "length") reason = "cut off: the text is as long as it may be";
     }
   } catch (error) {
-    if (error.name !== "AbortError") tell(error.message);
-    else if (turn.isConnected) addTurn("note", "stopped");
+    if (error.name === "AbortError") reason = "stopped";
+    else tell(error.message);
   }
+  turn.ariaBusy = "false";
+  if (reason && turn.isConnected) addTurn("note", reason);
   if (running === controller) setRunning(null);
   if (!turn.isConnected) return; // cleared meanwhile
   if (reply.content) messages.push(question, reply);
@@ -119,7 +142,11 @@ $("message").addEventListener("keydown", (event) => {
     $("ask").requestSubmit();
   }
 });
+$("message").addEventListener("input", showNext);
 $("stop").addEventListener("click", () => running?.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") running?.abort();
+});
 $("clear").addEventListener("click", () => {
   running?.abort();
   setRunning(null);
@@ -157,11 +184,13 @@ const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
 
 function bar({ token, probability, is_special }) {
   const row = document.createElement("tr");
-  const meter = document.createElement("meter");
-  meter.value = probability;
-  const percent = `${(100 * probability).toFixed(1)} %`;
-  meter.textContent = percent;
-  for (const content of [is_special ? `<${token}>` : (NAMES[token] ?? token), meter, percent]) {
+  const name = document.createElement("th");
+  name.scope = "row";
+  name.textContent = is_special ? `<${token}>` : (NAMES[token] ?? token);
+  const length = document.createElement("div");
+  length.style.width = `${100 * probability}%`;
+  row.append(name);
+  for (const content of [length, probability < 0.001 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`]) {
     const cell = document.createElement("td");
     cell.append(content);
     row.append(cell);
@@ -173,7 +202,7 @@ function bar({ token, probability, is_special }) {
 async function showNext() {
   asking?.abort(); // of two answers, the later one may come first
   asking = new AbortController();
-  const text = $("before").value;
+  const text = $(model.is_chat ? "message" : "prompt").value;
   const turn = { role: "user", content: text };
   const body = model.is_chat ? { messages: [...messages, turn] } : { prompt: text };
   try {
@@ -185,7 +214,7 @@ async function showNext() {
   }
 }
 
-$("before").addEventListener("input", showNext);
+$("prompt").addEventListener("input", showNext);
 
 // ---------------------------------------------------------------- start
 
@@ -193,8 +222,19 @@ for (const id of ["temperature", "top_p"]) {
   $(id).addEventListener("input", () => ($(`${id}-shown`).textContent = $(id).value));
 }
 
+function count(n, thing) {
+  return `${n.toLocaleString("en")} ${thing}${n === 1 ? "" : "s"}`;
+}
+
 async function start() {
-  const response = await fetch("/microgpt/v1/model").catch(() => null);
+  const response = await fetch("/microgpt/v1/model", { headers: headers({}) }).catch(() => null);
+  $("unlock").hidden = response?.status !== 401;
+  if (response?.status === 401) {
+    $("model").textContent = "";
+    $("key-problem").textContent = sessionStorage.getItem("key") ? "This is not the key." : "";
+    $("key").focus();
+    return;
+  }
   if (!response?.ok) {
     $("model").textContent = response?.status === 503 ? "loading the model…" : "the service does not answer";
     setTimeout(start, 500);
@@ -202,13 +242,28 @@ async function start() {
   }
   model = await response.json();
   const { id, n_params, n_layer, n_head, n_embd, block_size } = model;
-  $("model").textContent =
-    `${id}: ${n_params.toLocaleString("en")} parameters, ${n_layer} layers, ` +
-    `${n_head} heads, ${n_embd} wide, ${block_size} tokens of context`;
-  $(model.is_chat ? "chat" : "samples").hidden = false;
+  $("model").textContent = [
+    id,
+    count(n_params, "parameter"),
+    count(n_layer, "layer"),
+    count(n_head, "head"),
+    `${n_embd} wide`,
+    `context of ${count(block_size, "token")}`,
+  ].join(" · ");
+  $("next-of").textContent = model.is_chat ? "How a reply to your message would begin" : "What follows your beginning";
   $("top_k-knob").hidden = model.is_chat;
+  document.querySelector("details").open = !matchMedia(NARROW).matches;
+  await showNext(); // before anything is shown, so that nothing moves
+  $(model.is_chat ? "chat" : "samples").hidden = false;
+  document.querySelector("main").hidden = false;
   $(model.is_chat ? "message" : "prompt").focus();
-  showNext();
 }
+
+$("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value.trim());
+  $("key").value = "";
+  start();
+});
 
 start();
