@@ -145,7 +145,7 @@ def draw_rooms() -> None:
     board.arrow((24, 59.5), (24, 54.2))
     board.arrow((68, 59.5), (68, 54.2))
     rooms = {
-        "language_model": (46, 46, "language_model\nfit, load, LanguageModel", 30, FRESH),
+        "language_model": (46, 46, "fitting, language_model,\nscoring: fit, load", 30, FRESH),
         "snapshot": (14, 36, "snapshot\ngo on after a stop", 20, PLAIN),
         "train": (38, 36, "train\nAdam, Trainer", 20, WARM),
         "checkpoint": (14, 25, "checkpoint\nfiles of a model", 20, PLAIN),
@@ -155,7 +155,7 @@ def draw_rooms() -> None:
         "parameters": (14, 15, "parameters\none flat buffer", 20, PLAIN),
         "model": (38, 15, "model\nthe transformer", 20, COOL),
         "autograd": (60, 15, "autograd\nValue", 17, COOL),
-        "data": (80, 15, "data\ntext to token ids", 17, PLAIN),
+        "data": (80, 15, "tokenizer, documents,\ndata: text to ids", 17, PLAIN),
         "errors": (46, 6, "errors", 40, PLAIN),
     }
     for x, y, text, width, color in rooms.values():

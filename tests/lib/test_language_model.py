@@ -1,4 +1,4 @@
-"""The library from outside: train, save, load, generate, score."""
+"""The library from outside: save, load, generate, logits."""
 
 import math
 import random
@@ -13,14 +13,11 @@ from microgpt import (
     CheckpointError,
     ConfigError,
     ContextLengthError,
-    DataError,
     Dataset,
     EngineError,
-    InferenceGPT,
     LanguageModel,
     MicrogptError,
     ModelConfig,
-    NonFiniteLossError,
     SamplingConfig,
     SamplingError,
     ShapeError,
@@ -29,112 +26,14 @@ from microgpt import (
     TrainConfig,
 )
 from microgpt.parameters import Parameters
+from small_models import DOCUMENTS, SIZES, learned, plain, untrained
 
-DOCUMENTS = ["anna", "bob", "hannah", "otto", "nathan", "tobbot", "bo", "aha"]
-SIZES: dict[str, Any] = {"n_embd": 6, "n_head": 3, "n_layer": 2, "block_size": 8}
 MISSING = "no such directory"
 
 
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
-    """Return a model that has learned a little, so its texts end now and then."""
-    return microgpt.fit(DOCUMENTS, steps=60, dtype="float64", engine="vectorized", **SIZES)
-
-
-def plain(model: LanguageModel) -> InferenceGPT:
-    weights = {name: view.tolist() for name, view in model.parameters.items()}
-    return InferenceGPT(model.config, weights)
-
-
-def in_float32(model: LanguageModel) -> LanguageModel:
-    parameters = Parameters(model.config, model.parameters.flat.astype(np.float32))
-    return LanguageModel(model.tokenizer, parameters)
-
-
-def untrained(
-    block_size: int, scale: float = 0.3, dtype: str = "float64", engine: str = "auto"
-) -> LanguageModel:
-    """Return a model of the characters a to d, with weights of that standard deviation."""
-    config = ModelConfig(vocab_size=5, n_embd=6, n_head=2, n_layer=1, block_size=block_size)
-    weights = np.random.default_rng(42).normal(0, scale, config.n_params).astype(dtype)
-    return LanguageModel(Tokenizer(tuple("abcd")), Parameters(config, weights), engine=engine)
-
-
-# ---------------------------------------------------------------- fit and prepare
-
-
-def test_fit_is_prepare_and_the_trainer(model: LanguageModel) -> None:
-    prepared, trainer = microgpt.prepare(
-        Dataset.from_documents(DOCUMENTS),
-        TrainConfig(steps=60),
-        random.Random(42),
-        dtype="float64",
-        engine="vectorized",
-        **SIZES,
-    )
-    reports = list(trainer)
-    assert reports[-1].loss < reports[0].loss
-    np.testing.assert_array_equal(prepared.parameters.flat, model.parameters.flat)
-
-
-@pytest.mark.parametrize(
-    ("option", "default", "other"),
-    [
-        ("seed", 42, 43),
-        ("learning_rate", 0.01 * 16 / 6, 0.01),
-        ("batch_size", 1, 2),
-        ("shuffle", True, False),
-        ("steps", 1000, 1),
-        ("dtype", "float32", "float64"),
-        ("n_layer", 1, 2),
-    ],
-)
-def test_fit_heeds_its_options(option: str, default: float | str, other: float | str) -> None:
-    fixed: dict[str, Any] = {"steps": 3, "n_embd": 6, "n_head": 3} if option != "steps" else {}
-    without = microgpt.fit(DOCUMENTS, **fixed).parameters.flat
-    same = microgpt.fit(DOCUMENTS, **fixed, **{option: default}).parameters.flat  # type: ignore[arg-type]
-    different = microgpt.fit(DOCUMENTS, **fixed, **{option: other}).parameters.flat  # type: ignore[arg-type]
-    np.testing.assert_array_equal(without, same)
-    assert (without.dtype, without.tolist()) != (different.dtype, different.tolist())
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_draws_are_the_shuffle_if_any_and_then_the_weights(*, shuffle: bool) -> None:
-    rng, expected = random.Random(7), random.Random(7)
-    dataset = Dataset.from_documents(DOCUMENTS)
-    model, trainer = microgpt.prepare(dataset, TrainConfig(), rng, shuffle=shuffle, **SIZES)
-    order = list(range(len(DOCUMENTS)))
-    if shuffle:
-        expected.shuffle(order)
-    weights = Parameters.init(model.config, expected, "float32")
-    assert list(trainer.order) == order
-    np.testing.assert_array_equal(model.parameters.flat, weights.flat)
-    assert rng.getstate() == expected.getstate()
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"documents": []}, DataError, "dataset is empty"),
-        ({"documents": ["", " \t"]}, DataError, "dataset is empty"),
-        ({"steps": 0}, ConfigError, "steps is 0, expected an integer of at least 1"),
-        ({"steps": 1.5}, ConfigError, "steps is 1.5, expected an integer"),
-        ({"batch_size": 0}, ConfigError, "batch_size is 0, expected an integer of at least 1"),
-        ({"learning_rate": 0.0}, ConfigError, "learning_rate is 0.0, expected a finite number"),
-        ({"learning_rate": math.nan}, ConfigError, "learning_rate is nan, expected a finite"),
-        ({"n_layer": 0}, ConfigError, "n_layer is 0, expected an integer of at least 1"),
-        ({"block_size": -1}, ConfigError, "block_size is -1, expected an integer of at least 1"),
-        ({"n_head": 5}, ConfigError, r"n_embd \(16\) must be divisible by n_head \(5\)"),
-        ({"dtype": "float16"}, ConfigError, "dtype is 'float16', expected one of float32, float64"),
-        ({"engine": "gpu"}, EngineError, "engine is 'gpu', expected one of auto, "),
-        ({"learning_rate": 1e300}, NonFiniteLossError, "loss is nan at step 2"),
-    ],
-)
-def test_fit_refuses_what_it_cannot_do(
-    options: dict[str, Any], error: type[MicrogptError], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        microgpt.fit(**({"documents": DOCUMENTS} | options))
+    return learned()
 
 
 def test_model_refuses_a_tokenizer_of_another_vocabulary() -> None:
@@ -303,7 +202,7 @@ def test_generate_says_when_logits_are_not_finite(engine: str) -> None:
         model.generate()
 
 
-# ---------------------------------------------------------------- logits and score
+# ---------------------------------------------------------------- logits
 
 
 def test_logits_are_those_of_the_plain_model(model: LanguageModel) -> None:
@@ -326,68 +225,3 @@ def test_logits_refuse_what_the_model_cannot_read(
 ) -> None:
     with pytest.raises(error, match=message):
         untrained(block_size=4).logits(token_ids)
-
-
-def surprise(model: InferenceGPT, token_ids: list[int], start: int, position: int) -> float:
-    """Return -log p of the token after `position`, read from `start` on."""
-    logits = model.logits(token_ids[start : position + 1])[-1]
-    probabilities = [math.exp(z) for z in logits]
-    return -math.log(probabilities[token_ids[position + 1]] / sum(probabilities))
-
-
-@pytest.mark.parametrize("text", ["", "a", "hannah", "anbotha"])
-def test_score_is_the_mean_surprise_at_each_character_and_the_end(
-    model: LanguageModel, text: str
-) -> None:
-    token_ids = model.tokenizer.encode_document(text)
-    each = [surprise(plain(model), token_ids, 0, i) for i in range(len(text) + 1)]
-    assert model.score([text]) == pytest.approx([sum(each) / len(each)], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("block_size", "starts"),  # starts[i] is where the window begins that predicts token i + 1
-    [
-        (4, [0, 0, 0, 0, 1]),
-        (4, [0, 0, 0, 0, 2, 2]),
-        (4, [0, 0, 0, 0, 2, 2, 3]),
-        (4, [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 7]),
-        (5, [0, 0, 0, 0, 0, 3, 3, 3, 4]),
-        (2, [0, 0, 1, 2, 3]),
-        (1, [0, 1, 2, 3]),
-    ],
-)
-def test_long_documents_are_scored_in_windows_that_overlap_by_half(
-    block_size: int, starts: list[int]
-) -> None:
-    model = untrained(block_size)
-    text = "abdcacbdab"[: len(starts) - 1]
-    token_ids = model.tokenizer.encode_document(text)
-    each = [surprise(plain(model), token_ids, start, i) for i, start in enumerate(starts)]
-    assert model.score([text]) == pytest.approx([sum(each) / len(each)], rel=1e-12)
-
-
-def test_scores_come_in_order_and_do_not_depend_on_neighbours(model: LanguageModel) -> None:
-    scores = model.score(iter(DOCUMENTS))
-    assert scores == [model.score([text])[0] for text in DOCUMENTS]
-    assert len(set(scores)) == len(DOCUMENTS)
-    assert model.score([]) == []
-
-
-def test_scores_in_float32_are_those_in_float64_rounded(model: LanguageModel) -> None:
-    texts = [*DOCUMENTS, "hannah" * 5]
-    assert in_float32(model).score(texts) == pytest.approx(model.score(texts), rel=1e-5)
-
-
-def test_training_data_scores_better_than_what_was_never_seen(model: LanguageModel) -> None:
-    seen, unseen = model.score(["hannah", "ttnnoo"])
-    assert seen < unseen
-
-
-def test_score_of_what_is_all_but_impossible_is_finite() -> None:
-    (score,) = untrained(block_size=8, scale=30.0).score(["abcd"])
-    assert 800 < score < math.inf  # exp(-800) is 0
-
-
-def test_score_names_unknown_characters(model: LanguageModel) -> None:
-    with pytest.raises(TokenError, match="characters that the model does not know: 'q', 'z'"):
-        model.score(["anna", "zaq"])

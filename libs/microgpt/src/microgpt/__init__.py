@@ -12,15 +12,8 @@ public too. Everything else may change without notice.
 from microgpt.autograd import Value
 from microgpt.chat import ChatPrompt, build_prompt
 from microgpt.checkpoint import holds_model
-from microgpt.data import (
-    Batch,
-    Conversations,
-    Dataset,
-    Message,
-    Tokenizer,
-    read_conversations,
-    read_documents,
-)
+from microgpt.data import Batch, Dataset
+from microgpt.documents import Conversations, read_conversations, read_documents
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.errors import (
     ChatError,
@@ -36,10 +29,12 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
-from microgpt.language_model import ChatReply, LanguageModel, Score, fit, load, prepare
+from microgpt.fitting import fit, prepare
+from microgpt.language_model import ChatReply, LanguageModel, load
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.ranks import Ranks
 from microgpt.sampling import SamplingConfig, StopSignal, generate, generate_from_prompt
+from microgpt.scoring import Score
 from microgpt.snapshot import (
     Snapshot,
     holds_snapshot,
@@ -49,6 +44,7 @@ from microgpt.snapshot import (
     write_snapshot,
 )
 from microgpt.streaming import TextStream
+from microgpt.tokenizer import Message, Tokenizer
 from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
 
 __all__ = [

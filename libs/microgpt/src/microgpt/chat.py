@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Any, Literal, TypeAlias
 
-from microgpt.data import ROLES, Message, Tokenizer, Unknown
 from microgpt.errors import ChatError, ContextLengthError
+from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
 
 __all__ = ["ChatPrompt", "build_prompt"]
 

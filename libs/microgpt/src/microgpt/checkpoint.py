@@ -21,15 +21,16 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
-from microgpt.data import PathLike, Tokenizer
 from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig, parameter_shapes
 from microgpt.parameters import DTYPES, FloatArray, Parameters
+from microgpt.tokenizer import Tokenizer
 
 __all__ = [
     "STAGED",
     "Checkpoint",
     "Format",
+    "PathLike",
     "holds_model",
     "read_checkpoint",
     "sync_directory",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["json", "safetensors"]
+PathLike: TypeAlias = str | os.PathLike[str]
 
 META = "meta.json"
 FILE_DTYPES = ("float16", *DTYPES)  # of a safetensors file

@@ -1,53 +1,24 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
-import math
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from microgpt import engines
 from microgpt.chat import ChatPrompt, TooLong, build_prompt
-from microgpt.checkpoint import Checkpoint, Format, read_checkpoint, write_checkpoint
-from microgpt.data import ROLES, Batch, Dataset, Long, Message, PathLike, Tokenizer, Unknown
+from microgpt.checkpoint import Checkpoint, Format, PathLike, read_checkpoint, write_checkpoint
+from microgpt.data import Dataset
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
-from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.ranks import Ranks
+from microgpt.parameters import FloatArray, Parameters
 from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
+from microgpt.scoring import Score, score_dataset, summed_loss
 from microgpt.streaming import FinishReason, TextStream, check_limits
-from microgpt.train import ROWS_TOGETHER, Schedule, TrainConfig, Trainer, Validation
+from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
 
-__all__ = ["ChatReply", "LanguageModel", "Score", "fit", "load", "prepare"]
-
-
-LossOn: TypeAlias = Literal["all", "assistant"]
-LOSS_ON: tuple[LossOn, ...] = get_args(LossOn)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a model predicts something.
-
-    Args:
-        n_tokens: predicted tokens: every character, chat token and closing BOS.
-        nats_per_token: mean loss; lower is better.
-    """
-
-    n_tokens: int
-    nats_per_token: float
-
-    @property
-    def bits_per_token(self) -> float:
-        """The mean loss in bits."""
-        return self.nats_per_token / math.log(2)
-
-    @property
-    def perplexity(self) -> float:
-        """Among how many equally likely tokens the model is undecided, in effect."""
-        return math.exp(self.nats_per_token)
+__all__ = ["ChatReply", "LanguageModel", "load"]
 
 
 @dataclass(frozen=True)
@@ -185,10 +156,11 @@ class LanguageModel:
             ConfigError: an argument is out of its domain.
             TokenError: the prompt holds a character that the model does not know.
             ContextLengthError: the prompt does not fit into block_size.
-        SamplingError: the model's logits are not finite.
+            SamplingError: the model's logits are not finite.
 
         Example:
-            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> import microgpt
+            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
             >>> model.generate(2, prompt="h", temperature=0)
             ['hannah', 'hannah']
         """
@@ -239,7 +211,8 @@ class LanguageModel:
             ConfigError, TokenError, ContextLengthError, SamplingError: see `generate`.
 
         Example:
-            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> import microgpt
+            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
             >>> "|".join(model.stream("h", temperature=0))
             'a|n|n|a|h'
         """
@@ -445,8 +418,8 @@ class LanguageModel:
         Raises:
             TokenError: a document holds a character that the model does not know.
         """
-        documents_ids = (self.tokenizer.encode_document(text) for text in documents)
-        return [self._loss([np.array(ids)]) / (len(ids) - 1) for ids in documents_ids]
+        documents_ids = (np.array(self.tokenizer.encode_document(text)) for text in documents)
+        return [summed_loss(self.engine, [ids]) / (len(ids) - 1) for ids in documents_ids]
 
     def measure(self, dataset: Dataset) -> Score:
         """Return how well the model predicts a dataset; long documents as in `score`.
@@ -459,202 +432,13 @@ class LanguageModel:
             DataError: it holds documents and the model is for chat, or the other way round.
 
         Example:
-            >>> model = fit(["anna", "bob", "hannah", "otto"], steps=100)
-            >>> score = model.measure(Dataset.from_documents(["anna", "otto"]))
+            >>> import microgpt
+            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> score = model.measure(microgpt.Dataset.from_documents(["anna", "otto"]))
             >>> score.n_tokens, round(score.nats_per_token, 1), round(score.perplexity, 1)
             (10, 0.3, 1.3)
         """
-        dataset = dataset.encoded_with(self.tokenizer)
-        n_together = max(1, ROWS_TOGETHER // int(dataset.lengths.max()))
-        total = 0.0
-        for first in range(0, len(dataset), n_together):
-            last = min(first + n_together, len(dataset))
-            total += self._loss([dataset[i] for i in range(first, last)])
-        n_tokens = int(dataset.lengths.sum())
-        return Score(n_tokens, total / n_tokens)
-
-    def _loss(self, documents: Sequence[IntArray]) -> float:
-        """Return the summed loss in nats of documents, each at least two ids."""
-        inputs, targets = [], []
-        for ids in documents:
-            for start, seen, end in _windows(len(ids) - 1, self.config.block_size):
-                inputs.append(ids[start:end])
-                targets.append(ids[start + 1 : end + 1].astype(np.int32))
-                targets[-1][: seen - start] = -1  # counted in the window before
-        lengths = np.array([len(window) for window in inputs])
-        loss, _ = self.engine.loss(Batch(np.concatenate(inputs), np.concatenate(targets), lengths))
-        return loss
-
-
-def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (start, seen, end): read positions start..end-1, count from `seen` on."""
-    seen = 0
-    while seen < n_targets:
-        start = max(0, min(seen - block_size // 2, n_targets - block_size)) if seen else 0
-        end = min(start + block_size, n_targets)
-        yield start, seen, end
-        seen = end
-
-
-def prepare(
-    dataset: Dataset,
-    train_config: TrainConfig,
-    rng: random.Random,
-    *,
-    n_embd: int = 16,
-    n_head: int = 4,
-    n_layer: int = 1,
-    block_size: int = 16,
-    long: Long = "truncate",
-    loss_on: LossOn = "all",
-    shuffle: bool = True,
-    val_fraction: float = 0.0,
-    val_dataset: Dataset | None = None,
-    eval_every: int = 100,
-    dtype: str = "float32",
-    engine: str = "auto",
-    threads: int | None = None,
-    ranks: Ranks | None = None,
-) -> tuple[LanguageModel, Trainer]:
-    """Return a model with initial weights, and a trainer that will train it in place.
-
-    Draws from `rng` in this order: the shuffle of the documents (unless `shuffle` is False), then
-    the initial weights. Training draws nothing, so samples may go on with the same generator.
-
-    Args:
-        dataset: what to learn from.
-        train_config: how.
-        rng: the source of all randomness.
-        n_embd: width of the model.
-        n_head: attention heads; must divide n_embd.
-        n_layer: transformer blocks.
-        block_size: the most tokens it can attend to.
-        long: what becomes of documents that are longer than that; see `Dataset.fitted`.
-        loss_on: "all", or for conversations "assistant": only what it says counts, trained on or
-            measured; see `Dataset.only_assistant`.
-        shuffle: take documents in an order drawn from `rng`, else as they come.
-        val_fraction: share of the documents, the last ones of that order, that are not trained on
-            but measure the model.
-        val_dataset: other documents to measure it on.
-        eval_every: steps between two measurements.
-        dtype: float32, or float64 to agree with the original digit for digit.
-        engine: see `ENGINES`.
-        threads: cores to use; None for all.
-        ranks: processes that call this alike, to share every batch with; None to train alone.
-
-    Raises:
-        ConfigError: a number is out of its domain, or leaves nothing to train or to measure on; or
-            the processes are not set up alike.
-        DataError: every document is too long, and skipped; or only the assistant counts and there
-            is none.
-        TokenError: the documents to measure on hold a character that is not in the others.
-        EngineError: there is no such engine.
-    """
-    config = ModelConfig(
-        vocab_size=dataset.tokenizer.vocab_size,
-        n_embd=n_embd,
-        n_head=n_head,
-        n_layer=n_layer,
-        block_size=block_size,
-    )
-    dataset = _learnable(dataset, block_size, long, loss_on)
-    order: Sequence[int] = dataset.shuffled(rng) if shuffle else range(len(dataset))
-    validation = None
-    if val_dataset is not None:
-        others = val_dataset.encoded_with(dataset.tokenizer)
-        others = _learnable(others, block_size, long, loss_on)
-        validation = Validation(others, range(len(others)), eval_every)
-    elif val_fraction:
-        n_train = _n_train(len(order), val_fraction)
-        validation = Validation(dataset, order[n_train:], eval_every)
-        order = order[:n_train]
-    parameters = Parameters.init(config, rng, dtype)
-    model = LanguageModel(dataset.tokenizer, parameters, engine=engine, threads=threads)
-    return model, Trainer(model.engine, dataset, order, train_config, validation, ranks)
-
-
-def _learnable(dataset: Dataset, block_size: int, long: Long, loss_on: LossOn) -> Dataset:
-    if loss_on not in LOSS_ON:
-        raise ConfigError(f"loss_on is {loss_on!r}, expected one of {', '.join(LOSS_ON)}")
-    dataset = dataset.fitted(block_size, long)
-    return dataset.only_assistant() if loss_on == "assistant" else dataset
-
-
-def _n_train(n_documents: int, val_fraction: float) -> int:
-    """Return how many documents are left to train on."""
-    n_val = round(n_documents * val_fraction) if 0.0 < val_fraction < 1.0 else 0
-    if not 0 < n_val < n_documents:
-        raise ConfigError(
-            f"val_fraction is {val_fraction}, expected a share between 0 and 1 that leaves "
-            f"documents on both sides; there are {n_documents}"
-        )
-    return n_documents - n_val
-
-
-def fit(
-    documents: Iterable[str],
-    *,
-    steps: int = 1000,
-    seed: int = 42,
-    learning_rate: float | None = None,
-    batch_size: int = 1,
-    warmup_steps: int = 0,
-    schedule: Schedule = "linear",
-    n_embd: int = 16,
-    n_head: int = 4,
-    n_layer: int = 1,
-    block_size: int = 16,
-    shuffle: bool = True,
-    dtype: str = "float32",
-    engine: str = "auto",
-    threads: int | None = None,
-) -> LanguageModel:
-    """Train a model on documents and return it.
-
-    Args:
-        documents: texts, for instance names; blank ones are left out.
-        steps: number of updates.
-        seed: of the generator behind shuffle and initial weights.
-        learning_rate: the highest; None for 0.01 x 16 / n_embd.
-        batch_size: documents per step.
-        warmup_steps: over how many first steps the rate rises.
-        schedule: how it falls then; see `TrainConfig`.
-        n_embd: width of the model.
-        n_head: attention heads; must divide n_embd.
-        n_layer: transformer blocks.
-        block_size: the most tokens it can attend to; longer documents are cut.
-        shuffle: take documents in a random order.
-        dtype: float32 or float64.
-        engine: see `ENGINES`.
-        threads: cores to use; None for all.
-
-    Raises:
-        DataError: there is no document.
-        ConfigError: a number is out of its domain.
-        EngineError: there is no such engine, or it cannot run here.
-        NonFiniteLossError: training diverged.
-    """
-    _, trainer = model_and_trainer = prepare(
-        Dataset.from_documents(documents),
-        TrainConfig(
-            steps=steps,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            warmup_steps=warmup_steps,
-            schedule=schedule,
-        ),
-        random.Random(seed),
-        n_embd=n_embd,
-        n_head=n_head,
-        n_layer=n_layer,
-        block_size=block_size,
-        shuffle=shuffle,
-        dtype=dtype,
-        engine=engine,
-        threads=threads,
-    )
-    trainer.advance(steps)
-    return model_and_trainer[0]
+        return score_dataset(self.engine, dataset.encoded_with(self.tokenizer))
 
 
 def load(

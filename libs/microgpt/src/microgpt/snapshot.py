@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microgpt.checkpoint import STAGED, sync_directory, write_durably
-from microgpt.data import PathLike, Tokenizer
+from microgpt.checkpoint import STAGED, PathLike, sync_directory, write_durably
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
+from microgpt.tokenizer import Tokenizer
 from microgpt.train import Best, Trainer
 
 __all__ = [

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from microgpt.chat import ChatPrompt
-from microgpt.data import Tokenizer
 from microgpt.errors import ConfigError
+from microgpt.tokenizer import Tokenizer
 
 __all__ = ["FinishReason", "TextStream", "check_limits"]
 

@@ -1,0 +1,71 @@
+"""How well a model predicts documents, however long they are."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from microgpt.data import Batch, Dataset
+from microgpt.engines.base import Engine
+from microgpt.parameters import IntArray
+from microgpt.train import ROWS_TOGETHER
+
+__all__ = ["Score", "score_dataset", "summed_loss"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well a model predicts something.
+
+    Args:
+        n_tokens: predicted tokens: every character, chat token and closing BOS.
+        nats_per_token: mean loss; lower is better.
+    """
+
+    n_tokens: int
+    nats_per_token: float
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean loss in bits."""
+        return self.nats_per_token / math.log(2)
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely tokens the model is undecided, in effect."""
+        return math.exp(self.nats_per_token)
+
+
+def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, seen, end): read positions start..end-1, count from `seen` on."""
+    seen = 0
+    while seen < n_targets:
+        start = max(0, min(seen - block_size // 2, n_targets - block_size)) if seen else 0
+        end = min(start + block_size, n_targets)
+        yield start, seen, end
+        seen = end
+
+
+def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
+    """Return the summed loss in nats of documents, each at least two ids."""
+    inputs, targets = [], []
+    for ids in documents:
+        for start, seen, end in _windows(len(ids) - 1, engine.config.block_size):
+            inputs.append(ids[start:end])
+            targets.append(ids[start + 1 : end + 1].astype(np.int32))
+            targets[-1][: seen - start] = -1  # counted in the window before
+    lengths = np.array([len(window) for window in inputs])
+    loss, _ = engine.loss(Batch(np.concatenate(inputs), np.concatenate(targets), lengths))
+    return loss
+
+
+def score_dataset(engine: Engine, dataset: Dataset) -> Score:
+    """Return how well the engine predicts every token of a dataset."""
+    n_together = max(1, ROWS_TOGETHER // int(dataset.lengths.max()))
+    total = 0.0
+    for first in range(0, len(dataset), n_together):
+        last = min(first + n_together, len(dataset))
+        total += summed_loss(engine, [dataset[i] for i in range(first, last)])
+    n_tokens = int(dataset.lengths.sum())
+    return Score(n_tokens, total / n_tokens)

@@ -1,0 +1,146 @@
+"""Characters to token ids and back, and the tokens that mark who speaks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, TypeAlias
+
+from microgpt.errors import DataError, TokenError
+
+__all__ = ["ROLES", "Message", "Tokenizer"]
+
+ROLES = ("user", "assistant")
+SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
+MAX_SHOWN = 10  # characters that an error message names
+
+Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
+Unknown: TypeAlias = Literal["error", "skip"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Characters to token ids and back.
+
+    Characters have ids 0..n-1 in the order of their code points. Text models have one more token,
+    BOS = n. Chat models have user = n, assistant = n+1, end_turn = n+2 and BOS = n+3.
+
+    Args:
+        chars: the characters, sorted, each once.
+        is_chat: whether the chat tokens exist.
+
+    Raises:
+        DataError: `chars` holds something else than single characters, or one of them twice.
+
+    Example:
+        >>> tokenizer = Tokenizer.from_texts(["anna", "bob"])
+        >>> tokenizer.encode_document("nab")
+        [4, 2, 0, 1, 4]
+        >>> tokenizer.decode([4, 2, 0, 1, 4])
+        'nab'
+    """
+
+    chars: tuple[str, ...]
+    is_chat: bool = False
+
+    def __post_init__(self) -> None:
+        if any(not isinstance(char, str) or len(char) != 1 for char in self.chars):
+            raise DataError("chars must be single characters")
+        if len(set(self.chars)) != len(self.chars):
+            raise DataError("chars holds a character twice, expected each once")
+        object.__setattr__(self, "_ids", {char: i for i, char in enumerate(self.chars)})
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], *, is_chat: bool = False) -> "Tokenizer":
+        """Return a tokenizer for every character that occurs in `texts`."""
+        return cls(tuple(sorted(set().union(*texts))), is_chat)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Names of the chat tokens in the order of their ids; empty for text models."""
+        return SPECIAL_TOKENS if self.is_chat else ()
+
+    @property
+    def bos(self) -> int:
+        """Id of the token before and after every document; always the last one."""
+        return len(self.chars) + len(self.special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: V."""
+        return self.bos + 1
+
+    def special_id(self, name: str) -> int:
+        """Return the id of "user", "assistant" or "end_turn".
+
+        Raises:
+            TokenError: this tokenizer has no such token.
+        """
+        if name not in self.special_tokens:
+            raise TokenError(
+                f"no special token {name!r}, expected one of {list(self.special_tokens)}"
+            )
+        return len(self.chars) + self.special_tokens.index(name)
+
+    def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
+        """Return the ids of the characters of `text`, without special tokens.
+
+        Args:
+            text: any text.
+            unknown: what to do about characters that are not in the vocabulary.
+
+        Raises:
+            TokenError: there are such characters and `unknown` is "error"; they are named.
+        """
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]  # set in __post_init__
+        if unknown == "error" and (strange := sorted(set(text) - ids.keys())):
+            shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + ", ..." * (len(strange) > MAX_SHOWN)
+            raise TokenError(
+                f"the text holds characters that the model does not know: {shown}",
+                hint="the model knows only characters of its training data",
+            )
+        return [ids[char] for char in text if char in ids]
+
+    def encode_document(self, text: str) -> list[int]:
+        """Return BOS, the characters, BOS.
+
+        Raises:
+            TokenError: a character is not in the vocabulary.
+        """
+        return [self.bos, *self.encode(text), self.bos]
+
+    def encode_turn(self, role: str, content: str, *, unknown: Unknown = "error") -> list[int]:
+        """Return the role's token, the characters, end_turn.
+
+        Args:
+            role: "user" or "assistant".
+            content: any text.
+            unknown: see `encode`.
+
+        Raises:
+            TokenError: the role is not in the vocabulary, or see `encode`.
+        """
+        ids = self.encode(content, unknown=unknown)
+        return [self.special_id(role), *ids, self.special_id("end_turn")]
+
+    def encode_conversation(self, messages: Iterable[Message]) -> list[int]:
+        """Return BOS, every turn, BOS.
+
+        Raises:
+            TokenError: a role or a character is not in the vocabulary.
+        """
+        turns = (self.encode_turn(message["role"], message["content"]) for message in messages)
+        return [self.bos, *chain.from_iterable(turns), self.bos]
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the characters of `token_ids`; special tokens yield nothing.
+
+        Raises:
+            TokenError: an id is not in the vocabulary.
+        """
+        text = []
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise TokenError(f"token id {token_id}, expected 0 to {self.vocab_size - 1}")
+            if token_id < len(self.chars):
+                text.append(self.chars[token_id])
+        return "".join(text)

@@ -1,0 +1,100 @@
+"""From documents to a model: what is drawn, in which order, and what is refused."""
+
+import math
+import random
+from typing import Any
+
+import microgpt
+import numpy as np
+import pytest
+from microgpt import (
+    ConfigError,
+    DataError,
+    Dataset,
+    EngineError,
+    LanguageModel,
+    MicrogptError,
+    NonFiniteLossError,
+    TrainConfig,
+)
+from microgpt.parameters import Parameters
+from small_models import DOCUMENTS, SIZES, learned
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return learned()
+
+
+def test_fit_is_prepare_and_the_trainer(model: LanguageModel) -> None:
+    prepared, trainer = microgpt.prepare(
+        Dataset.from_documents(DOCUMENTS),
+        TrainConfig(steps=60),
+        random.Random(42),
+        dtype="float64",
+        engine="vectorized",
+        **SIZES,
+    )
+    reports = list(trainer)
+    assert reports[-1].loss < reports[0].loss
+    np.testing.assert_array_equal(prepared.parameters.flat, model.parameters.flat)
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "other"),
+    [
+        ("seed", 42, 43),
+        ("learning_rate", 0.01 * 16 / 6, 0.01),
+        ("batch_size", 1, 2),
+        ("shuffle", True, False),
+        ("steps", 1000, 1),
+        ("dtype", "float32", "float64"),
+        ("n_layer", 1, 2),
+    ],
+)
+def test_fit_heeds_its_options(option: str, default: float | str, other: float | str) -> None:
+    fixed: dict[str, Any] = {"steps": 3, "n_embd": 6, "n_head": 3} if option != "steps" else {}
+    without = microgpt.fit(DOCUMENTS, **fixed).parameters.flat
+    same = microgpt.fit(DOCUMENTS, **fixed, **{option: default}).parameters.flat  # type: ignore[arg-type]
+    different = microgpt.fit(DOCUMENTS, **fixed, **{option: other}).parameters.flat  # type: ignore[arg-type]
+    np.testing.assert_array_equal(without, same)
+    assert (without.dtype, without.tolist()) != (different.dtype, different.tolist())
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_draws_are_the_shuffle_if_any_and_then_the_weights(*, shuffle: bool) -> None:
+    rng, expected = random.Random(7), random.Random(7)
+    dataset = Dataset.from_documents(DOCUMENTS)
+    model, trainer = microgpt.prepare(dataset, TrainConfig(), rng, shuffle=shuffle, **SIZES)
+    order = list(range(len(DOCUMENTS)))
+    if shuffle:
+        expected.shuffle(order)
+    weights = Parameters.init(model.config, expected, "float32")
+    assert list(trainer.order) == order
+    np.testing.assert_array_equal(model.parameters.flat, weights.flat)
+    assert rng.getstate() == expected.getstate()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"documents": []}, DataError, "dataset is empty"),
+        ({"documents": ["", " \t"]}, DataError, "dataset is empty"),
+        ({"steps": 0}, ConfigError, "steps is 0, expected an integer of at least 1"),
+        ({"steps": 1.5}, ConfigError, "steps is 1.5, expected an integer"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0, expected an integer of at least 1"),
+        ({"learning_rate": 0.0}, ConfigError, "learning_rate is 0.0, expected a finite number"),
+        ({"learning_rate": math.nan}, ConfigError, "learning_rate is nan, expected a finite"),
+        ({"n_layer": 0}, ConfigError, "n_layer is 0, expected an integer of at least 1"),
+        ({"block_size": -1}, ConfigError, "block_size is -1, expected an integer of at least 1"),
+        ({"n_head": 5}, ConfigError, r"n_embd \(16\) must be divisible by n_head \(5\)"),
+        ({"dtype": "float16"}, ConfigError, "dtype is 'float16', expected one of float32, float64"),
+        ({"engine": "gpu"}, EngineError, "engine is 'gpu', expected one of auto, "),
+        ({"learning_rate": 1e300}, NonFiniteLossError, "loss is nan at step 2"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_do(
+    options: dict[str, Any], error: type[MicrogptError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        microgpt.fit(**({"documents": DOCUMENTS} | options))
