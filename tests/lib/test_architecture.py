@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "libs/microgpt"
 APPLICATIONS = [ROOT / "apps/microgpt_cli", ROOT / "apis/microgpt_serve"]
 
+OWN = {"self", "cls"}  # parameters that callers do not give
 OF_APPLICATIONS = {"hypercorn", "microgpt_cli", "microgpt_serve", "rich", "starlette", "typer"}
 
 # Each room of the library, and the rooms it may import: only ones that stand above it here.
@@ -261,13 +262,48 @@ def test_application_accepts_this_version_of_the_library_and_no_next_minor(
 
 
 def described_functions() -> list[Any]:
-    """Return the public functions, and the methods of public classes."""
+    """Return the public functions, and the public methods of public classes."""
     functions = []
     for name in microgpt.__all__:
         public = getattr(microgpt, name)
         members = vars(public).values() if inspect.isclass(public) else [public]
-        functions += [each for each in members if inspect.isfunction(each)]
+        plain = (getattr(each, "__func__", each) for each in members)  # of class methods
+        functions += [each for each in plain if inspect.isfunction(each)]
     return [each for each in functions if not each.__name__.startswith("_")]
+
+
+def described_classes() -> list[Any]:
+    """Return the public classes that users make, or are given, with named parts."""
+    public = (getattr(microgpt, name) for name in microgpt.__all__)
+    return [
+        each
+        for each in public
+        if inspect.isclass(each)
+        and each.__module__.startswith("microgpt.")
+        and not issubclass(each, Exception)
+    ]
+
+
+def test_functions_that_are_checked_include_methods_of_classes_and_objects() -> None:
+    names = {function.__qualname__ for function in described_functions()}
+    assert {"fit", "Value.exp", "Dataset.from_documents"} <= names
+
+
+@pytest.mark.parametrize(
+    "public", [*described_functions(), *described_classes()], ids=lambda each: each.__qualname__
+)
+def test_docstring_describes_every_parameter_and_no_other(public: Any) -> None:
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", inspect.getdoc(public) or "", re.MULTILINE)
+    described = re.findall(r"^    \*?(\w+): ", section[1], re.MULTILINE) if section else []
+    parameters = [name for name in inspect.signature(public).parameters if name not in OWN]
+    assert described == parameters
+
+
+@pytest.mark.parametrize("function", described_functions(), ids=lambda each: each.__qualname__)
+def test_docstring_says_what_is_returned(function: Any) -> None:
+    if inspect.signature(function).return_annotation not in {None, "None"}:
+        summary = function.__doc__.partition("\n")[0]
+        assert re.search(r"\b([Rr]eturn|[Yy]ield)\b", summary) or "Returns:" in function.__doc__
 
 
 @pytest.mark.parametrize("function", described_functions(), ids=lambda each: each.__qualname__)

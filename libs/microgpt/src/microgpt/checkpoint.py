@@ -300,7 +300,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def holds_model(directory: PathLike) -> bool:
-    """Return whether a model, whole or damaged, lies in `directory`."""
+    """Return whether a model, whole or damaged, lies in `directory`.
+
+    Args:
+        directory: may be missing.
+    """
     return any((Path(directory) / name).exists() for name in (META, COMMIT, *WEIGHTS.values()))
 
 

@@ -206,6 +206,12 @@ class Dataset:
     def from_documents(cls, documents: Iterable[str]) -> "Dataset":
         """Encode documents; blank ones are left out, the others stripped.
 
+        Args:
+            documents: texts, read once.
+
+        Returns:
+            The documents in their order, with a tokenizer of their characters.
+
         Raises:
             DataError: there is no document.
         """
@@ -222,6 +228,12 @@ class Dataset:
     @classmethod
     def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
         """Encode conversations with the chat tokens.
+
+        Args:
+            conversations: each a list of messages with "role" and "content", read once.
+
+        Returns:
+            The conversations in their order, with a tokenizer of their characters.
 
         Raises:
             DataError: there is no conversation, or a role is unknown.
@@ -250,13 +262,20 @@ class Dataset:
         return self.tokens[start : start + self.lengths[index] + 1]
 
     def length_percentiles(self, *percents: float) -> list[int]:
-        """Return how many positions so many percent of the documents have at most."""
+        """Return how many positions so many percent of the documents have at most.
+
+        Args:
+            *percents: 0 to 100 each.
+        """
         at = [max(math.ceil(percent / 100 * len(self)) - 1, 0) for percent in percents]
         found = np.partition(self.lengths, at)[at]  # np.percentile would make several copies
         return [int(length) for length in found]
 
     def encoded_with(self, tokenizer: Tokenizer) -> "Dataset":
         """Return the same documents as another tokenizer encodes them.
+
+        Args:
+            tokenizer: of a model, for instance.
 
         Raises:
             TokenError: it does not know a character that is in here.
@@ -271,7 +290,11 @@ class Dataset:
         return replace(self, tokenizer=tokenizer, tokens=new_ids[self.tokens])
 
     def only(self, index: int) -> "Dataset":
-        """Return a dataset of one document of this one."""
+        """Return a dataset of one document of this one.
+
+        Args:
+            index: which, from 0.
+        """
         at = slice(index, index + 1)
         return replace(self, starts=self.starts[at], lengths=self.lengths[at])
 
@@ -364,17 +387,32 @@ class Dataset:
         return replace(self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted)
 
     def shuffled(self, rng: random.Random) -> "array[int]":
-        """Return the indices of the documents in an order drawn from `rng`."""
+        """Return the indices of the documents in an order drawn from `rng`.
+
+        Args:
+            rng: what `random.Random.shuffle` draws is drawn from it.
+        """
         order = array("i" if len(self) < 1 << 31 else "q", range(len(self)))
         rng.shuffle(order)
         return order
 
     def batch(self, indices: Collection[int], block_size: int) -> Batch:
-        """Return the chosen documents, each cut after `block_size` positions."""
+        """Return the chosen documents, each cut after `block_size` positions.
+
+        Args:
+            indices: of the documents, at least one; repeats are allowed.
+            block_size: the most positions of a document.
+        """
         return self.batches(indices, len(indices), block_size).together
 
     def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> Batches:
-        """Return the chosen documents, `batch_size` to a batch; see `batch`."""
+        """Return the chosen documents, `batch_size` to a batch; see `batch`.
+
+        Args:
+            indices: of the documents of all batches, one batch after another.
+            batch_size: documents to a batch; divides the number of indices.
+            block_size: the most positions of a document.
+        """
         index = np.fromiter(indices, np.int64, len(indices))
         lengths = np.minimum(self.lengths[index], block_size)
         *first_rows, n_rows = starts_of(lengths)

@@ -78,7 +78,11 @@ class Conversations:
     n_skipped: int = 0
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Append one conversation, trimmed; count it where it changes."""
+        """Append one conversation, trimmed; count it where it changes.
+
+        Args:
+            messages: each with "role" and "content".
+        """
         answered = [i for i, message in enumerate(messages, 1) if message["role"] == "assistant"]
         if not answered:
             self.n_skipped += 1
@@ -124,13 +128,15 @@ def _parse_conversation(number: int, text: str) -> list[Message]:
 def read_conversations(path: PathLike) -> Conversations:
     """Read a JSONL file of conversations: per line an array of {"role", "content"} objects.
 
-    Or an object whose "messages" are such an array.
-
-    Blank lines and empty arrays are passed over. User turns at the end that nobody answered are
-    trimmed, and conversations that the assistant never joins are skipped; both are counted.
+    A line may also be an object whose "messages" are such an array. Blank lines and empty arrays
+    are passed over. User turns at the end that nobody answered are trimmed, and conversations that
+    the assistant never joins are skipped; both are counted.
 
     Args:
         path: a UTF-8 file.
+
+    Returns:
+        The conversations in the order of their lines, and both counts.
 
     Raises:
         DataError: the file cannot be read, or a line is not such an array (the line is named).

@@ -415,6 +415,9 @@ class LanguageModel:
         Every character and the closing BOS is predicted once. Documents longer than block_size
         are read in windows that overlap by half, so that each token keeps half a block of context.
 
+        Args:
+            documents: texts; an empty one is scored on its closing BOS alone.
+
         Raises:
             TokenError: a document holds a character that the model does not know.
         """
@@ -455,6 +458,9 @@ def load(
         engine: see `ENGINES`.
         dtype: float32 or float64; None for the one it was saved from.
         threads: cores to use; None for all.
+
+    Returns:
+        The model, ready to use.
 
     Raises:
         CheckpointError: the directory does not hold a sound model.

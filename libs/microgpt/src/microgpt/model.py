@@ -312,12 +312,22 @@ class GPT(_Transformer[Value]):
 
     @classmethod
     def init(cls, config: ModelConfig, rng: random.Random) -> "GPT":
-        """Return a model with initial weights drawn from `rng`, parameter after parameter."""
+        """Return a model with initial weights drawn from `rng`, parameter after parameter.
+
+        Args:
+            config: sizes of the model.
+            rng: one `gauss` is drawn per weight.
+        """
         return cls.from_numbers(config, init_weights(config, rng))
 
     @classmethod
     def from_numbers(cls, config: ModelConfig, numbers: Iterator[float]) -> "GPT":
-        """Return a model whose weights are the next n_params of `numbers`, row by row."""
+        """Return a model whose weights are the next n_params of `numbers`, row by row.
+
+        Args:
+            config: sizes of the model.
+            numbers: at least n_params, in the order of `parameters`.
+        """
         return cls(
             config,
             {
@@ -367,7 +377,11 @@ class InferenceGPT(_Transformer[float]):
 
     @classmethod
     def from_gpt(cls, model: GPT) -> "InferenceGPT":
-        """Return the same model without its gradients."""
+        """Return the same model without its gradients.
+
+        Args:
+            model: whose weights are copied, so that training it further changes nothing here.
+        """
         weights: dict[str, Any] = {
             name: [[weight.data for weight in row] for row in matrix]
             for name, matrix in model.weights.items()

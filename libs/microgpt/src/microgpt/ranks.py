@@ -57,7 +57,11 @@ class Ranks:
         self.is_leaving: Callable[[], bool] = lambda: False
 
     def share(self, batch: Batch) -> Batch:
-        """Return the documents of a batch that this process learns: every `size`-th by length."""
+        """Return the documents of a batch that this process learns: every `size`-th by length.
+
+        Args:
+            batch: the same on every process.
+        """
         by_length = np.argsort(-batch.lengths, kind="stable")
         is_mine = np.zeros(len(by_length), np.bool_)
         is_mine[by_length[self.rank :: self.size]] = True
@@ -65,11 +69,18 @@ class Ranks:
         return Batch(batch.inputs[rows], batch.targets[rows], batch.lengths[is_mine])
 
     def share_of(self, order: Sequence[int]) -> Sequence[int]:
-        """Return every `size`-th document of an order."""
+        """Return every `size`-th document of an order.
+
+        Args:
+            order: of documents, the same on every process.
+        """
         return order[self.rank :: self.size]
 
     def add(self, numbers: "np.ndarray[Any, Any]") -> None:
         """Replace `numbers` by their sum over all processes.
+
+        Args:
+            numbers: of any shape and one type, the same on every process; changed in place.
 
         Raises:
             RankLostError: see `is_leaving`.
@@ -78,6 +89,10 @@ class Ranks:
 
     def add_up(self, total: float, count: int) -> tuple[float, int]:
         """Return the sums of two numbers over all processes.
+
+        Args:
+            total: for instance a loss in nats.
+            count: for instance of predicted tokens.
 
         Raises:
             RankLostError: see `is_leaving`.
@@ -89,6 +104,9 @@ class Ranks:
     def least(self, number: int) -> int:
         """Return the least of all processes' numbers; so they agree on what to do next.
 
+        Args:
+            number: this process's.
+
         Raises:
             RankLostError: see `is_leaving`.
         """
@@ -97,7 +115,11 @@ class Ranks:
         return int(numbers[0])
 
     def check_same(self, *things: object) -> None:
-        """Raise ConfigError unless all processes give things that print alike."""
+        """Raise ConfigError unless all processes give things that print alike.
+
+        Args:
+            *things: what must be alike: digests, options, sizes.
+        """
         digest = hashlib.sha256(repr(things).encode("utf-8", "surrogatepass")).hexdigest()
         for rank, other in enumerate(self._communicator.allgather(digest)):
             if other != digest:
@@ -107,7 +129,11 @@ class Ranks:
                 )
 
     def abort(self, status: int) -> None:
-        """End all processes of the job, this one included."""
+        """End all processes of the job, this one included.
+
+        Args:
+            status: the exit status of the job.
+        """
         self._communicator.Abort(status)
 
     def _wait(self, request: "MPI.Request") -> None:

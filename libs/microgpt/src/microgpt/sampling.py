@@ -235,6 +235,14 @@ def generate(
     *,
     forbidden: Collection[int] = (),
 ) -> list[int]:
-    """Return the token ids of one document: from BOS until the next BOS or block_size tokens."""
+    """Return the token ids of one document: from BOS until the next BOS or block_size tokens.
+
+    Args:
+        model: any decoder.
+        bos: token id that begins the document and ends it.
+        rng: one draw per token.
+        config: temperature and filters; None for temperature 0.5.
+        forbidden: token ids that are never chosen.
+    """
     config = config or SamplingConfig()
     return list(generate_from_prompt(model, [bos], rng, config, stop=bos, forbidden=forbidden))

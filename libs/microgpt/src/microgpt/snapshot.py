@@ -175,12 +175,19 @@ def _snapshots(folder: Path) -> list[Path]:
 
 
 def holds_snapshot(directory: PathLike) -> bool:
-    """Return whether there are snapshots in a model directory."""
+    """Return whether there are snapshots in a model directory.
+
+    Args:
+        directory: of a model; may be missing.
+    """
     return bool(_snapshots(Path(directory) / FOLDER))
 
 
 def remove_snapshots(directory: PathLike) -> None:
     """Remove the snapshots in a model directory, so that those of a new run do not mix with them.
+
+    Args:
+        directory: of a model; may be missing.
 
     Raises:
         CheckpointError: one cannot be removed.
@@ -194,6 +201,12 @@ def remove_snapshots(directory: PathLike) -> None:
 
 def read_snapshot(directory: PathLike) -> Snapshot:
     """Load the latest snapshot of a model directory, and check everything about it.
+
+    Args:
+        directory: of a model.
+
+    Returns:
+        What `restore` takes.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
@@ -265,6 +278,10 @@ def _read(path: Path) -> Snapshot:
 
 def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     """Put a trainer that was just set up for the same run where the snapshot was taken.
+
+    Args:
+        trainer: set up with the same data, sizes, type and engine; changed in place.
+        snapshot: what `read_snapshot` gave.
 
     Raises:
         CheckpointError: the data or the model is not the one of the snapshot.

@@ -51,7 +51,12 @@ class Tokenizer:
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], *, is_chat: bool = False) -> "Tokenizer":
-        """Return a tokenizer for every character that occurs in `texts`."""
+        """Return a tokenizer for every character that occurs in `texts`.
+
+        Args:
+            texts: any, read once.
+            is_chat: whether the chat tokens exist.
+        """
         return cls(tuple(sorted(set().union(*texts))), is_chat)
 
     @property
@@ -71,6 +76,9 @@ class Tokenizer:
 
     def special_id(self, name: str) -> int:
         """Return the id of "user", "assistant" or "end_turn".
+
+        Args:
+            name: of a chat token.
 
         Raises:
             TokenError: this tokenizer has no such token.
@@ -103,6 +111,9 @@ class Tokenizer:
     def encode_document(self, text: str) -> list[int]:
         """Return BOS, the characters, BOS.
 
+        Args:
+            text: any text.
+
         Raises:
             TokenError: a character is not in the vocabulary.
         """
@@ -125,6 +136,9 @@ class Tokenizer:
     def encode_conversation(self, messages: Iterable[Message]) -> list[int]:
         """Return BOS, every turn, BOS.
 
+        Args:
+            messages: each with "role" and "content".
+
         Raises:
             TokenError: a role or a character is not in the vocabulary.
         """
@@ -133,6 +147,9 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the characters of `token_ids`; special tokens yield nothing.
+
+        Args:
+            token_ids: 0 to V - 1 each.
 
         Raises:
             TokenError: an id is not in the vocabulary.

@@ -94,7 +94,11 @@ class TrainConfig:
             )
 
     def rate_at(self, step: int) -> float:
-        """Return the share of the highest learning rate that `step`, counted from 0, takes."""
+        """Return the share of the highest learning rate that `step`, counted from 0, takes.
+
+        Args:
+            step: 0 to `steps` - 1.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / (self.steps - self.warmup_steps)
@@ -138,7 +142,11 @@ class Adam:
         self.n_updates = 0
 
     def step(self, learning_rate: float) -> None:
-        """Move every parameter against its gradient, and set the gradients to 0."""
+        """Move every parameter against its gradient, and set the gradients to 0.
+
+        Args:
+            learning_rate: how far to move, at most about; in the units of the parameters.
+        """
         self.n_updates += 1
         for i, parameter in enumerate(self.parameters):
             self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * parameter.grad
@@ -378,6 +386,12 @@ class Trainer:
         """Take up to `n_steps` of the remaining steps in one call, and report each.
 
         There are fewer where the next look at the validation set comes before.
+
+        Args:
+            n_steps: the most to take.
+
+        Returns:
+            One report for each step that was taken; none after the last step.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite; the weights are those that gave it.
