@@ -231,7 +231,7 @@ def test_unknown_characters_are_counted_and_left_out(
 ) -> None:
     person, replies = terminal(), Replies(talkative)
     printed = person.say("HELLO w\N{SNOWMAN}rld")
-    note = "(6 characters that the model does not know are left out)\r\n"
+    note = "(6 characters left out that the model does not know)\r\n"
     assert printed == note + shown(replies.to(" wrld", seed=42))
 
 
@@ -241,10 +241,10 @@ def test_what_does_not_fit_is_said_aloud(
     person, replies = terminal("--max-tokens", 30), Replies(talkative)
     printed = person.say("a" * 150)  # 128 - 32 - 2 - 2 = 92 characters fit
     reply = shown(replies.to("a" * 92, seed=42, max_tokens=30))
-    assert printed == "(too long: the first 58 characters are cut off)\r\n" + reply
+    assert printed == "(too long: 58 characters cut off at the beginning)\r\n" + reply
     printed = person.say("b" * 60)
     reply = shown(replies.to("b" * 60, seed=43, max_tokens=30))
-    assert printed == "(the oldest 1 turns no longer fit)\r\n" + reply
+    assert printed == "(1 old turn left out to fit)\r\n" + reply
 
 
 @pytest.fixture(scope="session")
@@ -347,7 +347,7 @@ def test_two_hundred_turns_with_a_small_block_are_aware_of_the_last_ones(
         assert printed.endswith(shown(reply))
         alone = replies.model.chat([user(text)], seed=42 + k, max_tokens=9).content
         n_aware += alone != reply
-    assert "turns no longer fit" in printed
+    assert "left out to fit" in printed
     assert n_aware > 150  # what was said before the question changed the reply
 
 
@@ -465,13 +465,13 @@ def test_full_disk_leaves_no_part_of_a_saved_conversation(
 
 def test_bytes_that_are_no_text_are_unknown_characters(piped: Piped, talkative: Path) -> None:
     reply = Replies(talkative).to("ab", seed=42).replace("\n", r"\n")
-    note = "(5 characters that the model does not know are left out)\n"
+    note = "(5 characters left out that the model does not know)\n"
     assert piped(b"a\0\xff\xed\xa0\x80b\n") == (0, reply + "\n", note)
 
 
 def test_nothing_but_unknown_characters_is_an_empty_turn(piped: Piped, talkative: Path) -> None:
     reply = Replies(talkative).to("", seed=42).replace("\n", r"\n")
-    note = "(3 characters that the model does not know are left out)\n"
+    note = "(3 characters left out that the model does not know)\n"
     assert piped("???\n") == (0, reply + "\n", note)
 
 
@@ -527,7 +527,7 @@ def test_what_is_left_out_of_real_conversations_is_counted(
     assert result.status == 0, result.err
     assert f"num convos:  {len(talks)}" in result.lines
     assert f"vocab size:  {n_characters + 4}" in result.lines
-    assert f"warning: {n_trimmed} conversations end with a user turn" in result.err
+    assert f"warning: {n_trimmed} conversations trimmed: " in result.err
     assert (
-        f"warning: {n_long} of {len(talks)} documents are longer than block_size=64" in result.err
+        f"warning: {n_long} of {len(talks)} documents cut: longer than block_size=64" in result.err
     )

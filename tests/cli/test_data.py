@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import subprocess
 from importlib.resources import files
@@ -45,7 +46,7 @@ def test_file_that_holds_something_else_is_not_overwritten(cli: "Cli", tmp_path:
 
 @pytest.mark.parametrize(
     ("place", "cause"),
-    [(".", "Is a directory"), ("none/x", "No such file or directory")],
+    [(".", "it is not a regular file"), ("none/x", "No such file or directory")],
 )
 def test_place_that_cannot_be_written_is_one_error(
     cli: "Cli", tmp_path: Path, place: str, cause: str
@@ -56,6 +57,39 @@ def test_place_that_cannot_be_written_is_one_error(
         "",
         f"error: cannot write {path}: {cause}\n",
     )
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+def test_only_files_are_written_whole(cli: "Cli", tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "place"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")  # which would be read for ever
+    error = f"error: cannot write {path}: it is not a regular file\n"
+    assert cli("data", "names", "--output", path) == (1, "", error)
+    assert [file.name for file in tmp_path.iterdir()] == ["place"]
+    assert not path.is_file()
+
+
+def test_link_to_a_file_stays_one(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to("names.txt")
+    assert cli("data", "names", "--output", path).status == 0
+    assert path.is_symlink()
+    assert (tmp_path / "names.txt").read_text() == cli("data", "names").out
+
+
+def test_directory_that_is_gone_is_one_error(program: Path, tmp_path: Path) -> None:
+    run = subprocess.run(
+        ["sh", "-c", f'rmdir "$PWD"; exec "{program}" data names --output names.txt'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = "error: cannot write names.txt: No such file or directory\n"
+    assert (run.returncode, run.stdout, run.stderr) == (1, "", error)
 
 
 def test_full_disk_leaves_no_part_of_a_file(program: Path, tmp_path: Path) -> None:
@@ -137,9 +171,8 @@ def test_stats_of_conversations_warn_about_what_is_left_out(cli: "Cli", tmp_path
         "tokens:          18 (each predicted once: characters and ends)",
     ]
     assert result.err == (
-        "warning: 1 conversations end with a user turn that nobody answers; these turns are left "
-        "out\n"
-        "warning: 1 conversations without an assistant turn are left out\n"
+        "warning: 1 conversation trimmed: nobody answers the user turn at the end\n"
+        "warning: 1 conversation left out: there is no assistant turn\n"
     )
 
 
@@ -166,7 +199,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
     assert figures["not_ascii"] == n_not_ascii > 100
     assert figures["suggested_block_size"] == 1024
     assert figures["covered"] == pytest.approx(1 - n_long / n_kept, rel=1e-12)
-    assert result.err.startswith(f"warning: {n_trimmed} conversations end with a user turn")
+    assert result.err.startswith(f"warning: {n_trimmed} conversations trimmed: ")
     assert ("without an assistant turn" in result.err) == (n_skipped > 0)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer
+from biased import biased
 from microgpt_cli.main import app
 
 if TYPE_CHECKING:
@@ -136,6 +137,75 @@ def test_full_disk_under_stdout_is_one_error_line(
             check=False,
         )
     assert (run.returncode, run.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.fixture
+def chat_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "chat"
+    biased("abc", {"a": 1.0, "end_turn": 1.0}).save(directory)
+    return directory
+
+
+EBADF = "error: stdin or stdout: Bad file descriptor\n"
+
+
+def run_without(stream: str, *command: str | Path, text: str = "abc") -> tuple[int, str, str]:
+    """Run a command with one standard stream closed, which Popen cannot do."""
+    redirection = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}[stream]
+    run = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *command],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "data names",
+        "generate --model-dir {model} --num-samples 2",
+        "info --model-dir {model}",
+        "chat --model-dir {chat}",
+        "train --input {names} --output {model}-new --steps 2",
+        "--help",
+    ],
+)
+def test_command_without_stdout_fails_in_one_line(
+    program: Path, model_dir: Path, chat_dir: Path, names: Path, command: str
+) -> None:
+    arguments = command.format(names=names, model=model_dir, chat=chat_dir).split()
+    assert run_without("stdout", program, *arguments) == (1, "", EBADF)
+
+
+def test_chat_without_stdin_fails_in_one_line(program: Path, chat_dir: Path) -> None:
+    assert run_without("stdin", program, "chat", "--model-dir", chat_dir) == (1, "", EBADF)
+
+
+def test_command_without_stderr_does_its_work(
+    program: Path, names: Path, chat_dir: Path, tmp_path: Path
+) -> None:
+    status, out, _ = run_without("stderr", program, "data", "stats", names)
+    assert (status, out.splitlines()[0]) == (0, "documents:       8")
+    status, out, _ = run_without("stderr", program, "chat", "--model-dir", chat_dir, text="hello")
+    assert (status, out.count("\n")) == (0, 1)  # "(5 characters left out..." goes nowhere
+    missing = tmp_path / "missing"
+    assert run_without("stderr", program, "info", "--model-dir", missing) == (1, "", "")
+
+
+def test_full_disk_under_stderr_does_not_matter(program: Path, chat_dir: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [program, "chat", "--model-dir", chat_dir],
+            input="hello\n",
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+    assert (run.returncode, run.stdout.count("\n")) == (0, 1)
 
 
 def test_reader_that_leaves_ends_the_command_in_silence(program: Path, model_dir: Path) -> None:

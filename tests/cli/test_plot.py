@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ def test_picture_that_cannot_be_written_is_told(cli: Any, run_directory: Path) -
     path = run_directory / "none" / "a.svg"
     result = cli("plot", run_directory, "--output", path)
     assert result.err == f"error: cannot write {path}: No such file or directory\n"
+
+
+def test_picture_takes_the_place_of_a_file_only(cli: Any, run_directory: Path) -> None:
+    path = run_directory / "a.svg"
+    os.mkfifo(path)
+    result = cli("plot", run_directory, "--output", path, "--force")
+    assert result.err == f"error: cannot write {path}: it is not a regular file\n"
+    assert path.is_fifo()
+
+
+def test_record_that_is_no_file_is_not_waited_for(cli: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert cli("plot", tmp_path).err.startswith("error: nothing to draw")
 
 
 def test_directory_without_a_record_is_named(cli: Any, tmp_path: Path) -> None:

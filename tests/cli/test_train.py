@@ -207,7 +207,7 @@ def test_warnings_go_to_stderr_and_name_what_is_cut(
     result = cli(*job, "--block-size", 4)
     # Positions of the eight names, a closing one included: 5 4 7 5 4 4 5 5.
     assert result.err == (
-        "warning: 5 of 8 documents are longer than block_size=4 and are cut; a block size of 5 "
+        "warning: 5 of 8 documents cut: longer than block_size=4; a block size of 5 "
         "covers half of them all, 7 covers 90 %, 7 99 %, 7 all\n"
     )
     assert "are cut" not in result.out
@@ -419,7 +419,7 @@ def test_line_of_50_megabytes_is_one_document(cli: "Cli", tmp_path: Path) -> Non
     result = cli("train", "--input", path, "--output", tmp_path / "out", "--steps", 2)
     assert result.status == 0
     assert result.lines[5:7] == ["num docs:    1", "vocab size:  3"]
-    assert result.err.startswith("warning: 1 of 1 documents are longer than block_size=16")
+    assert result.err.startswith("warning: 1 of 1 document cut: longer than block_size=16")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
 from microgpt_cli.session import HELP, Session, Settings, printable
-from microgpt_cli.terminal import report_error
+from microgpt_cli.terminal import counted, remark, report_error
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -54,7 +54,7 @@ def chat(
 
 
 def _note(text: str) -> None:
-    typer.echo(f"({text})", err=True)
+    remark(f"({text})")
 
 
 # ---------------------------------------------------------------- one line of input
@@ -66,7 +66,7 @@ def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
     argument = argument.strip()
     if not line.startswith("/"):
         if n_unknown := session.ask(line):
-            _note(f"{n_unknown} characters that the model does not know are left out")
+            _note(f"{counted(n_unknown, 'character')} left out that the model does not know")
         _reply(session, at_terminal=at_terminal)
     elif name == "/quit":
         return False
@@ -95,9 +95,10 @@ def _reply(session: Session, *, at_terminal: bool) -> None:
     """Stream one reply to stdout; at a terminal, Ctrl-C stops it."""
     stream = session.reply()
     if stream.prompt and stream.prompt.turns_dropped:
-        _note(f"the oldest {stream.prompt.turns_dropped} turns no longer fit")
+        _note(f"{counted(stream.prompt.turns_dropped, 'old turn')} left out to fit")
     elif stream.prompt and stream.prompt.tokens_dropped:
-        _note(f"too long: the first {stream.prompt.tokens_dropped} characters are cut off")
+        cut = counted(stream.prompt.tokens_dropped, "character")
+        _note(f"too long: {cut} cut off at the beginning")
     sys.stdout.write(ASSISTANT if at_terminal else "")
     said = ""
     with _stoppable(at_terminal=at_terminal) as stopped:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from microgpt_cli.files import write_whole
-from microgpt_cli.terminal import read_dataset
+from microgpt_cli.terminal import counted, read_dataset
 
 if TYPE_CHECKING:
     from microgpt import Dataset
@@ -64,7 +64,7 @@ def _write(name: str, output: Path | None) -> None:
     from microgpt import DataError  # noqa: PLC0415 - see main
 
     try:
-        if output.exists() and output.read_bytes() != content:
+        if output.is_file() and output.read_bytes() != content:
             raise DataError(f"{output} exists and holds something else; name another file")
         write_whole(output, content)
     except OSError as error:
@@ -103,7 +103,8 @@ def stats(
     rows = {
         "documents": f"{len(dataset):,}",
         "tokens": f"{figures['tokens']:,} (each predicted once: characters and ends)",
-        "vocabulary": f"{dataset.tokenizer.vocab_size} ({figures['characters']} characters)",
+        "vocabulary": f"{dataset.tokenizer.vocab_size} "
+        f"({counted(figures['characters'], 'character')})",
         "charset": repr("".join(dataset.tokenizer.chars)),
         "not ASCII": f"characters of {figures['not_ascii']:,} documents",
         "document length": f"half up to {p50}, 90 % up to {p90}, 99 % up to {p99}, "

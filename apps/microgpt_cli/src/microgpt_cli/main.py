@@ -4,6 +4,7 @@ Only typer is imported here; each command imports the library when it runs, so t
 shell completion stay quick.
 """
 
+import errno
 import io
 import sys
 from typing import Annotated
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from microgpt_cli import bench, chat, data, evaluate, export, generate, info, plot, score, train
-from microgpt_cli.terminal import report_error
+from microgpt_cli.terminal import open_streams, remark, report_error
 
 __all__ = ["app", "run"]
 
@@ -63,14 +64,17 @@ def run() -> None:
 
     Typer does the rest: status 2 for wrong usage, 130 for Ctrl-C, silence when our reader leaves.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # None where it is closed
+    open_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may know characters that the terminal's encoding lacks.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except OSError as error:  # a full disk under our output, or a directory that vanished
-        place = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        place = "stdin or stdout" if error.errno == errno.EBADF else error.filename
+        remark(
+            f"error: {place}: {error.strerror}" if place else f"error: {error.strerror or error}"
+        )
         sys.exit(1)
     except Exception as error:
         if not report_error(error):

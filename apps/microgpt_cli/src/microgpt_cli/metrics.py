@@ -59,7 +59,7 @@ class MetricsLog:
 def read_metrics(directory: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a run; a last line that was cut short is left out."""
     path = directory / METRICS
-    if not path.exists():
+    if not path.is_file():
         return
     for line in path.read_text().splitlines():
         try:

@@ -1,5 +1,6 @@
 """`microgpt-cli plot`: the learning curve of a run, in the terminal and as a picture."""
 
+import io
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from microgpt_cli.files import write_whole
 from microgpt_cli.metrics import METRICS, read_metrics
 
 __all__ = ["plot"]
@@ -107,17 +109,16 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
         axes.plot(validation.steps, validation.losses, marker=".", label="validation")
         axes.legend()
     axes.grid(alpha=0.3)
-    staged = path.with_name(path.name + ".staged")
+    picture = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # one curve, one file
+        figure.savefig(
+            picture,
+            format=path.suffix.removeprefix("."),
+            metadata={"Date": None} if path.suffix == ".svg" else None,
+        )
     try:
-        with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # one curve, one file
-            figure.savefig(
-                staged,
-                format=path.suffix.removeprefix("."),
-                metadata={"Date": None} if path.suffix == ".svg" else None,
-            )
-        staged.replace(path)
+        write_whole(path, picture.getvalue())
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise microgpt.DataError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -3,11 +3,12 @@
 Results go to stdout. Everything that only accompanies them goes to stderr.
 """
 
+import io
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,9 +19,47 @@ if TYPE_CHECKING:
     from microgpt import Dataset, StepReport
     from rich.progress import Progress
 
-__all__ = ["TrainingDisplay", "read_dataset", "report_error", "training_display", "warn"]
+__all__ = [
+    "TrainingDisplay",
+    "counted",
+    "open_streams",
+    "read_dataset",
+    "remark",
+    "report_error",
+    "training_display",
+    "warn",
+]
 
 SECONDS_PER_DRAWING = 0.1
+
+
+def open_streams() -> None:
+    """Open what we were started without, so that no file of ours takes its number.
+
+    Using stdin or stdout then fails as it does on a stream that is closed; stderr goes nowhere.
+    """
+    if sys.stdin is None:
+        sys.stdin = _opened(os.O_WRONLY)
+    if sys.stdout is None:
+        sys.stdout = _opened(os.O_RDONLY)
+    if sys.stderr is None:
+        sys.stderr = _opened(os.O_WRONLY)
+
+
+def _opened(flags: int) -> io.TextIOWrapper:
+    file = io.FileIO(os.open(os.devnull, flags), "r+", closefd=False)
+    return io.TextIOWrapper(file, write_through=True)  # what cannot be written is not kept
+
+
+def remark(text: str) -> None:
+    """Print to stderr; a failure of that cannot be told to anybody."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number and what it counts: "1 turn", "2 turns"."""
+    return f"{n} {noun}{'s' * (n != 1)}"
 
 
 def report_error(error: BaseException, prefix: str = "") -> bool:
@@ -28,20 +67,19 @@ def report_error(error: BaseException, prefix: str = "") -> bool:
     from microgpt import MicrogptError  # noqa: PLC0415 - only when there is an error
 
     if isinstance(error, MicrogptError):
-        typer.echo(f"error: {prefix}{error}", err=True)
+        remark(f"error: {prefix}{error}")
         if error.hint:
-            typer.echo(f"hint: {error.hint}", err=True)
+            remark(f"hint: {error.hint}")
         return True
     if isinstance(error, MemoryError):
-        message = f"error: {prefix}not enough memory for a model or dataset of this size"
-        typer.echo(message, err=True)
+        remark(f"error: {prefix}not enough memory for a model or dataset of this size")
         return True
     return False
 
 
 def warn(message: str) -> None:
     """Print a warning."""
-    typer.echo(f"warning: {message}", err=True)
+    remark(f"warning: {message}")
 
 
 def read_dataset(path: "Path", *, chat: bool) -> "Dataset":
@@ -52,12 +90,11 @@ def read_dataset(path: "Path", *, chat: bool) -> "Dataset":
         return microgpt.Dataset.from_documents(microgpt.read_documents(path))
     conversations = microgpt.read_conversations(path)
     if conversations.n_trimmed:
-        warn(
-            f"{conversations.n_trimmed} conversations end with a user turn that nobody answers; "
-            "these turns are left out"
-        )
+        trimmed = counted(conversations.n_trimmed, "conversation")
+        warn(f"{trimmed} trimmed: nobody answers the user turn at the end")
     if conversations.n_skipped:
-        warn(f"{conversations.n_skipped} conversations without an assistant turn are left out")
+        skipped = counted(conversations.n_skipped, "conversation")
+        warn(f"{skipped} left out: there is no assistant turn")
     return microgpt.Dataset.from_conversations(conversations.conversations)
 
 

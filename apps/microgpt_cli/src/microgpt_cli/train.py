@@ -10,7 +10,7 @@ import typer
 
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
 from microgpt_cli.processes import processes
-from microgpt_cli.terminal import read_dataset, warn
+from microgpt_cli.terminal import counted, read_dataset, warn
 from microgpt_cli.training import Output, Pace, Run, run_training
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def _warn(model: "LanguageModel", dataset: "Dataset", options: Options, engine: 
     p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
     done = {"truncate": "cut", "split": "split", "skip": "left out"}[options.long]
     warn(
-        f"{n_long} of {len(dataset)} documents are longer than block_size={options.block_size} and "
-        f"are {done}; a block size of {p50} covers half of them all, {p90} covers 90 %, {p99} "
-        f"99 %, {int(dataset.lengths.max())} all"
+        f"{n_long} of {counted(len(dataset), 'document')} {done}: longer than "
+        f"block_size={options.block_size}; a block size of {p50} covers half of them all, {p90} "
+        f"covers 90 %, {p99} 99 %, {int(dataset.lengths.max())} all"
     )
