@@ -5,18 +5,26 @@ all words and of all pairs of numbers is held out: questions use only these, con
 them.
 
     hatch run python tools/make_chat.py
+
+Prints fresh questions for `microgpt-cli evaluate` as well, of any words, names and pairs: for every
+task and place in a conversation 300, and besides the sums of all pairs:
+
+    hatch run python tools/make_chat.py --fresh 300 --seed 7 > demo/fresh.jsonl
 """
 
+import argparse
 import gzip
 import json
 import random
 import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 N_CONVERSATIONS = 30_000
+MOST_EXCHANGES = 4  # of a conversation
+MOST_BETWEEN = 2  # exchanges between telling a name and asking for it
 N_QUESTIONS = 200  # per task
 SEED = 2026
 LARGEST_NUMBER = 30
@@ -115,6 +123,7 @@ SMALL_TALK = {
 }
 
 Exchange = tuple[str, str]  # what the user says, what the assistant answers
+T = TypeVar("T")
 
 
 def is_held_out(text: str) -> bool:
@@ -122,88 +131,120 @@ def is_held_out(text: str) -> bool:
     return zlib.crc32(text.encode()) % 10 == 0
 
 
-def any_word(rng: random.Random) -> str:
-    """Return letters: mostly at random, else such as can be spoken."""
-    length = rng.choice(WORD_LENGTHS)
-    if rng.randrange(3):
-        return "".join(rng.choices(LETTERS, k=length))
-    starts_with = rng.randrange(2)
-    return "".join(rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length))
+@dataclass(frozen=True)
+class Draws:
+    """What exchanges are made of.
+
+    Args:
+        rng: draws it.
+        held_out: whether words and pairs are those for questions alone; None for any.
+        plain: whether everything is asked in its first phrasing, and words are of any letters.
+    """
+
+    rng: random.Random
+    held_out: bool | None
+    plain: bool = False
+
+    def word(self) -> str:
+        """Return a word of this side."""
+        while True:
+            found = self._any_word()
+            if self.held_out in {None, is_held_out(found)}:
+                return found
+
+    def pair(self) -> tuple[int, int]:
+        """Return two numbers of this side."""
+        while True:
+            a, b = (self.rng.randint(0, LARGEST_NUMBER) for _ in range(2))
+            if self.held_out in {None, is_held_out(f"{min(a, b)}+{max(a, b)}")}:
+                return a, b
+
+    def phrasing(self, *phrasings: str) -> str:
+        """Return the first in half of all cases, else any."""
+        if self.plain or self.rng.randrange(2):
+            return phrasings[0]
+        return self.rng.choice(phrasings)
+
+    def _any_word(self) -> str:
+        """Return letters: mostly at random, else such as can be spoken."""
+        rng = self.rng
+        length = rng.choice(WORD_LENGTHS)
+        if self.plain or rng.randrange(3):
+            return "".join(rng.choices(LETTERS, k=length))
+        starts_with = rng.randrange(2)
+        return "".join(
+            rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length)
+        )
 
 
-def word(rng: random.Random, *, held_out: bool) -> str:
-    """Return a word of one side."""
-    while is_held_out(found := any_word(rng)) != held_out:
-        pass
-    return found
-
-
-def pair(rng: random.Random, *, held_out: bool) -> tuple[int, int]:
-    """Return two numbers of one side."""
-    while True:
-        a, b = rng.randint(0, LARGEST_NUMBER), rng.randint(0, LARGEST_NUMBER)
-        if is_held_out(f"{min(a, b)}+{max(a, b)}") == held_out:
-            return a, b
-
-
-def sums(rng: random.Random, *, held_out: bool) -> Exchange:
+def sums(draws: Draws) -> Exchange:
     """Ask for the sum of two numbers."""
-    a, b = pair(rng, held_out=held_out)
-    phrasings = ("what is {} plus {}?", "what is {} + {}?", "add {} and {}", "{} plus {}")
-    return rng.choice(phrasings).format(a, b), str(a + b)
+    a, b = draws.pair()
+    asked = draws.phrasing("what is {} plus {}?", "what is {} + {}?", "add {} and {}", "{} plus {}")
+    return asked.format(a, b), str(a + b)
 
 
-def spelling(rng: random.Random, *, held_out: bool) -> Exchange:
+def spelling(draws: Draws) -> Exchange:
     """Ask for the letters of a word."""
-    asked = word(rng, held_out=held_out)
-    phrasings = ("spell {}", "how do you spell {}?", "can you spell {}?")
-    return rng.choice(phrasings).format(asked), "-".join(asked)
+    word = draws.word()
+    asked = draws.phrasing("spell {}", "how do you spell {}?", "can you spell {}?")
+    return asked.format(word), "-".join(word)
 
 
-def reversing(rng: random.Random, *, held_out: bool) -> Exchange:
+def reversing(draws: Draws) -> Exchange:
     """Ask for a word from its end."""
-    asked = word(rng, held_out=held_out)
-    phrasings = ("reverse {}", "what is {} backwards?", "turn {} around")
-    return rng.choice(phrasings).format(asked), asked[::-1]
+    word = draws.word()
+    asked = draws.phrasing("reverse {}", "what is {} backwards?", "turn {} around")
+    return asked.format(word), word[::-1]
 
 
-def counting(rng: random.Random, *, held_out: bool) -> Exchange:
+def counting(draws: Draws) -> Exchange:
     """Ask for the length of a word."""
-    asked = word(rng, held_out=held_out)
-    phrasings = ("count the letters in {}", "how many letters are in {}?", "how long is {}?")
-    return rng.choice(phrasings).format(asked), str(len(asked))
+    word = draws.word()
+    asked = draws.phrasing(
+        "count the letters in {}", "how many letters are in {}?", "how long is {}?"
+    )
+    return asked.format(word), str(len(word))
 
 
-def capitals(rng: random.Random, **_: bool) -> Exchange:
+def capitals(draws: Draws) -> Exchange:
     """Ask for a capital."""
-    country, capital = rng.choice(list(CAPITALS.items()))
-    phrasings = (
+    country, capital = draws.rng.choice(list(CAPITALS.items()))
+    asked = draws.phrasing(
         "what is the capital of {}?",
         "capital of {}",
         "name the capital of {}",
         "which city is the capital of {}?",
     )
-    return rng.choice(phrasings).format(country), capital
+    return asked.format(country), capital
 
 
-def greetings(rng: random.Random, **_: bool) -> Exchange:
+def greetings(draws: Draws) -> Exchange:
     """Say something that has one good answer."""
-    return rng.choice(list(SMALL_TALK.items()))
+    return draws.rng.choice(list(SMALL_TALK.items()))
 
 
-T = TypeVar("T")
-Task = Callable[..., Exchange]
+def telling_and_asking(draws: Draws) -> tuple[Exchange, Exchange]:
+    """Tell a name, and ask for it."""
+    name = draws.word()
+    tell = draws.phrasing("my name is {}", "i am {}", "call me {}").format(name)
+    ask = draws.phrasing("what is my name?", "do you know my name?", "who am i?")
+    return (tell, f"nice to meet you, {name}!"), (ask, f"your name is {name}")
+
+
+Task = Callable[[Draws], Exchange]
 # A share of each among the exchanges; the hardest to learn have the most.
 TASKS: dict[Task, float] = {
-    sums: 0.26,
-    reversing: 0.24,
-    counting: 0.13,
-    spelling: 0.15,
-    capitals: 0.11,
-    greetings: 0.11,
+    sums: 0.33,
+    reversing: 0.21,
+    counting: 0.14,
+    spelling: 0.16,
+    capitals: 0.07,
+    greetings: 0.09,
 }
-SHARE_OF_RECALL = 0.3  # of the conversations
-N_EXCHANGES = {1: 0.4, 2: 0.3, 3: 0.2, 4: 0.1}
+OPEN_TASKS: tuple[Task, ...] = (sums, spelling, reversing, counting)
+SHARE_OF_NAMES = 0.45  # of the conversations, in which a name is told
+N_EXCHANGES = {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}
 
 
 def draw(rng: random.Random, shares: dict[T, float]) -> T:
@@ -212,39 +253,41 @@ def draw(rng: random.Random, shares: dict[T, float]) -> T:
     return chosen
 
 
-def others(rng: random.Random, n: int, *, held_out: bool) -> list[Exchange]:
+def others(draws: Draws, n: int, tasks: dict[Task, float] = TASKS) -> list[Exchange]:
     """Return exchanges of any task."""
-    return [draw(rng, TASKS)(rng, held_out=held_out) for _ in range(n)]
+    return [draw(draws.rng, tasks)(draws) for _ in range(n)]
 
 
-def recall(rng: random.Random, *, held_out: bool) -> list[Exchange]:
-    """Tell a name, speak of other things, ask for the name; at most four exchanges."""
-    name = word(rng, held_out=held_out)
-    tell = rng.choice(("my name is {}", "i am {}", "call me {}")).format(name)
-    ask = rng.choice(("what is my name?", "do you know my name?", "who am i?"))
-    n_between = rng.randint(0, 2)
-    before = others(rng, rng.randint(0, 2 - n_between), held_out=held_out)
-    between = others(rng, n_between, held_out=held_out)
-    told = (tell, f"nice to meet you, {name}!")
-    return [*before, told, *between, (ask, f"your name is {name}")]
+def conversation(draws: Draws) -> list[Exchange]:
+    """Return any tasks; in some a name is told, and asked for later where there is room."""
+    rng = draws.rng
+    n = draw(rng, N_EXCHANGES)
+    exchanges = others(draws, n)
+    if rng.random() < SHARE_OF_NAMES:
+        n_between = rng.randint(0, MOST_BETWEEN)
+        latest = n - 2 - n_between
+        at = rng.randint(0, latest if latest >= 0 else n - 1)
+        exchanges[at], asking = telling_and_asking(draws)
+        if latest >= 0:
+            exchanges[at + 1 + n_between] = asking
+    return exchanges
 
 
-def conversation(rng: random.Random) -> list[Exchange]:
-    """Return one conversation without anything that is held out."""
-    if rng.random() < SHARE_OF_RECALL:
-        return recall(rng, held_out=False)
-    return others(rng, draw(rng, N_EXCHANGES), held_out=False)
+def recall(draws: Draws, n_exchanges: int) -> list[Exchange]:
+    """Return exchanges of which the last asks for a name that one before told."""
+    told, asking = telling_and_asking(draws)
+    n_between = draws.rng.randint(0, min(n_exchanges - 2, MOST_BETWEEN))
+    before, between = others(draws, n_exchanges - 2 - n_between), others(draws, n_between)
+    return [*before, told, *between, asking]
 
 
-def question(rng: random.Random, task: Task) -> list[Exchange]:
+def question(draws: Draws, task: Task) -> list[Exchange]:
     """Return exchanges of which the last is the question; what comes before is held out too.
 
     Capitals and greetings cannot be held out themselves: they are asked after something else.
     """
-    n_before = 1 if task in {capitals, greetings} else rng.randint(0, 1)
-    open_tasks = [sums, spelling, reversing, counting]
-    before = [rng.choice(open_tasks)(rng, held_out=True) for _ in range(n_before)]
-    return [*before, task(rng, held_out=True)]
+    n_before = 1 if task in {capitals, greetings} else draws.rng.randint(0, 1)
+    return [*others(draws, n_before, dict.fromkeys(OPEN_TASKS, 1.0)), task(draws)]
 
 
 def messages(exchanges: list[Exchange]) -> list[dict[str, str]]:
@@ -259,30 +302,66 @@ def messages(exchanges: list[Exchange]) -> list[dict[str, str]]:
 
 def conversations(rng: random.Random) -> Iterator[list[dict[str, str]]]:
     """Yield what to train on."""
+    draws = Draws(rng, held_out=False)
     for _ in range(N_CONVERSATIONS):
-        yield messages(conversation(rng))
+        yield messages(conversation(draws))
+
+
+def asked(task: str, exchanges: list[Exchange]) -> dict[str, object]:
+    """Return a line for `evaluate`: the last answer is what is expected."""
+    *before, answer = messages(exchanges)
+    return {"task": task, "messages": before, "answer": answer["content"]}
 
 
 def questions(rng: random.Random) -> Iterator[dict[str, object]]:
-    """Yield what to ask: a task, messages that end with a question, the answer."""
-    makers = {task.__name__: partial(question, task=task) for task in TASKS}
-    for name, make in {**makers, "recall": partial(recall, held_out=True)}.items():
+    """Yield what to ask, all of it held out."""
+    draws = Draws(rng, held_out=True)
+    for task in TASKS:
         for _ in range(N_QUESTIONS):
-            *asked, answer = messages(make(rng))
-            yield {"task": name, "messages": asked, "answer": answer["content"]}
+            yield asked(task.__name__, question(draws, task))
+    for _ in range(N_QUESTIONS):
+        yield asked("recall", recall(draws, rng.randint(2, MOST_EXCHANGES)))
 
 
-def write(name: str, lines: list[object]) -> None:
-    """Write JSON lines, compressed, the same bytes every time."""
-    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+def fresh_questions(n: int, rng: random.Random) -> Iterator[dict[str, object]]:
+    """Yield every sum, then `n` questions per task and place, in the first phrasing of each."""
+    draws = Draws(rng, held_out=None, plain=True)
+    for a in range(LARGEST_NUMBER + 1):
+        for b in range(LARGEST_NUMBER + 1):
+            yield asked("all sums", [(f"what is {a} plus {b}?", str(a + b))])
+    for place in range(1, MOST_EXCHANGES + 1):
+        for task in TASKS:
+            for _ in range(n):
+                yield asked(f"{task.__name__} {place}", [*others(draws, place - 1), task(draws)])
+        for _ in range(n):
+            told, _ = telling_and_asking(draws)
+            yield asked(f"telling {place}", [*others(draws, place - 1), told])
+        for _ in range(n if place > 1 else 0):
+            yield asked(f"recall {place}", recall(draws, place))
+
+
+def json_lines(lines: Iterable[object]) -> str:
+    """Return one line of JSON each."""
+    return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+
+
+def write(name: str, text: str) -> None:
+    """Write a sample file, compressed, the same bytes every time."""
     (OUTPUT / name).write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
-    print(f"{len(lines)} lines, {len(text):,} bytes written to {name}")
+    print(f"{text.count(chr(10))} lines, {len(text):,} bytes written to {name}")
 
 
 def main() -> None:
-    """Write conversations and questions."""
-    write("chat.jsonl.gz", list(conversations(random.Random(SEED))))
-    write("questions.jsonl.gz", list(questions(random.Random(SEED + 1))))
+    """Write conversations and questions, or print fresh questions."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--fresh", type=int, metavar="N", help="print fresh questions instead")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the fresh questions")
+    arguments = parser.parse_args()
+    if arguments.fresh:
+        print(json_lines(fresh_questions(arguments.fresh, random.Random(arguments.seed))), end="")
+        return
+    write("chat.jsonl.gz", json_lines(conversations(random.Random(SEED))))
+    write("questions.jsonl.gz", json_lines(questions(random.Random(SEED + 1))))
 
 
 if __name__ == "__main__":

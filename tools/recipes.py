@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 RECIPES = {
+    "names-tiny": "--steps 1000",
     "names-1s": "--steps 5000 --batch-size 16 --lr 0.007 --warmup-steps 250 --n-embd 32",
     "names-10s": "--steps 8000 --batch-size 32 --lr 0.004 --warmup-steps 400 --n-embd 48 "
     "--n-layer 2 --weight-decay 0.1",
@@ -27,8 +28,7 @@ def main() -> int:
     if name not in RECIPES:
         print(f"usage: recipes.py {{{','.join(RECIPES)}}} --input FILE [options of train]")
         return 2
-    measured = [] if name == "chat" else HELD_OUT.split()
-    command = ["microgpt-cli", "train", *RECIPES[name].split(), *measured, *arguments]
+    command = ["microgpt-cli", "train", *RECIPES[name].split(), *HELD_OUT.split(), *arguments]
     print("$", *command, flush=True)
     return subprocess.run(command, check=False).returncode
 

@@ -2,10 +2,13 @@
 
 import gzip
 import json
+import random
 import re
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import microgpt
@@ -25,6 +28,11 @@ PHRASINGS: dict[str, Callable[..., str]] = {  # pattern of a question: its answe
 def read(name: str) -> list[Any]:
     content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
     return [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def generator() -> dict[str, Any]:
+    return runpy.run_path(str(Path(__file__).parents[2] / "tools/make_chat.py"))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +62,14 @@ def test_there_are_many_short_conversations(conversations: list[list[dict[str, s
         assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
+def test_sample_data_is_what_its_generator_makes(generator: dict[str, Any]) -> None:
+    seed = generator["SEED"]
+    talks = generator["json_lines"](generator["conversations"](random.Random(seed)))
+    asked = generator["json_lines"](generator["questions"](random.Random(seed + 1)))
+    assert list(map(json.loads, talks.splitlines())) == read("chat.jsonl.gz")
+    assert list(map(json.loads, asked.splitlines())) == read("questions.jsonl.gz")
+
+
 def test_every_answer_to_a_fixed_phrasing_is_right(
     conversations: list[list[dict[str, str]]],
 ) -> None:
@@ -72,12 +88,16 @@ def test_a_name_is_recalled_as_it_was_told(conversations: list[list[dict[str, st
     n_between: Counter[int] = Counter()
     for messages in conversations:
         turns = exchanges(messages)
-        if turns[-1][0] == "what is my name?":
-            told = [re.fullmatch(r"nice to meet you, ([a-z]{3,7})!", said) for _, said in turns]
-            (at,) = (i for i, found in enumerate(told) if found)
-            assert turns[-1][1] == turns[at][1].replace("nice to meet you, ", "your name is ")[:-1]
-            n_between[len(turns) - 2 - at] += 1
+        asked = [i for i, (text, _) in enumerate(turns) if text == "what is my name?"]
+        told = [i for i, (_, said) in enumerate(turns) if said.startswith("nice to meet you, ")]
+        if asked:
+            ((at,), (then,)) = told, asked
+            assert re.fullmatch(r"nice to meet you, [a-z]{3,7}!", turns[at][1])
+            name = turns[at][1].removeprefix("nice to meet you, ")[:-1]
+            assert turns[then][1] == f"your name is {name}"
+            n_between[then - at - 1] += 1
     assert n_between.keys() == {0, 1, 2}
+    assert min(n_between.values()) > 500
 
 
 def words_and_pairs(text: str) -> set[str]:
@@ -111,6 +131,27 @@ def test_questions_ask_nothing_that_conversations_hold(
     tasks = Counter(question["task"] for question in questions)
     assert min(tasks.values()) >= 200
     assert len(tasks) == 7
+
+
+def test_fresh_questions_ask_everything_at_every_place(generator: dict[str, Any]) -> None:
+    fresh = list(generator["fresh_questions"](2, random.Random(7)))
+    sums = [q["messages"][0]["content"] for q in fresh if q["task"] == "all sums"]
+    assert len(set(sums)) == len(sums) == 31 * 31
+    places: Counter[str] = Counter()
+    for question in fresh[len(sums) :]:
+        *_, asked = question["messages"]
+        task, place = question["task"].split()
+        assert len(question["messages"]) == 2 * int(place) - 1
+        places[task] += 1
+        if task == "recall":
+            told = [m["content"] for m in question["messages"] if m["content"][:7] == "my name"]
+            assert asked["content"] == "what is my name?"
+            assert question["answer"] == told[0].replace("my name is", "your name is")
+        for pattern, expected in PHRASINGS.items():
+            if found := re.fullmatch(pattern, asked["content"]):
+                assert question["answer"] == expected(*found.groups())
+    tasks = ("sums", "reversing", "counting", "spelling", "capitals", "greetings", "telling")
+    assert places == dict.fromkeys(tasks, 2 * 4) | {"recall": 2 * 3}
 
 
 def test_all_fit_into_the_block_of_the_recipe(
