@@ -9,6 +9,7 @@ from microgpt import MicrogptError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive
 
 from microgpt_serve.errors import ApiError
 from microgpt_serve.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
@@ -31,29 +32,38 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(_encoder.encode(body), status, headers, "application/json")
 
 
+async def _read(receive: Receive) -> bytearray:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(413, TOO_LARGE)
+        if not message.get("more_body", False):
+            return body
+
+
 async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
     """Return the body of a request.
 
     Raises:
         ApiError: it is too large (413), late (408), of another type (415) or not as expected (400).
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
+    headers = dict(request.scope["headers"])  # a fifth of the time of `request.headers`
+    content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if content_type != b"application/json":
         raise ApiError(415, "expected a body with Content-Type: application/json")
-    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+    if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise ApiError(413, TOO_LARGE)
-    chunks, size = [], 0
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise ApiError(413, TOO_LARGE)
-                chunks.append(chunk)
+            body = await _read(request.receive)
     except TimeoutError:
         raise ApiError(408, f"the body took longer than {BODY_SECONDS:g} seconds") from None
     try:
-        return decoder.decode(b"".join(chunks))
+        return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         message, _, path = str(error).rpartition(" - at `$.")
         param = path.rstrip("`").partition(".")[0].partition("[")[0] if message else None

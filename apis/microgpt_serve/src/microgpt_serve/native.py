@@ -51,10 +51,15 @@ def require_chat(model: LanguageModel, messages: list[Turn]) -> list[Message]:
     return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
-def _is_small(model: LanguageModel, n_samples: int) -> bool:
+def _is_small(model: LanguageModel, n_samples: int, prompt: str) -> bool:
     """Whether texts take so little time that the event loop can wait for them."""
-    n_tokens = n_samples * model.config.block_size
-    return model.engine.name == "native" and model.config.n_params * n_tokens <= SMALL_WORK
+    config = model.config
+    n_multiplications = config.n_params * config.block_size * n_samples
+    return (
+        model.engine.name == "native"
+        and n_multiplications <= SMALL_WORK
+        and len(prompt) <= config.block_size  # what is longer is refused, but read before
+    )
 
 
 async def generate(request: Request) -> Response:
@@ -77,7 +82,7 @@ async def generate(request: Request) -> Response:
             signal=signal,
         )
 
-    if _is_small(model, n_samples):
+    if _is_small(model, n_samples, asked.prompt):
         samples = state.pool.run_here(work)
     else:
         samples = await unless_gone(request, state.pool.run(work))

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
-from microgpt import LanguageModel, Message, MicrogptError, StopSignal, TextStream, build_prompt
+from microgpt import (
+    ChatReply,
+    LanguageModel,
+    Message,
+    MicrogptError,
+    StopSignal,
+    TextStream,
+    build_prompt,
+)
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
@@ -113,7 +121,8 @@ class Answer:
         model_id: what the answer says it is from.
         prompt_ids: what the model reads before.
         n: how many texts.
-        open_stream: returns text i.
+        open_stream: returns text i, piece by piece.
+        reply: returns it whole, in one call of the engine, which lets other threads compute.
         logprobs: returns those of the last so many characters of a text.
         is_chat: which of the two kinds it is.
     """
@@ -122,6 +131,7 @@ class Answer:
     prompt_ids: list[int]
     n: int
     open_stream: Callable[[int], TextStream]
+    reply: Callable[[int, StopSignal], ChatReply] | None
     logprobs: Callable[[str, int], Logprobs] | None
     is_chat: bool
     id: str = field(init=False)
@@ -153,16 +163,24 @@ class Answer:
 
     def whole(self, signal: StopSignal) -> list[Piece]:
         """Generate: return each text as one piece."""
-        texts = [Piece(index, logprobs=Logprobs([])) for index in range(self.n)]
+        if self.reply:
+            return [self._whole_reply(self.reply(i, signal), i) for i in range(self.n)]
+        texts = [Piece(index) for index in range(self.n)]
         for piece in self.pieces():
             if signal.is_set:
                 break
             text = texts[piece.index]
             text.text += piece.text
             text.finish_reason = piece.finish_reason
-            if piece.logprobs and text.logprobs:
-                text.logprobs.content.extend(piece.logprobs.content)
         return texts
+
+    def _whole_reply(self, reply: ChatReply, index: int) -> Piece:
+        self.n_tokens += reply.n_tokens
+        metrics.COMPLETION_TOKENS.inc(reply.n_tokens)
+        text, logprobs = reply.content, Logprobs([])
+        if self.logprobs and text:
+            logprobs = self.logprobs(text, len(text))
+        return Piece(index, text, logprobs, reply.finish_reason)
 
     def response(self, texts: list[Piece]) -> Response:
         """Return all texts in one body."""
@@ -294,7 +312,7 @@ async def completions(request: Request) -> Response:
         return served.stream(prompt, seed=seed + index, **options)
 
     prompt_ids = [served.tokenizer.bos, *served.tokenizer.encode(prompt)]
-    answer = Answer(store.id, prompt_ids, asked.n or 1, open_stream, None, is_chat=False)
+    answer = Answer(store.id, prompt_ids, asked.n or 1, open_stream, None, None, is_chat=False)
     return await _send(request, answer, asked)
 
 
@@ -315,6 +333,9 @@ async def chat_completions(request: Request) -> Response:
     def open_stream(index: int) -> TextStream:
         return served.stream_chat(messages, seed=seed + index, **options)
 
+    def reply(index: int, signal: StopSignal) -> ChatReply:
+        return served.chat(messages, seed=seed + index, signal=signal, **options)
+
     prompt_ids = build_prompt(messages, served.tokenizer, served.config.block_size).token_ids
 
     def logprobs(text: str, n_last: int) -> Logprobs:
@@ -325,6 +346,7 @@ async def chat_completions(request: Request) -> Response:
         prompt_ids,
         asked.n or 1,
         open_stream,
+        reply,
         logprobs if asked.logprobs else None,
         is_chat=True,
     )

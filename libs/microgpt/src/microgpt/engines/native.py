@@ -229,7 +229,7 @@ class NativeStream:
         start = _address(self._memory)
         self.struct = _Stream(start, start + cache_bytes, stride, 0, start + 2 * cache_bytes)
         self.pointer = ctypes.pointer(self.struct)
-        self.logits = np.empty(config.vocab_size, engine.parameters.dtype)
+        self.logits = np.empty(config.vocab_size, engine.parameters.flat.dtype)
         self.logits_pointer = _address(self.logits)
 
     @property

@@ -1,0 +1,204 @@
+"""How the service behaves under load: `hatch run load`; needs wrk.
+
+Prints what was measured and its target, and fails if one is missed. All of it is measured in one
+run, as ratios where it can be: client and server share the machine.
+"""
+
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import microgpt
+
+CONNECTIONS = 16
+SECONDS = 5
+ROUNDS = 3  # of each route, in turn; the best of them counts
+CROWD = 1000
+CROWD_SECONDS = 8
+CHARS = "".join(map(chr, range(33, 233)))  # so many that an untrained reply is long
+SCRIPT = """
+wrk.method, wrk.body = %s, %s
+wrk.headers["Content-Type"] = "application/json"
+local threads = {}
+function setup(thread) table.insert(threads, thread) end
+function init() n_ok, n_busy, n_wrong = 0, 0, 0 end
+function response(status, headers)
+  if status == 200 then n_ok = n_ok + 1
+  elseif status == 503 and headers["Retry-After"] then n_busy = n_busy + 1
+  else n_wrong = n_wrong + 1 end
+end
+function done()
+  for _, thread in ipairs(threads) do
+    print("answers", thread:get("n_ok"), thread:get("n_busy"), thread:get("n_wrong"))
+  end
+end
+"""
+
+
+@contextmanager
+def serving(model: microgpt.LanguageModel) -> Iterator[str]:
+    """Run the service with a model; its address."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model")
+        environment = os.environ | {
+            "MODEL_DIR": f"{folder}/model",
+            "PORT": "0",
+            "LOG_LEVEL": "warning",
+        }
+        command = [sys.executable, "-m", "microgpt_serve"]
+        with subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        ) as server:
+            assert server.stderr
+            try:
+                address = server.stderr.readline().split()[-1]
+                while status_of(f"{address}/readyz") != http.HTTPStatus.OK:
+                    time.sleep(0.05)
+                yield address
+            finally:
+                server.terminate()
+
+
+def status_of(url: str) -> int:
+    """Return the status of a GET."""
+    try:
+        with urllib.request.urlopen(url) as response:  # noqa: S310 - of our own server
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def wrk(url: str, body: str | None, connections: int, seconds: int) -> tuple[float, float, str]:
+    """Load a route; requests per second, 99th percentile in ms, and what wrk printed."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+        script.write(SCRIPT % (json.dumps("POST" if body else "GET"), json.dumps(body or "")))
+        script.flush()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout=60s"]
+        done = subprocess.run(
+            [*command, "-s", script.name, url], capture_output=True, text=True, check=True
+        )
+    rate = float(re.findall(r"Requests/sec: +(\S+)", done.stdout)[0])
+    number, unit = re.findall(r"99% +([\d.]+)(us|ms|s)", done.stdout)[0]
+    return rate, float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[unit], done.stdout
+
+
+def measure_rates(address: str) -> Iterator[tuple[str, float, str, bool]]:
+    """Compare one name with a trivial answer."""
+    routes = {"/v1/models": None, "/microgpt/v1/generate": '{"num_samples": 1}'}
+    runs = [
+        [wrk(address + route, body, CONNECTIONS, SECONDS)[:2] for route, body in routes.items()]
+        for _ in range(ROUNDS)
+    ]
+    trivial, generate = (max(rates) for rates in zip(*runs, strict=True))
+    print(f"requests/s, p99 in ms: /v1/models {trivial}, generate {generate}")
+    share = generate[0] / trivial[0]
+    yield "generate / trivial, requests per second", share, ">= 0.70", share >= 0.7  # noqa: PLR2004
+    slower = generate[1] / trivial[1]
+    yield "generate / trivial, p99", slower, "< 3", slower < 3  # noqa: PLR2004
+
+
+def watch_livez(address: str, seconds: list[float], stop: threading.Event) -> None:
+    """Ask whether the service lives, again and again, as a load balancer would."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+    while not stop.wait(0.02):
+        start = time.perf_counter()
+        connection.request("GET", "/livez")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - start)
+
+
+def measure_crowd(address: str) -> Iterator[tuple[str, float, str, bool]]:
+    """Let many ask at once: one name each, which is quick, then 20, which must queue."""
+    for n_samples in (1, 20):
+        seconds: list[float] = []
+        stop = threading.Event()
+        watching = threading.Thread(target=watch_livez, args=(address, seconds, stop))
+        watching.start()
+        body = json.dumps({"num_samples": n_samples})
+        _, _, printed = wrk(f"{address}/microgpt/v1/generate", body, CROWD, CROWD_SECONDS)
+        stop.set()
+        watching.join()
+        [(n_ok, n_busy, n_wrong)] = re.findall(r"answers\s+(\d+)\s+(\d+)\s+(\d+)", printed)
+        n_wrong = int(n_wrong) + sum(
+            map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", printed))
+        )
+        what = f"{CROWD} connections, {n_samples} names"
+        print(f"{what}: {n_ok} answers, {n_busy} told to come again")
+        yield f"{what}: other answers, errors", n_wrong, "0", n_wrong == 0
+        p99 = sorted(seconds)[int(len(seconds) * 0.99)] * 1000
+        yield f"{what}: p99 of /livez in ms", p99, "< 100", p99 < 100  # noqa: PLR2004
+
+
+def n_tokens_of_chat(address: str, seed: int) -> int:
+    """Have a reply; how long it is."""
+    body = {"messages": [{"role": "user", "content": "hello"}], "seed": seed, "temperature": 1}
+    request = urllib.request.Request(  # noqa: S310 - of our own server
+        f"{address}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request) as response:  # noqa: S310
+        return int(json.load(response)["usage"]["completion_tokens"])
+
+
+def measure_chats(address: str) -> Iterator[tuple[str, float, str, bool]]:
+    """Compare two chats at once with one after the other, the same replies."""
+    rates = []
+    for n_at_once in (1, 2, 1, 2):
+        start = time.perf_counter()
+        with ThreadPoolExecutor(n_at_once) as pool:
+            n_tokens = sum(pool.map(lambda seed: n_tokens_of_chat(address, seed), range(40)))
+        rates.append(n_tokens / (time.perf_counter() - start))
+    print("tokens/s of one chat, two, one, two:", *map(round, rates))
+    speedup = max(rates[1::2]) / max(rates[::2])
+    yield "two chats / one, tokens per second", speedup, ">= 1.7 on two cores", speedup >= 1.7  # noqa: PLR2004
+
+
+def main() -> None:
+    """Measure, and tell what missed its target."""
+    if not shutil.which("wrk"):
+        sys.exit("error: wrk is not installed; Debian has it: apt-get install wrk")
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder) / "names.txt"
+        command = [sys.executable, "-m", "microgpt_cli", "data", "names", "--output", str(names)]
+        subprocess.run(command, check=True, capture_output=True)
+        text_model = microgpt.fit(names.read_text(encoding="utf-8").split())
+    talk: list[microgpt.Message] = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": CHARS},
+    ]
+    chat_model, _ = microgpt.prepare(
+        microgpt.Dataset.from_conversations([talk]),
+        microgpt.TrainConfig(steps=1),
+        random.Random(1),
+        n_embd=128,
+        n_head=8,
+        n_layer=4,
+        block_size=256,
+    )
+    results = []
+    with serving(text_model) as address:
+        results += [*measure_rates(address), *measure_crowd(address)]
+    with serving(chat_model) as address:
+        results += measure_chats(address)
+    print()
+    for what, measured, target, is_met in results:
+        print(f"{what:<50} {measured:8.2f}   {target:<20}{'' if is_met else ' MISSED'}")
+    sys.exit(not all(is_met for *_, is_met in results))
+
+
+if __name__ == "__main__":
+    main()
