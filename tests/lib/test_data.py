@@ -103,7 +103,7 @@ def test_shuffle_is_that_of_random() -> None:
     dataset = Dataset.from_documents("abcdefghij")
     expected = list(range(10))
     random.Random(5).shuffle(expected)
-    assert dataset.shuffled(random.Random(5)).tolist() == expected
+    assert list(dataset.shuffled(random.Random(5))) == expected
 
 
 # ---------------------------------------------------------------- another tokenizer

@@ -386,7 +386,7 @@ class Dataset:
             raise DataError("the assistant says nothing in any conversation")
         return replace(self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted)
 
-    def shuffled(self, rng: random.Random) -> "array[int]":
+    def shuffled(self, rng: random.Random) -> Sequence[int]:
         """Return the indices of the documents in an order drawn from `rng`.
 
         Args:
