@@ -31,7 +31,7 @@ CHAT = (
     f"microgpt-cli data questions --output {FOLDER}/questions.jsonl",
     (
         f"microgpt-cli train --chat --input {FOLDER}/chat.jsonl --output {FOLDER}/chat-model"
-        " --n-embd 128 --n-head 4 --n-layer 3 --block-size 256 --batch-size 12 --steps 10500"
+        " --n-embd 128 --n-head 4 --n-layer 3 --block-size 192 --batch-size 12 --steps 10500"
         " --lr 0.003 --warmup-steps 400 --schedule cosine --loss-on assistant --log-every 1000"
         " --force"
     ),

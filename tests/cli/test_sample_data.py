@@ -158,4 +158,4 @@ def test_all_fit_into_the_block_of_the_recipe(
     conversations: list[list[dict[str, str]]],
 ) -> None:
     dataset = microgpt.Dataset.from_conversations(conversations)
-    assert dataset.lengths.max() <= 256
+    assert dataset.lengths.max() <= 192
