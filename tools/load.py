@@ -27,8 +27,8 @@ CONNECTIONS = 16
 SECONDS = 5
 ROUNDS = 3  # of each route, in turn; the best of them counts
 CROWD = 1000
-CROWD_SECONDS = 8
-CHARS = "".join(map(chr, range(33, 233)))  # so many that an untrained reply is long
+CROWD_SECONDS = 10
+CHARS = "".join(map(chr, range(33, 127)))
 SCRIPT = """
 wrk.method, wrk.body = %s, %s
 wrk.headers["Content-Type"] = "application/json"
@@ -138,7 +138,9 @@ def measure_crowd(address: str) -> Iterator[tuple[str, float, str, bool]]:
         what = f"{CROWD} connections, {n_samples} names"
         print(f"{what}: {n_ok} answers, {n_busy} told to come again")
         yield f"{what}: other answers, errors", n_wrong, "0", n_wrong == 0
-        p99 = sorted(seconds)[int(len(seconds) * 0.99)] * 1000
+        seconds.sort()
+        median, p99 = (seconds[int(len(seconds) * share)] * 1000 for share in (0.5, 0.99))
+        print(f"  /livez meanwhile: median {median:.0f} ms, p99 {p99:.0f} ms")
         yield f"{what}: p99 of /livez in ms", p99, "< 100", p99 < 100  # noqa: PLR2004
 
 
@@ -189,6 +191,9 @@ def main() -> None:
         n_layer=4,
         block_size=256,
     )
+    # One feature is large at every position, and speaks against the token that ends a turn.
+    chat_model.parameters["wpe"][:, 0] = 10.0
+    chat_model.parameters["lm_head"][chat_model.tokenizer.special_id("end_turn"), 0] = -10.0
     results = []
     with serving(text_model) as address:
         results += [*measure_rates(address), *measure_crowd(address)]

@@ -239,6 +239,21 @@ def test_sighup_swaps_the_model_and_a_bad_one_is_not_taken(
         assert before not in other.generate(1)
 
 
+def test_the_last_of_many_sighups_counts(slow_dir: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    copy_model(slow_dir, served)
+    with running(served) as server:
+        for _ in range(100):  # while the first is obeyed, which takes a while
+            server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+        microgpt.fit(["xxxx", "yyyy"], steps=10).save(served)
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 30
+        while httpx2.get(f"{server.url}/microgpt/v1/model").json()["is_chat"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_a_reply_goes_on_with_the_model_that_began_it(slow_dir: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     copy_model(slow_dir, served)

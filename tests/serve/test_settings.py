@@ -96,6 +96,10 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="cannot read"):
         Settings.from_environment({"API_KEY_FILE": str(tmp_path / "binary")})
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    for environment in ({"API_KEY_FILE": str(tmp_path / "lines")}, {"API_KEY": "k\udcff"}):
+        with pytest.raises(SettingsError, match="no header can carry"):
+            Settings.from_environment(environment)
 
 
 @pytest.mark.parametrize(

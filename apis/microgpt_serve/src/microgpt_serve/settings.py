@@ -20,6 +20,16 @@ class SettingsError(ValueError):
     """A variable of the environment has a value that cannot be used."""
 
 
+def _read_key(path: str) -> str:
+    try:
+        key = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"API_KEY_FILE: cannot read {path}") from error
+    if not key:
+        raise SettingsError(f"API_KEY_FILE: {path} is empty")
+    return key
+
+
 class Settings(msgspec.Struct, frozen=True):
     """What the service can be told, by variables named like the fields, in capitals."""
 
@@ -85,15 +95,12 @@ class Settings(msgspec.Struct, frozen=True):
             raise SettingsError(f"{name.upper()} is {given[name]!r}: {message}") from error
         if settings.api_key and settings.api_key_file:
             raise SettingsError("API_KEY and API_KEY_FILE are both set, expected one of them")
-        if not settings.api_key_file:
-            return settings
-        try:
-            key = Path(settings.api_key_file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"API_KEY_FILE: cannot read {settings.api_key_file}") from error
-        if not key:
-            raise SettingsError(f"API_KEY_FILE: {settings.api_key_file} is empty")
-        return msgspec.structs.replace(settings, api_key=key, api_key_file="")
+        if settings.api_key_file:
+            key = _read_key(settings.api_key_file)
+            settings = msgspec.structs.replace(settings, api_key=key, api_key_file="")
+        if not settings.api_key.isprintable():
+            raise SettingsError("API_KEY holds a line end or another character no header can carry")
+        return settings
 
     @property
     def is_exposed(self) -> bool:

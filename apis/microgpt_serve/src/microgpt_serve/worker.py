@@ -42,6 +42,7 @@ class _Worker:
         self._stop = asyncio.Event()
         self._status = 0
         self._reloading: asyncio.Task[None] | None = None
+        self._is_reload_due = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -89,17 +90,20 @@ class _Worker:
         )
 
     def _reload(self) -> None:
-        """Load the model again; one at a time."""
+        """Load the model again; if that is being done, once more after it."""
+        self._is_reload_due = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._swap())
 
     async def _swap(self) -> None:
-        try:
-            await asyncio.to_thread(self._app.state.models.load)
-        except MicrogptError as error:
-            log(logging.ERROR, "cannot load the new model, kept the old one", error=str(error))
-        else:
-            log(logging.INFO, "model loaded again", model=self._app.state.models.id)
+        while self._is_reload_due:
+            self._is_reload_due = False
+            try:
+                await asyncio.to_thread(self._app.state.models.load)
+            except MicrogptError as error:
+                log(logging.ERROR, "cannot load the new model, kept the old one", error=str(error))
+            else:
+                log(logging.INFO, "model loaded again", model=self._app.state.models.id)
 
     async def _drain(self, serving: "asyncio.Task[None]") -> None:
         """Let requests end, or end them, within the grace period."""
