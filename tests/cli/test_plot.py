@@ -12,8 +12,9 @@ SVG, PNG = b"<?xml", b"\x89PNG"
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
     """Return a directory with the record of a run of 250 steps."""
+    rest = {"lr": 0.01, "tokens_per_second": 1.0, "elapsed": 1.0}
     lines = [
-        {"step": i, "loss": 3 - i / 250, "val_loss": 3.5 - i / 250 if i % 50 == 0 else None}
+        {"step": i, "loss": 3 - i / 250, "val_loss": 3.5 - i / 250 if i % 50 == 0 else None, **rest}
         for i in range(1, 251)
     ]
     text = "".join(f"{json.dumps(line)}\n" for line in lines)

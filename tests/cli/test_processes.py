@@ -90,11 +90,10 @@ def test_error_of_all_is_told_once(names: Path, tmp_path: Path) -> None:
 
 def test_error_of_one_ends_all(names: Path, tmp_path: Path) -> None:
     # Only the first process writes, and it cannot.
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "checkpoints").write_text("not a folder")
-    flags = ("--batch-size", 2, "--steps", 10**7, "--checkpoint-every", 5)
+    (tmp_path / "out" / "metrics.jsonl.staged").mkdir(parents=True)
+    flags = ("--batch-size", 2, "--steps", 10**7)
     job = run_job(2, "--input", names, "--output", tmp_path / "out", *flags)
     assert job.returncode == 1
     errors = [line for line in job.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
-    assert errors[0].startswith(f"error: cannot write {tmp_path / 'out'}")
+    assert errors[0].startswith(f"error: cannot write {tmp_path / 'out' / 'metrics.jsonl'}: ")

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import microgpt
+import pexpect
 import pytest
 
 STEPS = 12_000
@@ -37,9 +39,9 @@ def closing_samples(out: str) -> list[str]:
 
 
 @contextmanager
-def training(program: Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def training(*program_and_arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Run `train` in a process of its own, and wait until it has taken its first step."""
-    command = [str(program), "train", *map(str, arguments)]
+    command = list(map(str, program_and_arguments))
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -58,7 +60,7 @@ def stop_at_random(
 ) -> int:
     """Train, and send a signal within so many seconds; return how the process ended."""
     number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-    with training(program, "--output", directory, *flags) as process:
+    with training(program, "train", "--output", directory, *flags) as process:
         time.sleep(rng.uniform(0.0, seconds))
         process.send_signal(number)
         process.communicate(timeout=60)
@@ -105,12 +107,12 @@ def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
     check_interruptions(cli, program, names, tmp_path, 55, random.Random())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_saves_and_says_how_to_go_on(
     program: Path, names: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     flags = ("--steps", 10**7, "--input", names, "--output", tmp_path / "out")
-    with training(program, *flags) as process:
+    with training(program, "train", *flags) as process:
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
@@ -123,19 +125,64 @@ def test_signal_saves_and_says_how_to_go_on(
     assert model.parameters.flat.tolist() == snapshot.arrays["weights"].tolist()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_second_signal_ends_a_long_step_at_once(
-    program: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+@contextmanager
+def long_step(program: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a training whose steps take seconds, each in one call of the compiled engine."""
     (tmp_path / "texts").write_text("some words\n" * 4000)
-    # One step of these takes several seconds, in one call of the compiled engine.
     big = ("--n-embd", 64, "--batch-size", 4000, "--n-layer", 8, "--steps", 3)
     command = [program, "train", "--input", tmp_path / "texts", "--output", tmp_path / "out", *big]
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
         assert process.stdout
         while process.stdout.readline() not in {b"\n", b""}:
             pass  # the header; an empty line is its end
         time.sleep(0.5)  # handlers are set up
+        yield process
+
+
+def test_second_hangup_does_not_end_the_save(program: Path, tmp_path: Path) -> None:
+    # A shell and the kernel may send one each.
+    with long_step(program, tmp_path) as process:
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 129
+    assert microgpt.holds_model(tmp_path / "out")
+
+
+def test_terminal_that_closes_ends_training_with_a_save(
+    program: Path, names: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = ["--steps", str(10**7), "--input", str(names), "--output", str(output)]
+    child = pexpect.spawn(str(program), ["train", *flags], timeout=60)
+    child.expect("step    1 ")
+    os.close(child.child_fd)
+    assert child.pid
+    _, status = os.waitpid(child.pid, 0)
+    child.closed, child.terminated = True, True
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert microgpt.load(output).config.n_embd == 16
+    assert microgpt.holds_snapshot(output)
+
+
+def test_hangup_is_ignored_under_nohup(program: Path, names: Path, tmp_path: Path) -> None:
+    flags = ("--steps", 10**7, "--input", names, "--output", tmp_path / "out")
+    with training("nohup", program, "train", *flags) as process:
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_second_signal_ends_a_long_step_at_once(
+    program: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    with long_step(program, tmp_path) as process:
         process.send_signal(number)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)  # the step goes on
@@ -193,6 +240,27 @@ def test_unfinished_run_is_not_overwritten(cli: Any, snapshots: Path, names: Pat
 def test_resumed_run_may_go_on_elsewhere(cli: Any, snapshots: Path, tmp_path: Path) -> None:
     train(cli, "--resume", snapshots, "--output", tmp_path / "other")
     assert digest(tmp_path / "other") == digest(snapshots)
+
+
+def test_resumed_run_may_name_its_directory_in_another_way(
+    cli: Any, snapshots: Path, tmp_path: Path
+) -> None:
+    before = (snapshots / "metrics.jsonl").read_text().splitlines()[:20]
+    (tmp_path / "link").symlink_to(snapshots)
+    for name in (tmp_path / "link", tmp_path / "link" / ".." / "out"):
+        train(cli, "--resume", snapshots, "--output", name)
+        assert (snapshots / "metrics.jsonl").read_text().splitlines()[:20] == before
+        assert steps_in(snapshots) == [10, 20]
+
+
+def test_engine_may_be_chosen_again_as_it_was(cli: Any, names: Path, tmp_path: Path) -> None:
+    flags = ("--steps", 20, "--checkpoint-every", 10)
+    for engine in ("auto", "vectorized"):
+        job = ("--input", names, "--output", tmp_path / engine, "--engine", engine)
+        train(cli, *job, *flags)
+        train(cli, "--resume", tmp_path / engine, "--engine", engine)
+    error, _ = refused(cli, "--resume", tmp_path / "vectorized", "--engine", "auto")
+    assert error.startswith("error: got --engine native, expected --engine vectorized as in ")
 
 
 def test_resumed_run_keeps_its_flags_and_its_metrics(cli: Any, snapshots: Path) -> None:

@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import microgpt
 import numpy as np
+import pexpect
 import pytest
 
 if TYPE_CHECKING:
@@ -223,6 +225,10 @@ def test_quiet_tells_errors_only(cli: "Cli", names: Path, tmp_path: Path) -> Non
 def test_json_tells_one_event_per_line(cli: "Cli", names: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = cli("train", "--input", names, "--output", output, "--json", *SMALL)
+    quietly = cli(
+        "train", "--input", names, "--output", output, "--json", "--quiet", "--force", *SMALL
+    )
+    assert quietly.lines[1:-1] == result.lines[1:-1]
     events = [json.loads(line) for line in result.lines]
     kinds = [event["event"] for event in events]
     assert kinds == ["start", "step", "step", "saved", "samples", "result"]
@@ -309,6 +315,21 @@ def test_dumb_terminal_gets_no_bar(long_job: list[str | Path]) -> None:
     assert on_terminal(long_job, TERM="dumb")[1] == ""
 
 
+@pytest.mark.parametrize("flags", [[], ["--sample-every", "10"]])
+def test_samples_cannot_steer_the_terminal(program: Path, tmp_path: Path, flags: list[str]) -> None:
+    steering = tmp_path / "steering.txt"
+    steering.write_text("\x1b]\x1b]\x1b]\x1b]\n" * 3)
+    output = tmp_path / "out"
+    job = [str(program), "train", "--input", str(steering), "--output", str(output), "--force"]
+    job += flags
+    environment = os.environ | {"TERM": "dumb"}
+    shown = pexpect.run(shlex.join(job), timeout=60, env=environment, encoding="utf-8")
+    assert "\\x1b]" in str(shown)
+    assert "\x1b]" not in str(shown)
+    piped = subprocess.run(job, capture_output=True, check=True)
+    assert b"\x1b]" in piped.stdout  # as it is
+
+
 # ---------------------------------------------------------------- a model that is there already
 
 
@@ -357,7 +378,7 @@ def test_divergence_names_step_and_rate_and_leaves_the_model_before(
     assert re.fullmatch(
         r"error: loss is (nan|inf) at step \d+ \(learning rate 9\.\d+e\+29\), expected a finite "
         r"number; training stopped there\n"
-        rf"hint: try a smaller learning rate; the model in {model_dir} is the one from before\n",
+        rf"hint: try a smaller learning rate; {model_dir} is as it was before\n",
         result.err,
     )
     assert contents(model_dir) == before
@@ -528,7 +549,7 @@ def test_value_that_there_is_not_is_wrong_usage(
     [
         ("names.txt", "cannot write {place}: {place} is not a directory"),
         ("names.txt/below", "cannot write {place}: {parent} is not a directory"),
-        ("/proc/model", "/proc/model: No such file or directory"),
+        ("/proc/model", "cannot write /proc/model: No such file or directory"),
     ],
 )
 def test_output_that_cannot_be_made_is_one_error(

@@ -146,6 +146,49 @@ def test_directory_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weights.json/", "{place} is a directory"),
+        ("weights.safetensors.staged/", "{place} is a directory"),
+        ("checkpoints", "{place} is not a directory"),
+        ("commit.json", "invalid {place}: "),
+    ],
+)
+def test_what_stands_in_the_way_of_a_save_is_told_before(
+    saved: Path, name: str, message: str
+) -> None:
+    microgpt.check_writable(saved)
+    microgpt.check_writable(saved / "new" / "below")
+    place = saved / name.rstrip("/")
+    if name.endswith("/"):
+        place.unlink(missing_ok=True)
+        place.mkdir()
+    else:
+        place.write_text("[1")
+    with pytest.raises(CheckpointError) as caught:
+        microgpt.check_writable(saved)
+    assert message.format(place=place) in str(caught.value)
+
+
+def test_place_below_a_file_is_told_before(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"meta.json is not a directory"):
+        microgpt.check_writable(saved / "meta.json" / "below")
+
+
+def test_last_word_before_a_model_is_replaced_may_keep_it(saved: Path) -> None:
+    before = flat_of(saved)
+
+    def refuse() -> None:
+        assert (saved / "weights.json.staged").exists()
+        raise PermissionError("not that one")
+
+    with pytest.raises(CheckpointError, match="not that one"):
+        numbered(2.0).save(saved, before_replacing=refuse)
+    assert flat_of(saved) == before
+    assert sorted(path.name for path in saved.iterdir()) == ["meta.json", "weights.json"]
+
+
 def test_full_disk_leaves_the_model_before(saved: Path) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     model = numbered(2.0)

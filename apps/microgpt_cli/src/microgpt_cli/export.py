@@ -1,11 +1,13 @@
 """`microgpt-cli export`: a model in another format."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from microgpt_cli.metrics import remove_record
 from microgpt_cli.options import ModelDir
 
 __all__ = ["export"]
@@ -41,7 +43,14 @@ def export(
             hint="use --force to overwrite it, or choose another --output",
         )
     model = microgpt.load(model_dir, engine="vectorized")  # which need not be loaded
-    model.save(output, format=format.value, half=half)
+    # The record of the training of another model would belong to nothing.
+    stays = output.resolve() == model_dir.resolve()
+    model.save(
+        output,
+        format=format.value,
+        half=half,
+        before_replacing=(lambda: None) if stays else partial(remove_record, output),
+    )
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")
     typer.echo(f"metadata saved to {output / 'meta.json'}")

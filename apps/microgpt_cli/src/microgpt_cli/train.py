@@ -1,6 +1,5 @@
 """`microgpt-cli train`: from a text file to a model directory."""
 
-import os
 import random
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from microgpt_cli.metrics import METRICS, MetricsLog, read_metrics
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
 from microgpt_cli.processes import processes
 from microgpt_cli.terminal import counted, read_dataset, warn
@@ -113,7 +113,7 @@ def train(
         int | None, typer.Option(min=1, help="Show a sample every Nth step.")
     ] = None,
     num_samples: Annotated[int, typer.Option(min=0, help="Samples at the end.")] = 5,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors and warnings only.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event, the result last.")
     ] = False,
@@ -129,21 +129,51 @@ def train(
     if val_input is not None and val_fraction:
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
     given = {field.name: _plain(flags[field.name]) for field in fields(Options)}
-    snapshot = None
-    if resume is not None:
-        snapshot = microgpt.read_snapshot(resume)
-        given = _options_of(snapshot, context, given)
-        output = output if _is_explicit(context, "output") else resume
-    options = Options(**given)
+    pace = Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples)
+    with processes() as ranks:
+        is_first = ranks is None or ranks.rank == 0
+        snapshot, earlier = None, []
+        if resume is not None:
+            snapshot = microgpt.read_snapshot(resume)
+            given = _options_of(snapshot, context, given)
+            output = output if _is_explicit(context, "output") else resume
+            earlier = [line for line in read_metrics(resume) if line["step"] <= snapshot.step]
+        options = Options(**given)
+        # By the directory itself: it may have several names.
+        goes_on = resume is not None and output.resolve() == resume.resolve()
+        _check_paths(options, output, may_replace=force or goes_on)
+        train_config = _train_config(options)
+        dataset = read_dataset(Path(options.input), chat=options.chat)
+        rng = random.Random(options.seed)
+        model, trainer = _set_up(dataset, train_config, rng, options, threads, ranks)
+        if snapshot is not None:
+            microgpt.restore(trainer, snapshot)
+        if is_first:
+            _warn(model, dataset, options, engine)
+        kept = asdict(options) | {"engine": model.engine.name}
+        told = Output("json" if as_json else "quiet" if quiet else "text")
+        run = Run(
+            model,
+            trainer,
+            output,
+            kept,
+            pace,
+            told if is_first else Output("quiet"),
+            MetricsLog(output, options.steps, earlier) if is_first else None,
+            replaces=not goes_on and _holds_run(output),
+        )
+        run_training(run, _header(model, trainer, n_documents=len(dataset)), rng)
+
+
+def _train_config(options: Options) -> "TrainConfig":
+    """Return how to train, or raise where flags do not fit together."""
+    import microgpt  # noqa: PLC0415 - see main
+
     if options.n_embd % options.n_head:
         raise microgpt.ConfigError(
             f"n_embd ({options.n_embd}) must be divisible by n_head ({options.n_head})"
         )
-    # By the directory itself: it may have several names.
-    goes_on = resume is not None and output.resolve() == resume.resolve()
-    may_replace = force or goes_on
-    _check_paths(options, output, may_replace=may_replace)
-    train_config = microgpt.TrainConfig(
+    return microgpt.TrainConfig(
         steps=options.steps,
         learning_rate=options.lr,
         batch_size=options.batch_size,
@@ -152,22 +182,12 @@ def train(
         clip=options.clip,
         weight_decay=options.weight_decay,
     )
-    pace = Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples)
-    with processes() as ranks:
-        is_first = ranks is None or ranks.rank == 0
-        dataset = read_dataset(Path(options.input), chat=options.chat)
-        rng = random.Random(options.seed)
-        model, trainer = _set_up(dataset, train_config, rng, options, threads, ranks)
-        if snapshot is not None:
-            microgpt.restore(trainer, snapshot)
-        if is_first:
-            if not goes_on:
-                microgpt.remove_snapshots(output)
-            _warn(model, dataset, options, engine)
-        kept = asdict(options) | {"engine": model.engine.name}
-        told = Output("quiet" if quiet or not is_first else "json" if as_json else "text")
-        run = Run(model, trainer, output, kept, pace, told)
-        run_training(run, _header(model, trainer, n_documents=len(dataset)), rng)
+
+
+def _holds_run(directory: Path) -> bool:
+    import microgpt  # noqa: PLC0415 - see main
+
+    return microgpt.holds_model(directory) or microgpt.holds_snapshot(directory)
 
 
 def _set_up(
@@ -231,6 +251,9 @@ def _options_of(
     import microgpt  # noqa: PLC0415 - see main
 
     stored = snapshot.options
+    if given["engine"] == Engine.AUTO:
+        missing_engines = microgpt.unavailable_engines()
+        given["engine"] = next(e for e in microgpt.ENGINES[1:] if e not in missing_engines)
     if missing := given.keys() - stored.keys():
         raise microgpt.CheckpointError(
             f"{snapshot.path} does not hold the flags of this program: it lacks "
@@ -270,11 +293,9 @@ def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
                 f"{output} already holds snapshots of a run that was not finished",
                 hint=f"go on with --resume {output}, or use --force to start anew",
             )
-    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise microgpt.CheckpointError(f"cannot write {output}: {existing} is not a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise microgpt.CheckpointError(f"cannot write {output}: no permission to write {existing}")
+    microgpt.check_writable(output)
+    if (output / METRICS).is_dir():
+        raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
 
 
 def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dict[str, Any]:

@@ -1,33 +1,33 @@
-"""The training loop of the command line: what it prints, when it saves, how it is interrupted."""
+"""The training loop of the command line: what it prints and when it saves."""
 
 import json
 import os
 import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from microgpt_cli.metrics import MetricsLog
+from microgpt_cli.interruption import interruptible
+from microgpt_cli.metrics import MetricsLog, remove_record
+from microgpt_cli.session import printable
 from microgpt_cli.terminal import TrainingDisplay, training_display, warn
 
 if TYPE_CHECKING:
-    from microgpt import LanguageModel, StepReport, Trainer
+    from microgpt import LanguageModel, MicrogptError, StepReport, Trainer
 
 __all__ = ["Pace", "Run", "run_training"]
 
 SAMPLE_TEMPERATURE = 0.5
 SECONDS_PER_CALL = 0.1  # what may pass before signals and the progress bar get their turn
 SECONDS_PER_SHARED_CALL = 0.02  # the same with other processes: mpirun leaves little time to save
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
 MODEL_LABELS = ("n_embd", "n_head", "n_layer", "block_size")  # indented in the header
 
 
@@ -57,18 +57,42 @@ class Output:
     display: TrainingDisplay | None = None
 
     def tell(self, event: str, text: str, /, **details: Any) -> None:
-        """Tell one event; text may be several lines or empty."""
+        """Tell one event; text may be several lines or empty.
+
+        Raises:
+            MicrogptError: stdout cannot be written, as on a full disk; then nothing more will be.
+                A reader that has left is no error.
+        """
+        import microgpt  # noqa: PLC0415 - see main
+
         if self.style == "json":
             text = json.dumps({"event": event, **details})
         if self.style == "quiet" or (self.style == "text" and not text):
             return
-        if self.display:
-            self.display.line(text)
-        else:
-            typer.echo(text)
+        try:
+            if self.display:
+                self.display.line(text)
+            else:
+                print(text, flush=True)  # noqa: T201
+        except OSError as error:
+            _drop_stdout()
+            if not isinstance(error, BrokenPipeError):
+                cause = error.strerror or error
+                raise microgpt.MicrogptError(f"cannot write to stdout: {cause}") from error
+
+    def shown(self, sample: str) -> str:
+        """Return what is told of a sample: a terminal would obey control characters."""
+        return printable(sample) if sys.stdout and sys.stdout.isatty() else sample
 
 
-@dataclass(frozen=True)
+def _drop_stdout() -> None:
+    """Let everything vanish that is still to be printed, or is about to be when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+@dataclass
 class Run:
     """A training run that is set up.
 
@@ -79,6 +103,12 @@ class Run:
         options: what snapshots keep, to resume from.
         pace: when to do what.
         output: whom to tell.
+        metrics: the record; None in a process that writes no files: of several, all but the first.
+        replaces: whether the directory holds another run or model, which stays as it is until this
+            one has something to save.
+
+    Attributes:
+        failures: what could not be written; none of it keeps the model from being saved.
     """
 
     model: "LanguageModel"
@@ -87,37 +117,85 @@ class Run:
     options: dict[str, Any]
     pace: Pace
     output: Output
+    metrics: MetricsLog | None
+    replaces: bool
+    failures: "list[MicrogptError]" = field(default_factory=list)
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes files: of several, only the first does."""
-        ranks = self.trainer.ranks
-        return ranks is None or ranks.rank == 0
+    @contextmanager
+    def _failing_later(self) -> Iterator[None]:
+        import microgpt  # noqa: PLC0415 - see main
+
+        try:
+            yield
+        except microgpt.MicrogptError as error:
+            self.failures.append(error)
+
+    def tell(self, event: str, text: str, /, **details: Any) -> None:
+        """Tell one event."""
+        with self._failing_later():
+            self.output.tell(event, text, **details)
+
+    def begin_record(self) -> None:
+        """Write the first of the record, unless that of another run still stays.
+
+        Raises:
+            CheckpointError: the directory cannot be made.
+        """
+        import microgpt  # noqa: PLC0415 - see main
+
+        if not self.metrics or self.replaces:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            cause = error.strerror or error
+            raise microgpt.CheckpointError(f"cannot write {self.directory}: {cause}") from error
+        self.metrics.begin()
+
+    def record(self, reports: "list[StepReport]", tokens_per_second: float, elapsed: float) -> None:
+        """Record steps."""
+        if self.metrics:
+            with self._failing_later():
+                self.metrics.add(reports, tokens_per_second, elapsed)
 
     def save_snapshot(self) -> None:
         """Save what it takes to resume."""
         import microgpt  # noqa: PLC0415 - see main
 
-        if self.writes and self.trainer.step:
+        if not (self.metrics and self.trainer.step):
+            return
+        with self._failing_later():
+            if self.replaces:
+                self._write_model()
             keep = self.pace.keep_checkpoints
             microgpt.write_snapshot(self.directory, self.trainer, self.options, keep=keep)
+
+    def _write_model(self) -> None:
+        """Save the current weights; what another run has left goes when they take its place."""
+        if not self.replaces:
+            self.model.save(self.directory)
+            return
+        self.model.save(self.directory, before_replacing=partial(remove_record, self.directory))
+        self.replaces = False
+        with self._failing_later():
+            self.begin_record()
 
     def save_model(self) -> None:
         """Save the best model so far, or without validation the latest."""
         trainer, directory = self.trainer, self.directory
-        if not (self.writes and trainer.step):
+        if not (self.metrics and trainer.step):
             return
         trainer.use_best()
         if trainer.best:
-            self.output.tell(
+            self.tell(
                 "best",
                 f"best model: step {trainer.best.step}, val loss {trainer.best.val_loss:.4f}",
                 step=trainer.best.step,
                 val_loss=trainer.best.val_loss,
             )
-        self.model.save(directory)
+        self._write_model()
         weights, meta = directory / "weights.json", directory / "meta.json"
-        self.output.tell(
+        self.tell(
             "saved",
             f"\nweights saved to {weights}\nmetadata saved to {meta}",
             weights=str(weights),
@@ -129,7 +207,7 @@ class Run:
         trainer, n_steps = self.trainer, self.trainer.config.steps
         progress = f"step {last.step:4d} / {n_steps:4d}"
         if last.step in (1, n_steps) or last.step % self.pace.log_every == 0:
-            self.output.tell(
+            self.tell(
                 "step",
                 f"{progress} | loss {last.loss:.4f}",
                 step=last.step,
@@ -138,7 +216,7 @@ class Run:
             )
         if last.val_loss is not None:
             is_best = trainer.best is not None and trainer.best.step == last.step
-            self.output.tell(
+            self.tell(
                 "validation",
                 f"{progress} | val loss {last.val_loss:.4f}{', the best so far' * is_best}",
                 step=last.step,
@@ -152,7 +230,8 @@ class Run:
         if self.output.style == "quiet" or self.model.tokenizer.is_chat:
             return
         (text,) = self.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
-        self.output.tell("sample", f"step {step:4d} | sample: {text}", step=step, text=text)
+        shown = self.output.shown(text)
+        self.tell("sample", f"step {step:4d} | sample: {shown}", step=step, text=text)
 
 
 class LastGood:
@@ -188,28 +267,40 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         header: what to tell first, by label.
         rng: for the samples at the end.
     """
-    trainer, output = run.trainer, run.output
-    n_steps = trainer.config.steps
-    output.tell("start", _header_text(header), first_step=trainer.step, **header)
-    metrics = None
-    if run.writes:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        metrics = MetricsLog(run.directory, n_steps, trainer.step)
+    import microgpt  # noqa: PLC0415 - see main
+
+    trainer, n_steps = run.trainer, run.trainer.config.steps
+    run.begin_record()
+    run.tell("start", _header_text(header), first_step=trainer.step, **header)
     start = time.perf_counter()
-    with _interruptible() as received:
-        with training_display(n_steps, shown=output.style == "text") as display:
-            output.display = display
-            _train(run, metrics, received)
-        output.display = None
-        if trainer.step < n_steps:
+    with interruptible() as received:
+        good = LastGood(trainer)
+        try:
+            with training_display(n_steps, shown=run.output.style == "text") as display:
+                run.output.display = display
+                _train(run, received, good)
+        except microgpt.NonFiniteLossError as error:
+            run.output.display = None
+            if run.metrics:
+                error.hint = f"{error.hint}; {_keep_good(run, good)}"
+            raise
+        except microgpt.RankLostError as error:
             run.save_snapshot()
-        run.save_model()
+            if not run.failures:
+                error.hint = f"go on with microgpt-cli train --resume {run.directory}"
+            raise
+        except BaseException:
+            _save(run)
+            raise
+        _save(run)
     if trainer.step < n_steps:
-        if run.writes:
+        if run.failures:
+            raise run.failures[0]
+        if run.metrics:
             _warn_interrupted(run)
         raise typer.Exit(128 + (received[0] if received else signal.SIGTERM))
     samples = _closing_samples(run, rng)
-    output.tell(
+    run.tell(
         "result",
         "",
         steps=trainer.step,
@@ -219,6 +310,16 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         model_dir=str(run.directory),
         samples=samples,
     )
+    if run.failures:
+        raise run.failures[0]
+
+
+def _save(run: Run) -> None:
+    """Save what was learned, and unless that is all, what it takes to go on."""
+    run.output.display = None
+    if run.trainer.step < run.trainer.config.steps:
+        run.save_snapshot()  # first, as the best model takes the place of the latest
+    run.save_model()
 
 
 def _header_text(header: dict[str, Any]) -> str:
@@ -230,25 +331,26 @@ def _header_text(header: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _train(run: Run, metrics: MetricsLog | None, received: list[int]) -> None:
+def _train(run: Run, received: list[int], good: LastGood) -> None:
     """Take the remaining steps, until the last or a signal."""
     trainer, pace, ranks = run.trainer, run.pace, run.trainer.ranks
     if ranks:
         ranks.is_leaving = lambda: bool(received)
     seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
     first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
-    good = LastGood(trainer)
     while trainer.step < trainer.config.steps:
         elapsed = time.perf_counter() - start
         n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
         n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
-        reports = _advance(run, n, good)
+        n = ranks.least(n) if ranks else n
+        good.remember()
+        reports = trainer.advance(n)
         if not reports:
             return
         elapsed = time.perf_counter() - start
         n_tokens += sum(report.n_tokens for report in reports)
-        if metrics:
-            metrics.add(reports, n_tokens / elapsed, elapsed)
+        n_failures = len(run.failures)
+        run.record(reports, n_tokens / elapsed, elapsed)
         run.tell_step(reports[-1])
         if run.output.display:
             run.output.display.steps(reports)
@@ -256,36 +358,22 @@ def _train(run: Run, metrics: MetricsLog | None, received: list[int]) -> None:
             run.tell_sample()
         if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
             run.save_snapshot()
-
-
-def _advance(run: Run, n: int, good: LastGood) -> "list[StepReport]":
-    """Take `n` steps, or as many as all processes agree on; save what can be if they fail."""
-    import microgpt  # noqa: PLC0415 - see main
-
-    trainer = run.trainer
-    try:
-        n = trainer.ranks.least(n) if trainer.ranks else n
-        good.remember()
-        return trainer.advance(n)
-    except microgpt.NonFiniteLossError as error:
-        if run.writes:
-            error.hint = f"{error.hint}; {_keep_good(run, good)}"
-        raise
-    except microgpt.RankLostError as error:
-        run.save_snapshot()
-        error.hint = f"go on with microgpt-cli train --resume {run.directory}"
-        raise
+        for failure in run.failures[n_failures:]:
+            warn(f"{failure}; training goes on")
 
 
 def _keep_good(run: Run, good: LastGood) -> str:
-    """Save the last good model unless there is one already; return what to tell about it."""
+    """Save the last good model unless another one still stays; return what to tell about it."""
     import microgpt  # noqa: PLC0415 - see main
 
-    if microgpt.holds_model(run.directory):
-        return f"the model in {run.directory} is the one from before"
+    if run.replaces:
+        return f"{run.directory} is as it was before"
     if not good.put_back() and run.trainer.best is None:
         return "nothing was learned before"
-    run.save_model()
+    try:
+        run.save_model()
+    except microgpt.CheckpointError as error:
+        return str(error)
     return f"{run.directory} holds the last good weights"
 
 
@@ -301,42 +389,11 @@ def _warn_interrupted(run: Run) -> None:
 
 
 def _closing_samples(run: Run, rng: random.Random) -> list[str]:
-    if run.model.tokenizer.is_chat or not run.pace.num_samples or not run.writes:
+    if run.model.tokenizer.is_chat or not run.pace.num_samples or not run.metrics:
         return []
     samples = run.model.generate(run.pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
-    text = "\n".join(["\n--- samples ---", *(f"  {sample}" for sample in samples)])
-    run.output.tell("samples", text, samples=samples)
+    text = "\n".join(
+        ["\n--- samples ---", *(f"  {run.output.shown(sample)}" for sample in samples)]
+    )
+    run.tell("samples", text, samples=samples)
     return samples
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is yielded; a second one ends the process."""
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: received.append(number))
-    # Handlers run between two steps only, which may be long. A thread is told at once.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous_writer = signal.set_wakeup_fd(writer)
-    threading.Thread(target=_exit_on_second, args=(reader,), daemon=True).start()
-    try:
-        yield received
-    finally:
-        signal.set_wakeup_fd(previous_writer)
-        os.close(writer)  # which ends the thread
-        for number in SIGNALS:
-            signal.signal(number, previous[number])
-
-
-def _exit_on_second(reader: int) -> None:
-    """Read numbers of signals until their writer is closed; exit when a second one asks to end."""
-    n_received = 0
-    while number := os.read(reader, 1):
-        n_received += number[0] in SIGNALS
-        if n_received > 1:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), SHOW_CURSOR)
-            os._exit(128 + number[0])
-    os.close(reader)

@@ -11,7 +11,7 @@ public too. Everything else may change without notice.
 
 from microgpt.autograd import Value
 from microgpt.chat import ChatPrompt, build_prompt
-from microgpt.checkpoint import holds_model
+from microgpt.checkpoint import check_writable, holds_model
 from microgpt.data import Batch, Dataset
 from microgpt.documents import Conversations, read_conversations, read_documents
 from microgpt.engines import ENGINES, unavailable_engines
@@ -87,6 +87,7 @@ __all__ = [
     "Validation",
     "Value",
     "build_prompt",
+    "check_writable",
     "fit",
     "generate",
     "generate_from_prompt",

@@ -12,7 +12,7 @@ that is cut short at any point leaves either the old pair or the new one.
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +27,12 @@ from microgpt.parameters import DTYPES, FloatArray, Parameters
 from microgpt.tokenizer import Tokenizer
 
 __all__ = [
+    "SNAPSHOTS",
     "STAGED",
     "Checkpoint",
     "Format",
     "PathLike",
+    "check_writable",
     "holds_model",
     "read_checkpoint",
     "sync_directory",
@@ -45,6 +47,7 @@ META = "meta.json"
 FILE_DTYPES = ("float16", *DTYPES)  # of a safetensors file
 WEIGHTS: dict[Format, str] = {"json": "weights.json", "safetensors": "weights.safetensors"}
 COMMIT = "commit.json"
+SNAPSHOTS = "checkpoints"  # the folder beside them
 STAGED = ".staged"  # suffix of a file that is not yet in place
 
 MAX_META_BYTES = 64 << 20  # every character of Unicode, escaped, and then some
@@ -98,6 +101,7 @@ def write_checkpoint(
     format: Format = "json",  # noqa: A002 - as everywhere
     *,
     half: bool = False,
+    before_replacing: Callable[[], None] = lambda: None,
 ) -> list[Path]:
     """Save a model; replaces the one that the directory holds, if any.
 
@@ -106,6 +110,8 @@ def write_checkpoint(
         checkpoint: what to save.
         format: of the weights: "json" or "safetensors".
         half: round weights to float16, three digits, to save space; safetensors only.
+        before_replacing: called when all that is new lies on the disk, just before it takes its
+            place; what it raises keeps the model that was there.
 
     Returns:
         The files written: weights, metadata.
@@ -132,17 +138,18 @@ def write_checkpoint(
         weights = save({name: view.astype(dtype) for name, view in parameters.items()})
     name = WEIGHTS[format]
     meta = _encode_meta(checkpoint, name, hashlib.sha256(weights).hexdigest())
+    hint = None
     try:
+        if holds_model(path):
+            hint = "the model that was there before is intact"
         path.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             _complete_commit(path)
-            _write_together(path, {name: weights, META: meta})
+            _write_together(path, {name: weights, META: meta}, before_replacing)
             _remove_others(path, {name, META})
     except (OSError, ValueError) as error:
         cause = (isinstance(error, OSError) and error.strerror) or error
-        raise CheckpointError(
-            f"cannot write {path}: {cause}", hint="the model that was there before is intact"
-        ) from error
+        raise CheckpointError(f"cannot write {path}: {cause}", hint=hint) from error
     return [path / name, path / META]
 
 
@@ -216,13 +223,16 @@ def _encode_meta(checkpoint: Checkpoint, weights_file: str, weights_sha256: str)
     return msgspec.json.format(msgspec.json.encode(meta), indent=2)
 
 
-def _write_together(path: Path, contents: dict[str, bytes]) -> None:
+def _write_together(
+    path: Path, contents: dict[str, bytes], before_replacing: Callable[[], None]
+) -> None:
     """Replace several files in `path` such that all of them change or none does."""
     try:
         for name, content in contents.items():
             write_durably(path / (name + STAGED), content)
         write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
         sync_directory(path)
+        before_replacing()
         (path / (COMMIT + STAGED)).replace(path / COMMIT)
     except BaseException:
         for name in (*contents, COMMIT):
@@ -253,7 +263,7 @@ def _committed_names(path: Path) -> Sequence[str]:
         names = msgspec.json.decode((path / COMMIT).read_bytes(), type=list[str])
     except FileNotFoundError:
         return ()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f"invalid {path / COMMIT}: {error}", hint="it is not one of ours: move it away"
         ) from error
@@ -296,9 +306,6 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(descriptor)  # which also releases the lock
 
 
-# ---------------------------------------------------------------- reading
-
-
 def holds_model(directory: PathLike) -> bool:
     """Return whether a model, whole or damaged, lies in `directory`.
 
@@ -306,6 +313,32 @@ def holds_model(directory: PathLike) -> bool:
         directory: may be missing.
     """
     return any((Path(directory) / name).exists() for name in (META, COMMIT, *WEIGHTS.values()))
+
+
+def check_writable(directory: PathLike) -> None:
+    """Find out now what would keep a model or snapshots from being saved later.
+
+    Args:
+        directory: of the model; need not exist.
+
+    Raises:
+        CheckpointError: it says what stands in the way.
+    """
+    path = Path(directory)
+    existing = next((place for place in (path, *path.parents) if place.exists()), Path())
+    for place in (existing, path / SNAPSHOTS):
+        if place.exists() and not place.is_dir():
+            raise CheckpointError(f"cannot write {path}: {place} is not a directory")
+        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+            raise CheckpointError(f"cannot write {path}: no permission to write {place}")
+    for name in (META, COMMIT, *WEIGHTS.values()):
+        for place in (path / name, path / (name + STAGED)):
+            if place.is_dir():
+                raise CheckpointError(f"cannot write {path}: {place} is a directory")
+    _committed_names(path)
+
+
+# ---------------------------------------------------------------- reading
 
 
 def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint:

@@ -1,7 +1,7 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +107,7 @@ class LanguageModel:
         *,
         format: Format = "json",  # noqa: A002 - as everywhere
         half: bool = False,
+        before_replacing: Callable[[], None] = lambda: None,
     ) -> None:
         """Write weights and `meta.json`, as one: both or, on failure, neither.
 
@@ -116,12 +117,18 @@ class LanguageModel:
                 `weights.safetensors`, smaller and faster to read.
             half: round weights to float16, three digits, to halve the latter; they are read back
                 as float32.
+            before_replacing: called when the new files lie on the disk, just before they take
+                their places: for instance to remove what belongs to the model before. What it
+                raises keeps that one.
 
         Raises:
             ConfigError: there is no such format, or `half` is asked of JSON.
             CheckpointError: a weight is not finite, or the directory cannot be written.
         """
-        write_checkpoint(directory, Checkpoint(self.tokenizer, self.parameters), format, half=half)
+        checkpoint = Checkpoint(self.tokenizer, self.parameters)
+        write_checkpoint(
+            directory, checkpoint, format, half=half, before_replacing=before_replacing
+        )
 
     def generate(
         self,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microgpt.checkpoint import STAGED, PathLike, sync_directory, write_durably
+from microgpt.checkpoint import SNAPSHOTS, STAGED, PathLike, sync_directory, write_durably
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
@@ -32,7 +32,6 @@ __all__ = [
     "write_snapshot",
 ]
 
-FOLDER = "checkpoints"
 FORMAT = "microgpt-snapshot-1"
 NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -102,7 +101,7 @@ def write_snapshot(
     """
     from safetensors.numpy import save  # noqa: PLC0415 - 90 ms, and only here
 
-    folder = Path(directory) / FOLDER
+    folder = Path(directory) / SNAPSHOTS
     path = folder / f"step-{trainer.step:08d}.safetensors"
     if keep < 1:
         raise ConfigError(f"keep is {keep}, expected at least 1")
@@ -180,7 +179,7 @@ def holds_snapshot(directory: PathLike) -> bool:
     Args:
         directory: of a model; may be missing.
     """
-    return bool(_snapshots(Path(directory) / FOLDER))
+    return bool(_snapshots(Path(directory) / SNAPSHOTS))
 
 
 def remove_snapshots(directory: PathLike) -> None:
@@ -192,7 +191,7 @@ def remove_snapshots(directory: PathLike) -> None:
     Raises:
         CheckpointError: one cannot be removed.
     """
-    for path in _snapshots(Path(directory) / FOLDER):
+    for path in _snapshots(Path(directory) / SNAPSHOTS):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -211,7 +210,7 @@ def read_snapshot(directory: PathLike) -> Snapshot:
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
     """
-    folder = Path(directory) / FOLDER
+    folder = Path(directory) / SNAPSHOTS
     paths = _snapshots(folder)
     if not paths:
         raise CheckpointError(

@@ -193,6 +193,7 @@ def train_step(
     return loss.data
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
 def evaluate(
     engine: Engine, dataset: Dataset, order: Sequence[int], ranks: Ranks | None = None
 ) -> float:
@@ -394,7 +395,8 @@ class Trainer:
             One report for each step that was taken; none after the last step.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite; the weights are those that gave it.
+            NonFiniteLossError: a loss is NaN or infinite, and the weights are those that gave it;
+                or a weight is after the last step.
         """
         end = min(self.step + n_steps, self.config.steps)
         if self.validation:
@@ -421,6 +423,8 @@ class Trainer:
             StepReport(step + 1, result.loss, rate, result.n_tokens, result.grad_norm)
             for step, rate, result in zip(steps, rates, results, strict=True)
         ]
+        if end == self.config.steps:
+            self._check_last_update(rates[-1])
         if self.validation and (end % self.validation.every == 0 or end == self.config.steps):
             reports[-1] = reports[-1]._replace(val_loss=self._validate(self.validation))
         return reports
@@ -430,6 +434,13 @@ class Trainer:
         if self.ranks:
             return train_steps_together(self.engine, batches, rates, config, self.ranks)
         return self.engine.train_steps(batches, rates, config.clip, config.weight_decay)
+
+    def _check_last_update(self, rate: float) -> None:
+        """Raise if the last weights, of which no loss will be taken, are not finite."""
+        weights = self.engine.parameters.flat
+        if not np.isfinite(weights).all():
+            spoilt = float(weights[~np.isfinite(weights)][0])
+            raise NonFiniteLossError(self.step, rate, spoilt, what="a weight")
 
     def _validate(self, validation: Validation) -> float:
         val_loss = evaluate(self.engine, validation.dataset, validation.order, self.ranks)

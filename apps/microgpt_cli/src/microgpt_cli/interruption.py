@@ -1,0 +1,69 @@
+"""Signals that end training after its current step, with a save."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["interruptible"]
+
+ASKING = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # which Windows does not have
+SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect signals in the list that is yielded.
+
+    A second SIGINT or SIGTERM ends the process. A second SIGHUP does not: shell and kernel may send
+    one each. Under nohup SIGHUP is ignored.
+    """
+    received: list[int] = []
+    numbers = [*ASKING]
+    if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
+        numbers.append(HANGUP)
+    previous = {number: signal.getsignal(number) for number in numbers}
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        _let_go_of(terminals)
+
+    for number in numbers:
+        signal.signal(number, receive)
+    # Handlers run between two steps only, which may be long. A thread is told at once.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer)
+    threading.Thread(target=_exit_on_second, args=(reader,), daemon=True).start()
+    try:
+        yield received
+    finally:
+        signal.set_wakeup_fd(previous_writer)
+        os.close(writer)  # which ends the thread
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _let_go_of(terminals: list[int]) -> None:
+    """Send to nowhere what is still to be printed to a terminal that is no more: it would fail."""
+    for number in terminals:
+        if not os.isatty(number):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+
+
+def _exit_on_second(reader: int) -> None:
+    """Read numbers of signals until their writer is closed; exit when a second one asks to end."""
+    n_received = 0
+    while number := os.read(reader, 1):
+        n_received += number[0] in ASKING
+        if n_received > 1:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            os._exit(128 + number[0])
+    os.close(reader)

@@ -1,0 +1,99 @@
+"""The record of a run: what becomes of one that is damaged."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+DAMAGED = {
+    "not UTF-8": b'{"step": "\xff"}',
+    "a number": b"5",
+    "another object": b'{"a": 1}',
+    "deep nesting": b"[" * 100_000,
+    "NaN": b'{"step": 1, "loss": NaN, "val_loss": null, "lr": 1.0, "tokens_per_second": 1.0, '
+    b'"elapsed": 1.0}',
+    "an empty line": b"",
+    "NUL bytes": b"\0" * 100,
+}
+
+
+@pytest.fixture
+def snapshots(cli: "Cli", names: Path, tmp_path: Path) -> Path:
+    """A directory of a run of 7 steps, with snapshots until the 6th."""
+    directory = tmp_path / "out"
+    flags = ("--steps", 7, "--checkpoint-every", 2, "--quiet")
+    assert cli("train", "--input", names, "--output", directory, *flags).status == 0
+    return directory
+
+
+def steps_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_line_is_named(cli: "Cli", names: Path, snapshots: Path, line: bytes) -> None:
+    path = snapshots / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[2] = line
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    for command in (("plot", snapshots), ("train", "--resume", snapshots)):
+        result = cli(*command)
+        assert (result.status, result.out) == (1, "")
+        error, hint = result.err.splitlines()
+        assert error.startswith(f"error: invalid {path}: line 3: ")
+        assert hint == "hint: it was damaged: move it away"
+    forced = cli("train", "--input", names, "--output", snapshots, "--force", "--steps", 2)
+    assert (forced.status, forced.err) == (0, "")
+    assert steps_in(path) == [1, 2]
+
+
+def test_line_that_was_cut_short_is_left_out(cli: "Cli", snapshots: Path) -> None:
+    path = snapshots / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert cli("plot", snapshots).status == 0
+    assert cli("train", "--resume", snapshots, "--quiet").status == 0
+    assert steps_in(path) == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_record_that_is_no_file_is_told(cli: "Cli", tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    result = cli("plot", tmp_path)
+    assert result.err == (
+        f"error: cannot read {tmp_path / 'metrics.jsonl'}: it is not a regular file\n"
+    )
+
+
+def test_run_that_goes_on_elsewhere_takes_its_own_record_along(
+    cli: "Cli", names: Path, snapshots: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    job = ("train", "--input", names, "--output", other, "--lr", 0.5, "--quiet")
+    assert cli(*job).status == 0
+    resumed = cli("train", "--resume", snapshots, "--output", other, "--force", "--quiet")
+    assert resumed.status == 0
+    ours, theirs = (
+        [
+            (record["step"], record["lr"])
+            for record in map(json.loads, path.read_text().splitlines())
+        ]
+        for path in (other / "metrics.jsonl", snapshots / "metrics.jsonl")
+    )
+    assert ours == theirs
+
+
+def test_exported_model_does_not_take_over_the_record_of_another(
+    cli: "Cli", model_dir: Path, snapshots: Path
+) -> None:
+    kept = cli("export", "--model-dir", snapshots, "--output", snapshots, "--force")
+    assert kept.status == 0
+    assert (snapshots / "metrics.jsonl").exists()
+    assert cli("export", "--model-dir", model_dir, "--output", snapshots, "--force").status == 0
+    assert sorted(path.name for path in snapshots.rglob("*")) == [
+        "checkpoints",
+        "meta.json",
+        "weights.safetensors",
+    ]
