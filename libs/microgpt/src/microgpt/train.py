@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
@@ -220,31 +220,15 @@ def evaluate(
     return total / n_tokens
 
 
-def train_steps_together(
-    engine: Engine,
-    batches: Batches | Sequence[Batch],
-    learning_rates: Sequence[float],
-    config: TrainConfig,
-    ranks: Ranks,
-) -> list[StepResult]:
-    """Do what `Engine.train_steps` does, with every batch shared among processes.
+def shared_loss_and_grads(engine: Engine, ranks: Ranks, batch: Batch) -> tuple[float, int]:
+    """Do what `Engine.loss_and_grads` does, with the batch shared among processes.
 
     Raises:
-        NonFiniteLossError: see there.
-        RankLostError: another process no longer answers; the weights are those before that step.
+        RankLostError: another process no longer answers.
     """
-    results = []
-    for batch, learning_rate in zip(batches, learning_rates, strict=True):
-        nll, n_tokens = ranks.add_up(*engine.loss_and_grads(ranks.share(batch)))
-        loss = nll / n_tokens
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(engine.n_updates + 1, learning_rate, loss)
-        grads = engine.grads.flat
-        ranks.add(grads)
-        grads *= 1.0 / n_tokens
-        norm = engine.update(learning_rate, config.clip, config.weight_decay)
-        results.append(StepResult(loss, n_tokens, norm))
-    return results
+    nll, n_tokens = ranks.add_up(*engine.loss_and_grads(ranks.share(batch)))
+    ranks.add(engine.grads.flat)
+    return nll, n_tokens
 
 
 @dataclass(frozen=True)
@@ -430,10 +414,11 @@ class Trainer:
         return reports
 
     def _train_steps(self, batches: Batches, rates: Sequence[float]) -> list[StepResult]:
-        config = self.config
-        if self.ranks:
-            return train_steps_together(self.engine, batches, rates, config, self.ranks)
-        return self.engine.train_steps(batches, rates, config.clip, config.weight_decay)
+        engine, how = self.engine, (self.config.clip, self.config.weight_decay)
+        if self.ranks is None:
+            return engine.train_steps(batches, rates, *how)
+        compute = partial(shared_loss_and_grads, engine, self.ranks)
+        return engine.take_steps(compute, batches, rates, *how)
 
     def _check_last_update(self, rate: float) -> None:
         """Raise if the last weights, of which no loss will be taken, are not finite."""

@@ -7,7 +7,7 @@ of them, and a compiled engine overrides those too.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -155,7 +155,6 @@ class Engine(ABC):
         weights -= (learning_rate / (1.0 - BETA1**self.n_updates)) * m / denominator
         return norm
 
-    @np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
     def train_steps(
         self,
         batches: Batches | Sequence[Batch],
@@ -174,9 +173,21 @@ class Engine(ABC):
         Raises:
             NonFiniteLossError: a loss is NaN or infinite; that step did not change the weights.
         """
+        return self.take_steps(self.loss_and_grads, batches, learning_rates, clip, weight_decay)
+
+    @np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
+    def take_steps(
+        self,
+        loss_and_grads: Callable[[Batch], tuple[float, int]],
+        batches: Batches | Sequence[Batch],
+        learning_rates: Sequence[float],
+        clip: float | None,
+        weight_decay: float,
+    ) -> list[StepResult]:
+        """Do what `train_steps` does, with losses and `grads` from a function like that one."""
         results = []
         for batch, learning_rate in zip(batches, learning_rates, strict=True):
-            nll, n_tokens = self.loss_and_grads(batch)
+            nll, n_tokens = loss_and_grads(batch)
             loss = nll / n_tokens
             if not math.isfinite(loss):
                 raise NonFiniteLossError(self.n_updates + 1, learning_rate, loss)
