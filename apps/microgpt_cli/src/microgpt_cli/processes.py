@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["processes"]
 
 SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # that mpirun sets
+SECONDS_TO_FORWARD = 0.2  # for mpirun to pass on what was printed before it ends all
 SECONDS_FOR_RANK_0 = 1.0  # to report what has gone wrong everywhere
 
 
@@ -42,4 +43,5 @@ def processes() -> Iterator["Ranks | None"]:
         prefix = f"rank {ranks.rank}: " if ranks.rank else ""
         if not report_error(error, prefix):
             traceback.print_exc()
+        time.sleep(SECONDS_TO_FORWARD)
         ranks.abort(1)
