@@ -10,7 +10,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import microgpt
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cli.conftest import Cli
 
 SMALL = ("--steps", 20, "--n-embd", 8, "--n-head", 2, "--block-size", 8)
+MAX_FILE = 4096
 FOREVER = ("--steps", 10**7)
 
 
@@ -77,12 +78,15 @@ def test_full_disk_leaves_all_that_was_there(program: Path, names: Path, finishe
     assert files(finished) == before
 
 
-def limited(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Train where no file can be larger than 4 KB."""
+def limited(
+    program: Path, *arguments: object, stdout: Any = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    """Train where no file can be larger than MAX_FILE."""
     return subprocess.run(
         [program, "train", *map(str, arguments)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
-        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE,) * 2),
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         check=False,
     )
@@ -230,18 +234,32 @@ def test_reader_that_leaves_does_not_end_training(
     ).read_bytes()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_stdout_that_is_full_is_told_when_the_model_is_saved(
+@pytest.mark.parametrize(
+    ("redirection", "number"), [(">/dev/full", errno.ENOSPC), (">&-", errno.EBADF)]
+)
+def test_stdout_that_takes_nothing_is_told_before_training(
+    program: Path, names: Path, tmp_path: Path, redirection: str, number: int
+) -> None:
+    arguments = ["train", "--input", names, "--output", tmp_path / "out", *SMALL]
+    command = ["sh", "-c", f'exec "$0" "$@" {redirection}', program, *arguments]
+    done = subprocess.run(list(map(str, command)), stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"error: cannot write to stdout: {os.strerror(number)}\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_stdout_that_fills_up_is_told_when_the_model_is_saved(
     program: Path, names: Path, tmp_path: Path
 ) -> None:
-    command = [program, "train", "--input", names, "--output", tmp_path / "out", *SMALL]
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            list(map(str, command)), stdout=full, stderr=subprocess.PIPE, text=True, check=False
-        )
-    assert done.returncode == 1
-    assert done.stderr == f"error: cannot write to stdout: {os.strerror(errno.ENOSPC)}\n"
-    assert microgpt.holds_model(tmp_path / "out")
+    log = tmp_path / "log"
+    log.write_bytes(b"." * (MAX_FILE - 500))  # room for the header, not for all steps
+    tiny = ("--steps", 20, "--n-embd", 2, "--n-head", 1, "--block-size", 7, "--log-every", 1)
+    with log.open("a") as stdout:
+        run = limited(program, "--input", names, "--output", tmp_path / "out", *tiny, stdout=stdout)
+    problem = f"cannot write to stdout: {os.strerror(errno.EFBIG)}"
+    assert run.stderr == f"warning: {problem}; training goes on\nerror: {problem}\n"
+    assert run.returncode == 1
+    assert microgpt.load(tmp_path / "out").config.n_embd == 2
 
 
 def test_directory_that_vanishes_is_made_again_for_the_model(
@@ -295,7 +313,8 @@ def test_directory_that_is_gone_is_named(program: Path, names: Path, tmp_path: P
     script = 'cd "$0" && rmdir "$0" && exec "$@"'
     command = ["sh", "-c", script, gone, program, "train", "--input", names, *SMALL]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert done.returncode == 1
+    assert "step" not in done.stdout
     assert done.stderr == "error: cannot write output: No such file or directory\n"
 
 

@@ -169,14 +169,13 @@ def run_without(stream: str, *command: str | Path, text: str = "abc") -> tuple[i
         "generate --model-dir {model} --num-samples 2",
         "info --model-dir {model}",
         "chat --model-dir {chat}",
-        "train --input {names} --output {model}-new --steps 2",
         "--help",
     ],
 )
 def test_command_without_stdout_fails_in_one_line(
-    program: Path, model_dir: Path, chat_dir: Path, names: Path, command: str
+    program: Path, model_dir: Path, chat_dir: Path, command: str
 ) -> None:
-    arguments = command.format(names=names, model=model_dir, chat=chat_dir).split()
+    arguments = command.format(model=model_dir, chat=chat_dir).split()
     assert run_without("stdout", program, *arguments) == (1, "", EBADF)
 
 

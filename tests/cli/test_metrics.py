@@ -59,14 +59,6 @@ def test_line_that_was_cut_short_is_left_out(cli: "Cli", snapshots: Path) -> Non
     assert steps_in(path) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_record_that_is_no_file_is_told(cli: "Cli", tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").mkdir()
-    result = cli("plot", tmp_path)
-    assert result.err == (
-        f"error: cannot read {tmp_path / 'metrics.jsonl'}: it is not a regular file\n"
-    )
-
-
 def test_run_that_goes_on_elsewhere_takes_its_own_record_along(
     cli: "Cli", names: Path, snapshots: Path, tmp_path: Path
 ) -> None:

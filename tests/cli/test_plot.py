@@ -75,8 +75,9 @@ def test_picture_takes_the_place_of_a_file_only(cli: Any, run_directory: Path) -
 
 
 def test_record_that_is_no_file_is_not_waited_for(cli: Any, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "metrics.jsonl")
-    assert cli("plot", tmp_path).err.startswith("error: nothing to draw")
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    assert cli("plot", tmp_path).err == f"error: cannot read {path}: it is not a regular file\n"
 
 
 def test_directory_without_a_record_is_named(cli: Any, tmp_path: Path) -> None:

@@ -270,8 +270,9 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     import microgpt  # noqa: PLC0415 - see main
 
     trainer, n_steps = run.trainer, run.trainer.config.steps
+    # What cannot be told or written at the start is an error at once.
+    run.output.tell("start", _header_text(header), first_step=trainer.step, **header)
     run.begin_record()
-    run.tell("start", _header_text(header), first_step=trainer.step, **header)
     start = time.perf_counter()
     with interruptible() as received:
         good = LastGood(trainer)
