@@ -4,9 +4,8 @@ from hypothesis import strategies as st
 from microgpt import Message
 from microgpt.tokenizer import ROLES
 
-# Half of them of few characters, so that they repeat; among these a lone surrogate, which Python
-# allows in a string.
-texts = st.text("ab\U0001f600\ud800") | st.text()
+# Half of them of few characters, so that they repeat.
+texts = st.text("ab\U0001f600") | st.text()
 documents = st.lists(texts, min_size=1).filter(lambda docs: any(doc.strip() for doc in docs))
 turns = st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": texts})
 conversations = st.lists(st.lists(turns, min_size=1, max_size=6), min_size=1, max_size=5)

@@ -382,15 +382,18 @@ def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) 
     [
         (("--val-fraction", 0.01), "val_fraction is 0.01, expected a share between 0 and 1 that"),
         (("--val-fraction", 1.0), "val_fraction is 1.0, expected a share between 0 and 1 that"),
-        (("--batch-size", 9), "there are 8 documents to train on, expected at least batch_size=9"),
+        (
+            ("--batch-size", 9),
+            "the number of documents to train on is 8, expected at least batch_size=9",
+        ),
         (
             ("--batch-size", 7, "--val-fraction", 0.25),
-            "there are 6 documents to train on, expected at least batch_size=7",
+            "the number of documents to train on is 6, expected at least batch_size=7",
         ),
         (("--warmup-steps", 1000), "warmup_steps is 1000, expected at least 0 and less than the"),
         (
             ("--block-size", 3, "--long", "skip"),
-            "all 8 documents are longer than block_size=3",
+            "every document is longer than block_size=3",
         ),
     ],
 )

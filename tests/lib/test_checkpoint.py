@@ -274,7 +274,11 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("heads", replace_text("meta.json", '"n_head": 2', '"n_head": 3'), "must be divisible"),
     ("huge size", replace_text("meta.json", '"n_embd": 4', '"n_embd": 4000000'), "expected .* to"),
     ("char twice", replace_text("meta.json", '"é"', '"a"'), "a character twice"),
-    ("long char", replace_text("meta.json", '"é"', '"éé"'), "must be single characters"),
+    (
+        "long char",
+        replace_text("meta.json", '"é"', '"éé"'),
+        "expected a tuple of single characters",
+    ),
     (
         "vocabulary",
         replace_text("meta.json", '"vocab_size": 4', '"vocab_size": 5'),

@@ -170,10 +170,10 @@ def test_texts_hold_at_most_block_size_characters(model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"num_samples": -1}, ConfigError, "num_samples is -1, expected at least 0"),
+        ({"num_samples": -1}, ConfigError, "num_samples is -1, expected an integer of at least 0"),
         ({"temperature": -0.5}, ConfigError, "temperature is -0.5, expected a finite number"),
         ({"temperature": math.nan}, ConfigError, "temperature is nan, expected a finite number"),
-        ({"top_k": 0}, ConfigError, "top_k is 0, expected at least 1"),
+        ({"top_k": 0}, ConfigError, "top_k is 0, expected an integer of at least 1"),
         ({"top_p": 0.0}, ConfigError, "top_p is 0.0, expected above 0"),
         ({"prompt": "xbz"}, TokenError, "characters that the model does not know: 'x', 'z'"),
         ({"prompt": "b" * 8}, ContextLengthError, "prompt has 9 tokens, .* most block_size=8"),

@@ -94,8 +94,8 @@ def model() -> LanguageModel:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"max_tokens": 0}, "^max_tokens is 0, expected at least 1$"),
-        ({"max_tokens": -3}, "^max_tokens is -3, expected at least 1$"),
+        ({"max_tokens": 0}, "^max_tokens is 0, expected an integer of at least 1$"),
+        ({"max_tokens": -3}, "^max_tokens is -3, expected an integer of at least 1$"),
         ({"stop": "ab"}, "^stop is 'ab', expected a list of strings that are not empty$"),
         ({"stop": ["a", ""]}, r"^stop is \['a', ''\], expected a list of strings"),
         ({"stop": [3]}, r"^stop is \[3\], expected a list of strings"),

@@ -58,7 +58,7 @@ def test_special_token_that_there_is_not_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("chars", [("ab",), ("",), (1,)])
 def test_chars_must_be_single(chars: tuple[Any, ...]) -> None:
-    with pytest.raises(DataError, match=r"^chars must be single characters$"):
+    with pytest.raises(DataError, match=r"^chars is .*, expected a tuple of single characters$"):
         Tokenizer(chars)
 
 

@@ -252,13 +252,13 @@ def test_validation_loss_that_is_no_number_stops_too() -> None:
 
 
 def test_batch_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"there are 7 documents to train on, .* batch_size=8"):
+    with pytest.raises(ConfigError, match=r"documents to train on is 7, .* batch_size=8"):
         prepared(batch_size=8)
 
 
 def test_trainer_needs_documents() -> None:
     trainer = prepared()
-    with pytest.raises(ConfigError, match="there are 0 documents"):
+    with pytest.raises(ConfigError, match="documents to train on is 0"):
         Trainer(trainer.engine, trainer.dataset, [], TrainConfig())
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from microgpt.errors import ChatError, ContextLengthError
-from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
+from microgpt.errors import ChatError, ConfigError, ContextLengthError
+from microgpt.tokenizer import Message, Tokenizer, Unknown, checked_message
 
 __all__ = ["ChatPrompt", "build_prompt"]
 
 TooLong: TypeAlias = Literal["error", "truncate"]
+TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 
 MARKS = 2  # of a turn, the role's token and end_turn; of a prompt, BOS and the assistant's token
 
@@ -54,6 +55,7 @@ def build_prompt(
     Raises:
         ChatError: the tokenizer has no chat tokens, or a message is not as expected.
         TokenError: there are unknown characters and `unknown` is "error".
+        ConfigError: `unknown` or `too_long` is none of these.
         ContextLengthError: the last turn does not fit and `too_long` is "error", or the block
             cannot hold any.
 
@@ -67,11 +69,15 @@ def build_prompt(
             "this model was not trained with chat tokens",
             hint="retrain with --chat to enable chat support",
         )
+    if too_long not in TOO_LONG:
+        raise ConfigError(f"too_long is {too_long!r:.80}, expected one of {', '.join(TOO_LONG)}")
+    if isinstance(messages, str | dict) or not isinstance(messages, Sequence):
+        raise ChatError(f"messages is {messages!r:.80}, expected a list of messages")
     if not messages:
         raise ChatError("messages must not be empty")
     turns, n_unknown = [], 0
     for message in messages:
-        role, content = _checked(message)
+        role, content = checked_message(message)
         turns.append(tokenizer.encode_turn(role, content, unknown=unknown))
         n_unknown += len(content) + MARKS - len(turns[-1])
     room = block_size - max(1, block_size // 4) - MARKS
@@ -82,18 +88,6 @@ def build_prompt(
     token_ids = [tokenizer.bos, *chain.from_iterable(kept), tokenizer.special_id("assistant")]
     n_tokens = sum(map(len, turns))
     return ChatPrompt(token_ids, len(turns) - len(kept), n_tokens - sum(map(len, kept)), n_unknown)
-
-
-def _checked(message: Any) -> tuple[str, str]:
-    """Return role and content of what should be a message."""
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise ChatError(f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}')
-    role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ChatError(f"unknown role: {role}", hint='expected "user" or "assistant"')
-    if not isinstance(content, str):
-        raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
-    return role, content
 
 
 def _truncated(turn: list[int], room: int, block_size: int, too_long: TooLong) -> list[int]:

@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias
 import msgspec
 import numpy as np
 
+from microgpt.checks import PathLike, checked_path
 from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig, parameter_shapes
 from microgpt.parameters import DTYPES, FloatArray, Parameters
@@ -31,7 +32,6 @@ __all__ = [
     "STAGED",
     "Checkpoint",
     "Format",
-    "PathLike",
     "check_writable",
     "holds_model",
     "read_checkpoint",
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 Format: TypeAlias = Literal["json", "safetensors"]
-PathLike: TypeAlias = str | os.PathLike[str]
 
 META = "meta.json"
 FILE_DTYPES = ("float16", *DTYPES)  # of a safetensors file
@@ -126,7 +125,7 @@ def write_checkpoint(
             f"got format {format!r} and half={half}, expected json, safetensors, or safetensors "
             "and half"
         )
-    path = Path(directory)
+    path = checked_path(directory)
     parameters = checkpoint.parameters
     dtype = "float16" if half else parameters.dtype
     _check_finite(parameters, dtype)
@@ -312,7 +311,8 @@ def holds_model(directory: PathLike) -> bool:
     Args:
         directory: may be missing.
     """
-    return any((Path(directory) / name).exists() for name in (META, COMMIT, *WEIGHTS.values()))
+    path = checked_path(directory)
+    return any((path / name).exists() for name in (META, COMMIT, *WEIGHTS.values()))
 
 
 def check_writable(directory: PathLike) -> None:
@@ -324,7 +324,7 @@ def check_writable(directory: PathLike) -> None:
     Raises:
         CheckpointError: it says what stands in the way.
     """
-    path = Path(directory)
+    path = checked_path(directory)
     existing = next((place for place in (path, *path.parents) if place.exists()), Path())
     for place in (existing, path / SNAPSHOTS):
         if place.exists() and not place.is_dir():
@@ -353,7 +353,7 @@ def read_checkpoint(directory: PathLike, dtype: str | None = None) -> Checkpoint
         CheckpointError: a file is missing, damaged, or does not fit the other; it says which, what
             was found and what was expected.
     """
-    path = Path(directory)
+    path = checked_path(directory)
     for _ in range(3):  # a writer may swap the pair between our two reads: then look again
         meta, weights = _read_pair(path)
         if meta.weights_sha256 in (None, hashlib.sha256(weights).hexdigest()):

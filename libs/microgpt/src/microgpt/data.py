@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from microgpt.errors import ConfigError, DataError
-from microgpt.tokenizer import ROLES, SPECIAL_TOKENS, Message, Tokenizer
+from microgpt.checks import checked_texts, is_integer
+from microgpt.errors import ChatError, ConfigError, DataError
+from microgpt.tokenizer import ROLES, SPECIAL_TOKENS, Message, Tokenizer, checked_message
 
 __all__ = ["Batch", "Dataset"]
 
@@ -213,10 +214,10 @@ class Dataset:
             The documents in their order, with a tokenizer of their characters.
 
         Raises:
-            DataError: there is no document.
+            DataError: there is no document, or one is no string or holds a lone surrogate.
         """
         encoder = _Encoder()
-        for document in documents:
+        for document in checked_texts(documents):
             if text := document.strip():
                 encoder.start_document()
                 encoder.extend(text)
@@ -236,17 +237,18 @@ class Dataset:
             The conversations in their order, with a tokenizer of their characters.
 
         Raises:
-            DataError: there is no conversation, or a role is unknown.
+            DataError: there is no conversation, or one holds a lone surrogate.
+            ChatError: a conversation or message is not as expected.
         """
         encoder = _Encoder()
         for messages in conversations:
+            if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
+                raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
             encoder.start_document()
             for message in messages:
-                role = message["role"]
-                if role not in ROLES:
-                    raise DataError(f'unknown role "{role}" (expected "user" or "assistant")')
+                role, content = checked_message(message)
                 encoder.special(role)
-                encoder.extend(message["content"])
+                encoder.extend(content)
                 encoder.special("end_turn")
         tokenizer, tokens, offsets = encoder.finish(is_chat=True)
         if len(offsets) == 1:
@@ -320,10 +322,10 @@ class Dataset:
             DataError: no document is left.
             ConfigError: `long` is unknown, or block_size below 1.
         """
-        if long not in LONG or block_size < 1:
+        if long not in LONG or not is_integer(block_size) or block_size < 1:
             raise ConfigError(
-                f"got block_size={block_size} and long={long!r}, expected at least 1 and one of "
-                f"{', '.join(LONG)}"
+                f"got block_size={block_size!r:.80} and long={long!r:.80}, expected at least 1 and "
+                f"one of {', '.join(LONG)}"
             )
         is_long = self.lengths > block_size
         if not is_long.any():
@@ -333,7 +335,7 @@ class Dataset:
         if long == "skip":
             if is_long.all():
                 raise DataError(
-                    f"all {len(self)} documents are longer than block_size={block_size}",
+                    f"every document is longer than block_size={block_size}",
                     hint="split or truncate them, or use a larger block size",
                 )
             return replace(self, starts=self.starts[~is_long], lengths=self.lengths[~is_long])

@@ -1,19 +1,16 @@
 """Files of text: documents and conversations, read line by line."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
+from microgpt.checks import PathLike, checked_path
 from microgpt.errors import DataError
 from microgpt.tokenizer import ROLES, Message
 
 __all__ = ["Conversations", "read_conversations", "read_documents"]
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -59,8 +56,9 @@ def read_documents(path: PathLike) -> Iterator[str]:
 
     Raises:
         DataError: the file cannot be read, or is not UTF-8 text (line and byte offset are named).
+        ConfigError: `path` is no path.
     """
-    return (text for _, text in _read_lines(Path(path)))
+    return (text for _, text in _read_lines(checked_path(path)))
 
 
 @dataclass
@@ -142,7 +140,7 @@ def read_conversations(path: PathLike) -> Conversations:
         DataError: the file cannot be read, or a line is not such an array (the line is named).
     """
     result = Conversations()
-    for number, text in _read_lines(Path(path)):
+    for number, text in _read_lines(checked_path(path)):
         if messages := _parse_conversation(number, text):
             result.add(messages)
     return result

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, get_args
 
+from microgpt.checks import check_integer, check_type, is_number
 from microgpt.data import Dataset, Long
 from microgpt.errors import ConfigError
 from microgpt.language_model import LanguageModel
@@ -72,6 +73,9 @@ def prepare(
         TokenError: the documents to measure on hold a character that is not in the others.
         EngineError: there is no such engine.
     """
+    check_type("dataset", dataset, Dataset)
+    check_type("train_config", train_config, TrainConfig)
+    check_type("rng", rng, random.Random)
     config = ModelConfig(
         vocab_size=dataset.tokenizer.vocab_size,
         n_embd=n_embd,
@@ -83,6 +87,7 @@ def prepare(
     order: Sequence[int] = dataset.shuffled(rng) if shuffle else range(len(dataset))
     validation = None
     if val_dataset is not None:
+        check_type("val_dataset", val_dataset, Dataset)
         others = val_dataset.encoded_with(dataset.tokenizer)
         others = _learnable(others, block_size, long, loss_on)
         validation = Validation(others, range(len(others)), eval_every)
@@ -104,11 +109,12 @@ def _learnable(dataset: Dataset, block_size: int, long: Long, loss_on: LossOn) -
 
 def _n_train(n_documents: int, val_fraction: float) -> int:
     """Return how many documents are left to train on."""
-    n_val = round(n_documents * val_fraction) if 0.0 < val_fraction < 1.0 else 0
+    is_share = is_number(val_fraction) and 0.0 < val_fraction < 1.0
+    n_val = round(n_documents * val_fraction) if is_share else 0
     if not 0 < n_val < n_documents:
         raise ConfigError(
-            f"val_fraction is {val_fraction}, expected a share between 0 and 1 that leaves "
-            f"documents on both sides; there are {n_documents}"
+            f"val_fraction is {val_fraction!r:.80}, expected a share between 0 and 1 that leaves "
+            f"documents on both sides of {n_documents}"
         )
     return n_documents - n_val
 
@@ -151,11 +157,12 @@ def fit(
         threads: cores to use; None for all.
 
     Raises:
-        DataError: there is no document.
+        DataError: there is no document, or one is no string or holds a lone surrogate.
         ConfigError: a number is out of its domain.
         EngineError: there is no such engine, or it cannot run here.
         NonFiniteLossError: training diverged.
     """
+    check_integer("seed", seed)
     _, trainer = model_and_trainer = prepare(
         Dataset.from_documents(documents),
         TrainConfig(
@@ -165,7 +172,7 @@ def fit(
             warmup_steps=warmup_steps,
             schedule=schedule,
         ),
-        random.Random(seed),
+        random.Random(int(seed)),
         n_embd=n_embd,
         n_head=n_head,
         n_layer=n_layer,

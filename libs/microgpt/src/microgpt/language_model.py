@@ -8,7 +8,8 @@ import numpy as np
 
 from microgpt import engines
 from microgpt.chat import ChatPrompt, TooLong, build_prompt
-from microgpt.checkpoint import Checkpoint, Format, PathLike, read_checkpoint, write_checkpoint
+from microgpt.checkpoint import Checkpoint, Format, read_checkpoint, write_checkpoint
+from microgpt.checks import PathLike, check_integer, check_type, checked_texts
 from microgpt.data import Dataset
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
@@ -19,6 +20,9 @@ from microgpt.streaming import FinishReason, TextStream, check_limits
 from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
 
 __all__ = ["ChatReply", "LanguageModel", "load"]
+
+MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
+SAMPLES_TOGETHER = 1024  # whose draws are in memory
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class LanguageModel:
         """Return new documents.
 
         Args:
-            num_samples: how many, at least 0.
+            num_samples: how many, 0 to 1,000,000.
             temperature: 0 for the most likely text; higher is more surprising.
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
@@ -171,18 +175,21 @@ class LanguageModel:
             >>> model.generate(2, prompt="h", temperature=0)
             ['hannah', 'hannah']
         """
-        if num_samples < 0:
-            raise ConfigError(f"num_samples is {num_samples}, expected at least 0")
+        check_integer("num_samples", num_samples, 0)
+        if num_samples > MAX_SAMPLES:
+            raise ConfigError(
+                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
+                "ask for more in several calls, each with its own seed"
+            )
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop)
+        check_limits(max_tokens, stop, seed)
         prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
         n_tokens = self._limit(prompt_ids, max_tokens)
         if rng is None:
-            generators = (random.Random(seed + i) for i in range(num_samples))
-            texts = self._sample(
-                prompt_ids, generators, config, n_tokens, self.tokenizer.bos, signal=signal
-            )
+            seeds = range(int(seed), int(seed) + num_samples)
+            texts = self._sample_groups(prompt_ids, seeds, config, n_tokens, signal)
         else:
+            check_type("rng", rng, random.Random)
             texts = [
                 self._sample_and_rewind(prompt_ids, rng, config, n_tokens, signal)
                 for _ in range(num_samples)
@@ -224,13 +231,13 @@ class LanguageModel:
             'a|n|n|a|h'
         """
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop)
+        check_limits(max_tokens, stop, seed)
         prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
         n_tokens = self._limit(prompt_ids, max_tokens)
         token_ids = generate_from_prompt(
             self.engine,
             prompt_ids,
-            random.Random(seed),
+            random.Random(int(seed)),
             config,
             stop=self.tokenizer.bos,
             max_tokens=n_tokens,
@@ -283,13 +290,13 @@ class LanguageModel:
             'hey'
         """
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop)
+        check_limits(max_tokens, stop, seed)
         prompt = self._chat_prompt(messages, unknown, too_long)
         n_tokens = self._limit(prompt.token_ids, max_tokens)
         end = self.tokenizer.special_id("end_turn")
         (token_ids,) = self._sample(
             prompt.token_ids,
-            [random.Random(seed)],
+            [random.Random(int(seed))],
             config,
             n_tokens,
             end,
@@ -331,13 +338,13 @@ class LanguageModel:
             ChatError, ConfigError, TokenError, ContextLengthError, SamplingError: see `chat`.
         """
         config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop)
+        check_limits(max_tokens, stop, seed)
         prompt = self._chat_prompt(messages, unknown, too_long)
         n_tokens = self._limit(prompt.token_ids, max_tokens)
         token_ids = generate_from_prompt(
             self.engine,
             prompt.token_ids,
-            random.Random(seed),
+            random.Random(int(seed)),
             config,
             stop=self.tokenizer.special_id("end_turn"),
             forbidden=self._not_said,
@@ -378,11 +385,30 @@ class LanguageModel:
         signal: StopSignal | None = None,
     ) -> list[list[int]]:
         """Return one text per generator, from which as much is drawn as the longest text takes."""
+        if signal is not None:
+            check_type("signal", signal, StopSignal)
         draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
         uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
         return self.engine.sample(
             prompt_ids, uniforms, config, stop=stop, forbidden=forbidden, signal=signal
         )
+
+    def _sample_groups(
+        self,
+        prompt_ids: list[int],
+        seeds: range,
+        config: SamplingConfig,
+        n_tokens: int,
+        signal: StopSignal | None,
+    ) -> list[list[int]]:
+        """Return one text per seed; the draws for some at a time, which take more memory."""
+        texts = []
+        for first in range(0, len(seeds), SAMPLES_TOGETHER):
+            generators = map(random.Random, seeds[first : first + SAMPLES_TOGETHER])
+            texts += self._sample(
+                prompt_ids, generators, config, n_tokens, self.tokenizer.bos, signal=signal
+            )
+        return texts
 
     def _sample_and_rewind(
         self,
@@ -427,8 +453,10 @@ class LanguageModel:
 
         Raises:
             TokenError: a document holds a character that the model does not know.
+            DataError: a document is no string.
         """
-        documents_ids = (np.array(self.tokenizer.encode_document(text)) for text in documents)
+        texts = checked_texts(documents)
+        documents_ids = (np.array(self.tokenizer.encode_document(text)) for text in texts)
         return [summed_loss(self.engine, [ids]) / (len(ids) - 1) for ids in documents_ids]
 
     def measure(self, dataset: Dataset) -> Score:
@@ -448,6 +476,7 @@ class LanguageModel:
             >>> score.n_tokens, round(score.nats_per_token, 1), round(score.perplexity, 1)
             (10, 0.3, 1.3)
         """
+        check_type("dataset", dataset, Dataset)
         return score_dataset(self.engine, dataset.encoded_with(self.tokenizer))
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
 
+from microgpt.checks import check_integer, is_number
 from microgpt.errors import ConfigError, ContextLengthError, SamplingError, ShapeError
 from microgpt.model import ModelConfig
 
@@ -46,14 +47,14 @@ class SamplingConfig:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (0.0 <= self.temperature < math.inf):
+        if not is_number(self.temperature) or not 0.0 <= self.temperature < math.inf:
             raise ConfigError(
-                f"temperature is {self.temperature}, expected a finite number of at least 0"
+                f"temperature is {self.temperature!r:.80}, expected a finite number of at least 0"
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}, expected at least 1")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 1)
+        if not is_number(self.top_p) or not 0.0 < self.top_p <= 1.0:
+            raise ConfigError(f"top_p is {self.top_p!r:.80}, expected above 0 and at most 1")
 
 
 class StopSignal:

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microgpt.checkpoint import SNAPSHOTS, STAGED, PathLike, sync_directory, write_durably
+from microgpt.checkpoint import SNAPSHOTS, STAGED, sync_directory, write_durably
+from microgpt.checks import PathLike, checked_path
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
@@ -101,7 +102,7 @@ def write_snapshot(
     """
     from safetensors.numpy import save  # noqa: PLC0415 - 90 ms, and only here
 
-    folder = Path(directory) / SNAPSHOTS
+    folder = checked_path(directory) / SNAPSHOTS
     path = folder / f"step-{trainer.step:08d}.safetensors"
     if keep < 1:
         raise ConfigError(f"keep is {keep}, expected at least 1")
@@ -179,7 +180,7 @@ def holds_snapshot(directory: PathLike) -> bool:
     Args:
         directory: of a model; may be missing.
     """
-    return bool(_snapshots(Path(directory) / SNAPSHOTS))
+    return bool(_snapshots(checked_path(directory) / SNAPSHOTS))
 
 
 def remove_snapshots(directory: PathLike) -> None:
@@ -191,7 +192,7 @@ def remove_snapshots(directory: PathLike) -> None:
     Raises:
         CheckpointError: one cannot be removed.
     """
-    for path in _snapshots(Path(directory) / SNAPSHOTS):
+    for path in _snapshots(checked_path(directory) / SNAPSHOTS):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
@@ -210,7 +211,7 @@ def read_snapshot(directory: PathLike) -> Snapshot:
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.
     """
-    folder = Path(directory) / SNAPSHOTS
+    folder = checked_path(directory) / SNAPSHOTS
     paths = _snapshots(folder)
     if not paths:
         raise CheckpointError(

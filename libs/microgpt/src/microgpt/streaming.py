@@ -1,9 +1,10 @@
 """Text as it is chosen, piece by piece, until it ends or has to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from microgpt.chat import ChatPrompt
+from microgpt.checks import check_integer
 from microgpt.errors import ConfigError
 from microgpt.tokenizer import Tokenizer
 
@@ -12,11 +13,13 @@ __all__ = ["FinishReason", "TextStream", "check_limits"]
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
-def check_limits(max_tokens: int | None, stop: Sequence[str]) -> None:
-    """Raise ConfigError unless these can limit a text."""
-    if max_tokens is not None and max_tokens < 1:
-        raise ConfigError(f"max_tokens is {max_tokens}, expected at least 1")
-    if isinstance(stop, str) or not all(isinstance(text, str) and text for text in stop):
+def check_limits(max_tokens: int | None, stop: Sequence[str], seed: int = 0) -> None:
+    """Raise ConfigError unless a text can be limited by these and drawn from that seed."""
+    check_integer("seed", seed)
+    if max_tokens is not None:
+        check_integer("max_tokens", max_tokens, 1)
+    is_list = isinstance(stop, Collection) and not isinstance(stop, str)
+    if not is_list or not all(isinstance(text, str) and text for text in stop):
         raise ConfigError(f"stop is {stop!r:.80}, expected a list of strings that are not empty")
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
-from microgpt.errors import DataError, TokenError
+from microgpt.checks import checked_texts, is_integer
+from microgpt.errors import ChatError, ConfigError, DataError, TokenError
 
-__all__ = ["ROLES", "Message", "Tokenizer"]
+__all__ = ["ROLES", "Message", "Tokenizer", "checked_message"]
 
 ROLES = ("user", "assistant")
 SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
@@ -15,6 +16,19 @@ MAX_SHOWN = 10  # characters that an error message names
 
 Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
 Unknown: TypeAlias = Literal["error", "skip"]
+UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
+
+
+def checked_message(message: Any) -> tuple[str, str]:
+    """Return role and content of what should be a message, or raise ChatError."""
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise ChatError(f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}')
+    role, content = message["role"], message["content"]
+    if role not in ROLES:
+        raise ChatError(f"unknown role: {role}", hint='expected "user" or "assistant"')
+    if not isinstance(content, str):
+        raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
+    return role, content
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,8 @@ class Tokenizer:
         is_chat: whether the chat tokens exist.
 
     Raises:
-        DataError: `chars` holds something else than single characters, or one of them twice.
+        DataError: `chars` holds something else than single characters, a lone surrogate, or one of
+            them twice.
 
     Example:
         >>> tokenizer = Tokenizer.from_texts(["anna", "bob"])
@@ -43,8 +58,15 @@ class Tokenizer:
     is_chat: bool = False
 
     def __post_init__(self) -> None:
-        if any(not isinstance(char, str) or len(char) != 1 for char in self.chars):
-            raise DataError("chars must be single characters")
+        if not isinstance(self.chars, tuple) or any(
+            not isinstance(char, str) or len(char) != 1 for char in self.chars
+        ):
+            raise DataError(f"chars is {self.chars!r:.80}, expected a tuple of single characters")
+        if surrogates := [char for char in self.chars if "\ud800" <= char <= "\udfff"]:
+            raise DataError(
+                f"the text holds {surrogates[0]!r}, half of a character, expected Unicode text; "
+                'decode it anew, perhaps with errors="replace"'
+            )
         if len(set(self.chars)) != len(self.chars):
             raise DataError("chars holds a character twice, expected each once")
         object.__setattr__(self, "_ids", {char: i for i, char in enumerate(self.chars)})
@@ -57,7 +79,7 @@ class Tokenizer:
             texts: any, read once.
             is_chat: whether the chat tokens exist.
         """
-        return cls(tuple(sorted(set().union(*texts))), is_chat)
+        return cls(tuple(sorted(set().union(*checked_texts(texts)))), is_chat)
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -98,7 +120,12 @@ class Tokenizer:
 
         Raises:
             TokenError: there are such characters and `unknown` is "error"; they are named.
+            ConfigError: `unknown` is something else.
         """
+        if not isinstance(text, str):
+            raise TokenError(f"the text is {text!r:.80}, expected a string")
+        if unknown not in UNKNOWN:
+            raise ConfigError(f"unknown is {unknown!r:.80}, expected one of {', '.join(UNKNOWN)}")
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]  # set in __post_init__
         if unknown == "error" and (strange := sorted(set(text) - ids.keys())):
             shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + ", ..." * (len(strange) > MAX_SHOWN)
@@ -140,9 +167,10 @@ class Tokenizer:
             messages: each with "role" and "content".
 
         Raises:
-            TokenError: a role or a character is not in the vocabulary.
+            TokenError: a character is not in the vocabulary, or this is no tokenizer for chat.
+            ChatError: a message is not as expected.
         """
-        turns = (self.encode_turn(message["role"], message["content"]) for message in messages)
+        turns = (self.encode_turn(*checked_message(message)) for message in messages)
         return [self.bos, *chain.from_iterable(turns), self.bos]
 
     def decode(self, token_ids: Iterable[int]) -> str:
@@ -157,8 +185,8 @@ class Tokenizer:
         text = []
         chars, vocab_size = self.chars, self.vocab_size  # half the time of looking each time
         for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise TokenError(f"token id {token_id}, expected 0 to {vocab_size - 1}")
+            if not is_integer(token_id) or not 0 <= token_id < vocab_size:
+                raise TokenError(f"token id {token_id!r:.80}, expected 0 to {vocab_size - 1}")
             if token_id < len(chars):
                 text.append(chars[token_id])
         return "".join(text)

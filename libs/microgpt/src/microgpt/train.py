@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from microgpt.autograd import Value
+from microgpt.checks import is_integer, is_number
 from microgpt.data import Batch, Batches, Dataset
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
@@ -77,18 +78,18 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {count!r}, expected an integer of at least 1")
         for name in ("learning_rate", "clip"):
             number = getattr(self, name)
-            if number is not None and not 0.0 < number < math.inf:
+            if number is not None and not (is_number(number) and 0.0 < number < math.inf):
                 raise ConfigError(f"{name} is {number!r}, expected a finite number above 0")
-        if not 0 <= self.warmup_steps < self.steps:
+        if not is_integer(self.warmup_steps) or not 0 <= self.warmup_steps < self.steps:
             raise ConfigError(
-                f"warmup_steps is {self.warmup_steps}, expected at least 0 and less than the "
+                f"warmup_steps is {self.warmup_steps!r:.80}, expected at least 0 and less than the "
                 f"{self.steps} steps of the run"
             )
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f"schedule is {self.schedule!r}, expected one of {', '.join(SCHEDULES)}"
             )
-        if not 0.0 <= self.weight_decay < math.inf:
+        if not is_number(self.weight_decay) or not 0.0 <= self.weight_decay < math.inf:
             raise ConfigError(
                 f"weight_decay is {self.weight_decay!r}, expected a finite number of at least 0"
             )
@@ -251,7 +252,7 @@ class Validation:
     def __post_init__(self) -> None:
         if len(self.order) == 0 or self.every < 1:
             raise ConfigError(
-                f"got {len(self.order)} documents to validate on every {self.every} steps, "
+                f"documents to validate on: {len(self.order)}, steps between: {self.every}; "
                 "expected at least 1 of each"
             )
 
@@ -342,7 +343,7 @@ class Trainer:
         self.learning_rate = default_learning_rate(engine.config.n_embd) if rate is None else rate
         if len(order) < config.batch_size:
             raise ConfigError(
-                f"there are {len(order)} documents to train on, expected at least "
+                f"the number of documents to train on is {len(order)}, expected at least "
                 f"batch_size={config.batch_size}"
             )
         if ranks:

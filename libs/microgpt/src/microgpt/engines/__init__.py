@@ -1,10 +1,11 @@
 """Interchangeable ways to compute the same model, from clear to fast."""
 
+from microgpt.checks import check_integer
 from microgpt.engines.base import Engine
 from microgpt.engines.native import NativeEngine, why_unavailable
 from microgpt.engines.scalar import ScalarEngine
 from microgpt.engines.vectorized import VectorizedEngine
-from microgpt.errors import ConfigError, EngineError
+from microgpt.errors import EngineError
 from microgpt.parameters import Parameters
 
 __all__ = ["ENGINES", "select", "unavailable_engines"]
@@ -29,8 +30,8 @@ def select(name: str, parameters: Parameters, threads: int | None = None) -> Eng
         EngineError: there is no such engine, or it cannot run here.
         ConfigError: `threads` is below 1.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}, expected at least 1")
+    if threads is not None:
+        check_integer("threads", threads, 1)
     if name not in ENGINES:
         raise EngineError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")
     if name == "auto":
