@@ -147,7 +147,7 @@ def long_step(program: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]
         assert process.stdout
         while process.stdout.readline() not in {b"\n", b""}:
             pass  # the header; an empty line is its end
-        time.sleep(0.5)  # handlers are set up
+        time.sleep(0.5)  # the step has begun
         yield process
 
 

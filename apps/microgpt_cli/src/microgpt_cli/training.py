@@ -270,11 +270,11 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     import microgpt  # noqa: PLC0415 - see main
 
     trainer, n_steps = run.trainer, run.trainer.config.steps
-    # What cannot be told or written at the start is an error at once.
-    run.output.tell("start", _header_text(header), first_step=trainer.step, **header)
-    run.begin_record()
     start = time.perf_counter()
     with interruptible() as received:
+        # What cannot be told or written at the start is an error at once.
+        run.output.tell("start", _header_text(header), first_step=trainer.step, **header)
+        run.begin_record()
         good = LastGood(trainer)
         try:
             with training_display(n_steps, shown=run.output.style == "text") as display:
