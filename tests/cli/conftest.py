@@ -1,5 +1,6 @@
 """The command line as its users meet it: arguments in; status, stdout and stderr out."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import NamedTuple
 import microgpt
 import pytest
 from microgpt_cli.main import run
+
+# Under nohup it is ignored, also by the programs that tests start.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 NAMES = ["anna", "bob", "hannah", "otto", "eve", "ava", "elle", "abel"]
 
