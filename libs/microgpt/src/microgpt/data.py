@@ -48,6 +48,7 @@ class Batches:
         n_documents: of each, shape (n_steps,), at least 1.
 
     Attributes:
+        starts: where each document begins in `together.inputs`, and the end.
         first_documents: where each begins in `together.lengths`, and the end, shape (n_steps + 1,).
         first_rows: where each begins in `together.inputs`, and the end, shape (n_steps + 1,).
     """
@@ -55,7 +56,8 @@ class Batches:
     def __init__(self, together: Batch, n_documents: ArrayLike) -> None:
         self.together = together
         self.first_documents = starts_of(n_documents)
-        self.first_rows = starts_of(together.lengths)[self.first_documents]
+        self.starts = starts_of(together.lengths)
+        self.first_rows = self.starts[self.first_documents]
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Batches":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.data import Batch, Batches, starts_of
+from microgpt.data import Batch, Batches
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
@@ -344,12 +344,12 @@ class NativeEngine(Engine):
         n_rows = 1
         if batches:
             checked = self.check_batches(batches)
-            inputs, targets, lengths = checked.together
+            inputs, targets, _ = checked.together
             n_rows = int(np.diff(checked.first_rows).max())
             arrays |= {
                 "inputs": inputs.astype(np.int32, copy=False),
                 "targets": targets.astype(np.int32, copy=False),
-                "starts": starts_of(lengths),
+                "starts": checked.starts,
                 "first_documents": checked.first_documents,
                 "n_targets": np.add.reduceat(targets >= 0, checked.first_rows[:-1], dtype=np.int64),
             }
