@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microgpt_cli.options import Threads
-from microgpt_cli.session import printable
+from microgpt_cli.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,13 +1,12 @@
 """`microgpt-cli generate`: new documents from a trained model."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
-from microgpt_cli.session import printable
+from microgpt_cli.terminal import shown
 
 __all__ = ["generate"]
 
@@ -49,7 +48,5 @@ def generate(
             stop=stop or (),
             seed=seed + i,
         )
-        # A terminal would obey control characters. Anything else gets them as they are, which is
-        # why this is not typer.echo: that leaves out what looks like a colour.
-        shown = printable(sample) if sys.stdout.isatty() else sample
-        print(f"sample {i + 1:2d}: {shown}", flush=True)  # noqa: T201
+        # Not typer.echo, which leaves out what looks like a colour.
+        print(f"sample {i + 1:2d}: {shown(sample)}", flush=True)  # noqa: T201

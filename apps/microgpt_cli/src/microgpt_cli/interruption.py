@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from microgpt_cli.terminal import discard
+
 __all__ = ["interruptible"]
 
 ASKING = (signal.SIGINT, signal.SIGTERM)
@@ -52,9 +54,7 @@ def _let_go_of(terminals: list[int]) -> None:
     """Send to nowhere what is still to be printed to a terminal that is no more: it would fail."""
     for number in terminals:
         if not os.isatty(number):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+            discard(number)
 
 
 def _exit_on_second(reader: int) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microgpt_cli.files import write_whole
+from microgpt_cli.terminal import printable
 
 if TYPE_CHECKING:
     from microgpt import LanguageModel, Message, TextStream
 
-__all__ = ["HELP", "Session", "Settings", "printable"]
+__all__ = ["HELP", "Session", "Settings"]
 
 HELP = """\
 /clear          forget what was said
@@ -143,14 +144,3 @@ class Session:
             cause = (isinstance(error, OSError) and error.strerror) or error
             raise DataError(f"cannot write {printable(str(path))}: {cause}") from error
         self._saved.add(path.absolute())
-
-
-def printable(text: str, *, one_line: bool = False) -> str:
-    r"""Return `text` with everything that could steer a terminal written out, such as \x1b."""
-    plain = "" if one_line else "\n\t"
-    return "".join(
-        char
-        if char.isprintable() or char in plain
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )

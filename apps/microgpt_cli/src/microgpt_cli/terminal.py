@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainingDisplay",
     "counted",
+    "discard",
     "open_streams",
+    "printable",
     "read_dataset",
     "remark",
     "report_error",
+    "shown",
     "training_display",
     "warn",
 ]
@@ -51,6 +54,13 @@ def _opened(flags: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, write_through=True)  # what cannot be written is not kept
 
 
+def discard(number: int) -> None:
+    """Send to nowhere what is still to be written to a stream, by its number."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
 def remark(text: str) -> None:
     """Print to stderr; a failure of that cannot be told to anybody."""
     with suppress(OSError):
@@ -60,6 +70,22 @@ def remark(text: str) -> None:
 def counted(n: int, noun: str) -> str:
     """Return a number and what it counts: "1 turn", "2 turns"."""
     return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""Return `text` with everything that could steer a terminal written out, such as \x1b."""
+    plain = "" if one_line else "\n\t"
+    return "".join(
+        char
+        if char.isprintable() or char in plain
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def shown(text: str) -> str:
+    """Return what stdout is given of a model's text: a terminal would obey control characters."""
+    return printable(text) if sys.stdout.isatty() else text
 
 
 def report_error(error: BaseException, prefix: str = "") -> bool:

@@ -1,7 +1,6 @@
 """The training loop of the command line: what it prints and when it saves."""
 
 import json
-import os
 import random
 import signal
 import sys
@@ -17,8 +16,7 @@ import typer
 
 from microgpt_cli.interruption import interruptible
 from microgpt_cli.metrics import MetricsLog, remove_record
-from microgpt_cli.session import printable
-from microgpt_cli.terminal import TrainingDisplay, training_display, warn
+from microgpt_cli.terminal import TrainingDisplay, discard, shown, training_display, warn
 
 if TYPE_CHECKING:
     from microgpt import LanguageModel, MicrogptError, StepReport, Trainer
@@ -75,21 +73,10 @@ class Output:
             else:
                 print(text, flush=True)  # noqa: T201
         except OSError as error:
-            _drop_stdout()
+            discard(sys.stdout.fileno())  # also what Python would still print as it ends
             if not isinstance(error, BrokenPipeError):
                 cause = error.strerror or error
                 raise microgpt.MicrogptError(f"cannot write to stdout: {cause}") from error
-
-    def shown(self, sample: str) -> str:
-        """Return what is told of a sample: a terminal would obey control characters."""
-        return printable(sample) if sys.stdout and sys.stdout.isatty() else sample
-
-
-def _drop_stdout() -> None:
-    """Let everything vanish that is still to be printed, or is about to be when Python ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 @dataclass
@@ -230,8 +217,7 @@ class Run:
         if self.output.style == "quiet" or self.model.tokenizer.is_chat:
             return
         (text,) = self.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
-        shown = self.output.shown(text)
-        self.tell("sample", f"step {step:4d} | sample: {shown}", step=step, text=text)
+        self.tell("sample", f"step {step:4d} | sample: {shown(text)}", step=step, text=text)
 
 
 class LastGood:
@@ -393,8 +379,6 @@ def _closing_samples(run: Run, rng: random.Random) -> list[str]:
     if run.model.tokenizer.is_chat or not run.pace.num_samples or not run.metrics:
         return []
     samples = run.model.generate(run.pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
-    text = "\n".join(
-        ["\n--- samples ---", *(f"  {run.output.shown(sample)}" for sample in samples)]
-    )
+    text = "\n".join(["\n--- samples ---", *(f"  {shown(sample)}" for sample in samples)])
     run.tell("samples", text, samples=samples)
     return samples
