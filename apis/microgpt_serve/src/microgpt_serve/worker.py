@@ -54,8 +54,8 @@ class _Worker:
         config.bind = [f"fd://{self._listening.detach()}"]
         config.backlog = BACKLOG
         config.include_server_header = False
-        # Not below the time after which we end it: on Python 3.11 it would cut answers short.
-        config.graceful_timeout = self._settings.grace_period + SECONDS_AFTER_GRACE
+        # Before we end it ourselves: Hypercorn fails if it is cancelled while it waits for this.
+        config.graceful_timeout = self._settings.grace_period
         config.loglevel = "WARNING"
         serving = asyncio.create_task(
             serve(self._app, config, shutdown_trigger=self._stop.wait)  # type: ignore[arg-type]
