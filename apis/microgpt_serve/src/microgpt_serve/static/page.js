@@ -85,6 +85,18 @@ function isAtEnd() {
   return scrollHeight - scrollTop - clientHeight < 40;
 }
 
+// Scrolls along, once for all that comes before the next frame: each look at the layout costs more
+// the longer the text is, and a model may be faster than they are.
+let frame = 0;
+function followWhatComes() {
+  if (frame) return;
+  const follows = isAtEnd();
+  frame = requestAnimationFrame(() => {
+    frame = 0;
+    if (follows) toEnd();
+  });
+}
+
 function setRunning(controller) {
   running = controller;
   $("stop").disabled = controller === null;
@@ -105,16 +117,15 @@ async function ask(text) {
   setRunning(controller);
   try {
     for await (const event of events(await post("/v1/chat/completions", body, controller.signal))) {
-      const follows = isAtEnd();
-      reply.content += event.choices[0]?.delta.content ?? "";
-      turn.textContent = reply.content;
-      if (follows) toEnd();
+      followWhatComes();
+      turn.append(event.choices[0]?.delta.content ?? "");
       if (event.choices[0]?.finish_reason === "length") reason = "cut off: the text is as long as it may be";
     }
   } catch (error) {
     if (error.name === "AbortError") reason = "stopped";
     else tell(error.message);
   }
+  reply.content = turn.textContent;
   turn.ariaBusy = "false";
   if (reason && turn.isConnected) addTurn("note", reason);
   if (running === controller) setRunning(null);
