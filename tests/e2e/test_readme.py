@@ -24,7 +24,7 @@ READMES = [
 # The library's README is a doctest of the usual run; the rest of that column needs a checkout, or a
 # model that takes minutes to train.
 OF_A_CHECKOUT = re.compile(r"(pip|hatch|python3 -m venv) ")
-NEEDS_A_CHAT_MODEL = ("/microgpt/v1/chat", "from openai import")
+NEEDS_A_CHAT_MODEL = ("demo/chat-model", "/microgpt/v1/chat", "from openai import")
 BLOCK = re.compile(
     r"^```(console|bash|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL
 )
