@@ -195,10 +195,10 @@ def main() -> None:
         "command": compare_whole_command,
     }
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", choices=[[], *comparisons], default=list(comparisons))
+    parser.add_argument("which", nargs="*", choices=["all", *comparisons], default="all")
     which = parser.parse_args().which
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.platform(terse=True)}, float32, {cpu()}")
-    for name in which:
+    for name in comparisons if "all" in which else which:
         comparisons[name]()
 
 
