@@ -529,5 +529,6 @@ def test_what_is_left_out_of_real_conversations_is_counted(
     assert f"vocab size:  {n_characters + 4}" in result.lines
     assert f"warning: {n_trimmed} conversations trimmed: " in result.err
     assert (
-        f"warning: {n_long} of {len(talks)} documents cut: longer than block_size=64" in result.err
+        f"warning: {n_long:,} of {len(talks):,} documents cut: longer than block_size=64"
+        in result.err
     )

@@ -160,6 +160,12 @@ def test_stats_as_json(cli: "Cli", names: Path) -> None:
     }
 
 
+def test_one_document_beyond_ascii_is_told_in_the_singular(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("zo\u00eb\nanna\n")
+    assert "not ASCII:       characters of 1 document" in cli("data", "stats", path).lines
+
+
 def test_stats_of_conversations_warn_about_what_is_left_out(cli: "Cli", tmp_path: Path) -> None:
     user, assistant = ({"role": role, "content": "hi"} for role in ("user", "assistant"))
     path = tmp_path / "chat.jsonl"

@@ -106,7 +106,7 @@ def stats(
         "vocabulary": f"{dataset.tokenizer.vocab_size} "
         f"({counted(figures['characters'], 'character')})",
         "charset": repr("".join(dataset.tokenizer.chars)),
-        "not ASCII": f"characters of {figures['not_ascii']:,} documents",
+        "not ASCII": f"characters of {counted(figures['not_ascii'], 'document')}",
         "document length": f"half up to {p50}, 90 % up to {p90}, 99 % up to {p99}, "
         f"longest {longest}",
         "block size": f"--block-size {block_size} covers {covered:.1%} of the documents",

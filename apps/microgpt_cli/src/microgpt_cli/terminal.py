@@ -69,7 +69,7 @@ def remark(text: str) -> None:
 
 def counted(n: int, noun: str) -> str:
     """Return a number and what it counts: "1 turn", "2 turns"."""
-    return f"{n} {noun}{'s' * (n != 1)}"
+    return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def printable(text: str, *, one_line: bool = False) -> str:

@@ -335,7 +335,7 @@ def _warn(model: "LanguageModel", dataset: "Dataset", options: Options, engine: 
     p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
     done = {"truncate": "cut", "split": "split", "skip": "left out"}[options.long]
     warn(
-        f"{n_long} of {counted(len(dataset), 'document')} {done}: longer than "
+        f"{n_long:,} of {counted(len(dataset), 'document')} {done}: longer than "
         f"block_size={options.block_size}; a block size of {p50} covers half of them all, {p90} "
         f"covers 90 %, {p99} 99 %, {int(dataset.lengths.max())} all"
     )

@@ -24,6 +24,8 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 def is_integer(value: Any) -> bool:
     """Return whether a value is an integer, of Python or NumPy."""
+    if type(value) is int:  # an eighth of the time, and asked of every token
+        return True
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
