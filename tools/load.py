@@ -37,7 +37,7 @@ function setup(thread) table.insert(threads, thread) end
 function init() n_ok, n_busy, n_wrong = 0, 0, 0 end
 function response(status, headers)
   if status == 200 then n_ok = n_ok + 1
-  elseif status == 503 and headers["Retry-After"] then n_busy = n_busy + 1
+  elseif status == 503 and headers["retry-after"] then n_busy = n_busy + 1
   else n_wrong = n_wrong + 1 end
 end
 function done()
