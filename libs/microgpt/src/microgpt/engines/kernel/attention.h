@@ -23,18 +23,21 @@ typedef struct {
     real *largest, *inverse;  // (T)
 } Head;
 
-// to (D, PANEL) = scale * x (n, D)^T, with zeros beyond n
-static void transpose_in(const real *x, long stride, long n, long D, real scale, real *to) {
-    for (long d = 0; d < D; d++)
-        for (long i = n; i < PANEL; i++) to[d * PANEL + i] = 0;
-    for (long i = 0; i < n; i++)
-        for (long d = 0; d < D; d++) to[d * PANEL + i] = scale * x[i * stride + d];
-}
-
 // to (n, D) = x (D, PANEL)^T, row i times scale[i]
 static void transpose_out(const real *x, long n, long D, const real *scale, real *to, long stride) {
-    for (long i = 0; i < n; i++)
-        for (long d = 0; d < D; d++) to[i * stride + d] = scale[i] * x[d * PANEL + i];
+    long d = 0;
+    for (; d + LANES <= D; d += LANES)
+        for (long first = 0; first < n; first += LANES) {
+            vector rows[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) rows[i] = load(x + (d + i) * PANEL + first);
+            transpose(rows);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++)
+                if (first + i < n) store(to + (first + i) * stride + d, rows[i] * scale[first + i]);
+        }
+    for (; d < D; d++)
+        for (long i = 0; i < n; i++) to[i * stride + d] = scale[i] * x[d * PANEL + i];
 }
 
 // Lanes whose query, number `first` + lane, may look at key `key`.
@@ -75,7 +78,7 @@ static void attention(const Head *head, long D, const Scratch *scratch) {
     for (long i = 0; i < head->n_queries; i += PANEL) {
         const long n = min_of(PANEL, head->n_queries - i), n_lanes = round_up(n, LANES);
         const long first = head->start + i, n_keys = first + n;
-        transpose_in(head->q + i * head->q_stride, head->q_stride, n, D, scale, scratch->q);
+        pack_transposed(head->q + i * head->q_stride, head->q_stride, D, n, scale, scratch->q);
         matmul(n_keys, n_lanes, D, head->keys, packed(scratch->q, D), scratch->scores, PANEL, 0);
         softmax_columns(scratch->scores, n_keys, first, n, head->largest + i, head->inverse + i);
         matmul(D, n_lanes, n_keys, head->values_t, packed(scratch->scores, n_keys),
@@ -124,8 +127,8 @@ static void attention_backward(const Head *head, const real *k, const real *v, l
         const long n = min_of(PANEL, T - i), n_lanes = round_up(n, LANES), n_keys = i + n;
         const int accumulate = n_keys < T;
         real *probs = scratch->scores, *d_scores = scratch->d_scores;  // (n_keys, PANEL)
-        transpose_in(head->q + i * stride, stride, n, D, scale, scratch->q);
-        transpose_in(d_mixed + i * mixed_stride, mixed_stride, n, D, 1, scratch->d_mixed);
+        pack_transposed(head->q + i * stride, stride, D, n, scale, scratch->q);
+        pack_transposed(d_mixed + i * mixed_stride, mixed_stride, D, n, 1, scratch->d_mixed);
         matmul(n_keys, n_lanes, D, head->keys, packed(scratch->q, D), probs, PANEL, 0);
         matmul(n_keys, n_lanes, D, rows_of(v, stride), packed(scratch->d_mixed, D), d_scores,
                PANEL, 0);

@@ -152,23 +152,25 @@ static void pack(const real *w, long K, long N, real *to) {
     }
 }
 
-// Pack the transpose of w (N, K) for products x @ w^T.
-static void pack_transposed(const real *w, long K, long N, real *to) {
+// Pack the transpose of scale * w (N, K), with zeros up to the next whole vector of columns.
+static void pack_transposed(const real *w, long stride, long K, long N, real scale, real *to) {
     for (long first = 0; first < N; first += LANES) {
         real *panel = in_panel(to, K, first);
-        const real *from = w + first * K;
+        const real *from = w + first * stride;
         const long n = min_of(LANES, N - first);
         long k = 0;
         for (; k + LANES <= K; k += LANES) {
             vector rows[LANES];
 #pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) rows[i] = i < n ? load(from + i * K + k) : splat(0);
+            for (int i = 0; i < LANES; i++)
+                rows[i] = i < n ? load(from + i * stride + k) * scale : splat(0);
             transpose(rows);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) store(panel + (k + i) * PANEL, rows[i]);
         }
         for (; k < K; k++)
-            for (long j = 0; j < n; j++) panel[k * PANEL + j] = from[j * K + k];
+            for (long j = 0; j < LANES; j++)
+                panel[k * PANEL + j] = j < n ? from[j * stride + k] * scale : 0;
     }
 }
 

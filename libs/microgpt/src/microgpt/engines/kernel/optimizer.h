@@ -11,17 +11,17 @@ static void pack_matrix(const Model *m, const Workspace *w, long task) {
     if (layer == m->n_layer) {
         const real *head = m->weights + head_at(m);
         if (task % 8 == 0)
-            pack_transposed(head, C, V, w->head_forward);
+            pack_transposed(head, C, C, V, 1, w->head_forward);
         else
             pack(head, V, C, w->head_backward);
         return;
     }
     const Packed *f = &w->forward[layer], *b = &w->backward[layer];
     switch (task % 8) {
-        case 0: pack_transposed(m->weights + qkv_at(m, layer), C, 3 * C, f->qkv); break;
-        case 1: pack_transposed(m->weights + wo_at(m, layer), C, C, f->wo); break;
-        case 2: pack_transposed(m->weights + fc1_at(m, layer), C, 4 * C, f->fc1); break;
-        case 3: pack_transposed(m->weights + fc2_at(m, layer), 4 * C, C, f->fc2); break;
+        case 0: pack_transposed(m->weights + qkv_at(m, layer), C, C, 3 * C, 1, f->qkv); break;
+        case 1: pack_transposed(m->weights + wo_at(m, layer), C, C, C, 1, f->wo); break;
+        case 2: pack_transposed(m->weights + fc1_at(m, layer), C, C, 4 * C, 1, f->fc1); break;
+        case 3: pack_transposed(m->weights + fc2_at(m, layer), 4 * C, 4 * C, C, 1, f->fc2); break;
         case 4: pack(m->weights + qkv_at(m, layer), 3 * C, C, b->qkv); break;
         case 5: pack(m->weights + wo_at(m, layer), C, C, b->wo); break;
         case 6: pack(m->weights + fc1_at(m, layer), 4 * C, C, b->fc1); break;
