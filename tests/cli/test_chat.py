@@ -170,7 +170,8 @@ def test_every_command_does_what_it_says(
     assert person.say("/set") == settings_shown(SETTINGS)
     assert person.say("/regen") == "(nothing was said yet)\r\n"
     assert person.say("") == ""
-    assert person.say("/nonsense") == "(no command '/nonsense'; /help shows them)\r\n"
+    error = "error: no command '/nonsense'; /help shows them\r\n"
+    assert person.say("/nonsense") == error
 
     assert person.say("hello") == shown(replies.to("hello", seed=42))
     first = replies.said.pop()
@@ -418,10 +419,16 @@ def test_every_setting_can_be_changed(piped: Piped, name: str, value: str, store
         ("/save /", "cannot write /: it exists already; name another file"),
         ("/save a\0b", r"cannot write a\x00b: embedded null byte"),
         (f"/save {'a' * 300}", f"cannot write {'a' * 300}: File name too long"),
+        ("/save", "no file after /save; /help shows them"),
+        ("/nonsense \x1b[2J", r"no command '/nonsense \x1b[2J'; /help shows them"),
     ],
 )
-def test_wrong_command_through_a_pipe_is_an_error(piped: Piped, line: str, error: str) -> None:
-    assert piped(f"{line}\nhello\n") == (1, "", f"error: {error}\n")
+def test_wrong_command_through_a_pipe_ends_it_with_an_error(
+    piped: Piped, talkative: Path, line: str, error: str
+) -> None:
+    reply = Replies(talkative).to("hi", seed=42).replace("\n", r"\n")
+    result = piped(f"\nhi\n{line}\nnever asked\n")
+    assert result == (1, reply + "\n", f"error: line 3: {error}\n")
 
 
 def test_commands_work_through_a_pipe_and_speak_on_stderr(
@@ -442,7 +449,7 @@ def test_file_that_is_there_already_is_not_written_over(piped: Piped, tmp_path: 
     saved = tmp_path / "talk"
     saved.write_text("dear")
     result = piped(f"hello\n/save {saved}\n")
-    error = f"error: cannot write {saved}: it exists already; name another file\n"
+    error = f"error: line 2: cannot write {saved}: it exists already; name another file\n"
     assert (result.status, result.err) == (1, error)
     assert saved.read_text() == "dear"
 
@@ -458,7 +465,7 @@ def test_full_disk_leaves_no_part_of_a_saved_conversation(
         text=True,
         check=False,
     )
-    assert result.stderr == f"error: cannot write {tmp_path / 'talk'}: File too large\n"
+    assert result.stderr == f"error: line 2: cannot write {tmp_path / 'talk'}: File too large\n"
     assert result.returncode == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -20,9 +20,16 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, *questions: Any) -> Path:
-    """Write lines of JSON, strings as they are."""
-    lines = [q if isinstance(q, str) else json.dumps(q, ensure_ascii=False) for q in questions]
-    path.write_text("\n".join(lines), "utf-8", "surrogatepass")
+    """Write lines of JSON, bytes and nothing as they are."""
+    lines = [
+        q
+        if isinstance(q, bytes)
+        else json.dumps(q, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        if q
+        else b""
+        for q in questions
+    ]
+    path.write_bytes(b"\n".join(lines))
     return path
 
 
@@ -85,49 +92,86 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ("{", "question 2 of {path}: Input data was truncated; expected "),
-        ("[]", "question 2 of {path}: Expected `object`, got `array`; expected "),
-        ('{"answer": "a"}', "question 2 of {path}: Object missing required field `messages`"),
-        (
-            question("h", "h") | {"answer": 3},
-            "question 2 of {path}: Expected `str`, got `int` - at",
-        ),
+        (b"{", "invalid JSON on line 3: Input data was truncated; expected {{"),
+        (b"hello", "invalid JSON on line 3: JSON is malformed: invalid character (byte 0)"),
+        (b"[]", "invalid JSON on line 3: Expected `object`, got `array`; expected {{"),
+        (b"7", "invalid JSON on line 3: Expected `object`, got `int`; expected {{"),
+        ({"answer": "a"}, "invalid JSON on line 3: Object missing required field `messages`"),
+        ({"messages": []}, "invalid JSON on line 3: Object missing required field `answer`"),
+        ({"messages": "h", "answer": ""}, "invalid JSON on line 3: Expected `array`, got `str`"),
+        ({"messages": ["h"], "answer": ""}, "invalid JSON on line 3: Expected `object`, got `str`"),
+        (question("h", "h", task=1), "invalid JSON on line 3: Expected `str`, got `int` - at"),
+        (question("h", "h") | {"answer": 3}, "invalid JSON on line 3: Expected `str`, got `int`"),
         (
             {"messages": [{"role": "user", "content": None}], "answer": ""},
-            "question 2 of {path}: Expected `str`, got `null` - at `$.messages[0].content`",
-        ),
-        (question("\ud800", "h"), "failed to read {path}: invalid UTF-8 on line 2 (byte offset "),
-        ('{"messages": [], "answer": "\0"}', "failed to read {path}: NUL byte on line 2 (byte "),
-        ({"messages": [], "answer": "a"}, "question 2 of {path}: messages must not be empty"),
-        (
-            {"messages": [{"role": "bot", "content": "h"}], "answer": "a"},
-            "question 2 of {path}: unknown role: bot",
+            "invalid JSON on line 3: Expected `str`, got `null` - at `$.messages[0].content`",
         ),
         (
-            question("h" * 90, "h"),
-            "question 2 of {path}: the last message has 92 tokens, expected at most 4 of ",
+            {"messages": [{"content": "h"}], "answer": ""},
+            "invalid JSON on line 3: Object missing required field `role` - at `$.messages[0]`",
         ),
-        ('{"x": ' + "[" * 100_000, "question 2 of {path}: "),
+        (
+            rb'{"messages": [], "answer": "\ud800"}',
+            r"invalid JSON on line 3: \ud800 is half of a surrogate pair, which is no character",
+        ),
+        (question("\ud800", "h"), "failed to read {path}: invalid UTF-8 on line 3 (byte offset "),
+        (b'{"messages": [], "answer": "\0"}', "failed to read {path}: NUL byte on line 3 (byte "),
+        (random.Random(1).randbytes(9000), "failed to read {path}: "),
+        ({"messages": [], "answer": "a"}, "line 3: messages must not be empty"),
+        (
+            {"messages": [{"role": "bo\n\x1bt", "content": "h"}], "answer": "a"},
+            r"line 3: unknown role: bo\n\x1bt",
+        ),
+        (question("h" * 90, "h"), "line 3: the last message has 92 tokens, expected at most 4 of "),
+        (question("h" * 10**7, "h"), "line 3: the last message has 10000002 tokens, expected at m"),
+        (b'{"x": ' + b"[" * 100_000, "invalid JSON on line 3: maximum recursion depth exceeded"),
     ],
-    ids=str,
+    ids=lambda value: repr(value)[:60],
 )
 def test_question_that_cannot_be_asked_is_named(
     cli: "Cli", echo: Path, tmp_path: Path, line: Any, error: str
 ) -> None:
-    path = write(tmp_path / "questions.jsonl", question("h", "h"), line)
+    path = write(tmp_path / "questions.jsonl", question("h", "h"), "", line)
     result = cli("evaluate", echo, "--questions", path)
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("error: " + error.format(path=path))
-    assert result.err.count("error:") == 1
+    assert "\n" not in result.err.partition("\nhint: ")[0].rstrip("\n")
+
+
+def test_bad_question_is_told_before_any_is_asked(
+    cli: "Cli", echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(microgpt.LanguageModel, "chat", lambda *_, **__: asked.append(1))
+    path = write(tmp_path / "questions.jsonl", question("h", "h"), b"{")
+    assert cli("evaluate", echo, "--questions", path).status == 1
+    assert asked == []
+
+
+def test_unknown_characters_of_questions_are_counted(
+    cli: "Cli", echo: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "questions.jsonl", question("H?", "hhhhh"), question("hX", "hhhh"))
+    result = cli("evaluate", echo, "--questions", path)
+    assert result.lines[-1] == "all           2 of    2   100.0%"
+    assert result.err == "warning: 3 characters left out that the model does not know\n"
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_what_is_no_file_of_questions_is_an_error(
+    cli: "Cli", echo: Path, tmp_path: Path, *, is_there: bool
+) -> None:
+    path = tmp_path if is_there else tmp_path / "nowhere"
+    cause = "Is a directory" if is_there else "No such file or directory"
+    result = cli("evaluate", echo, "--questions", path)
+    error = f"error: failed to read {path}: {cause}; expected a UTF-8 text file\n"
+    assert result == (1, "", error)
 
 
 def test_no_questions_is_an_error(cli: "Cli", echo: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "questions.jsonl", "", "  ")
+    path = write(tmp_path / "questions.jsonl", b"", b"  ")
     result = cli("evaluate", echo, "--questions", path)
     assert result == (1, "", f"error: {path} holds no questions\n")
-    path.unlink()
-    result = cli("evaluate", echo, "--questions", path)
-    assert result.err.startswith(f"error: failed to read {path}: No such file or directory")
 
 
 def test_model_without_chat_tokens_is_an_error(

@@ -94,7 +94,7 @@ def check_interruptions(
             continue
         n_stopped += 1
         if microgpt.holds_snapshot(directory):
-            resumed = cli("train", "--resume", directory, "--checkpoint-every", 1000)
+            resumed = cli("train", "--resume", directory)
         else:  # killed before the first one
             resumed = cli("train", "--input", names, "--output", directory, "--force", *FLAGS)
         assert resumed.status == 0, resumed.err
@@ -261,6 +261,51 @@ def test_resumed_run_may_name_its_directory_in_another_way(
         train(cli, "--resume", snapshots, "--output", name)
         assert (snapshots / "metrics.jsonl").read_text().splitlines()[:20] == before
         assert steps_in(snapshots) == [10, 20]
+
+
+PACE = {  # flags that no result depends on
+    "--log-every": 4,
+    "--checkpoint-every": 7,
+    "--keep-checkpoints": 2,
+    "--sample-every": 9,
+    "--num-samples": 1,
+}
+
+
+def told(out: str) -> dict[str, list[int]]:
+    """Return after which steps there was an event, and how many samples at the end."""
+    events = [json.loads(line) for line in out.splitlines()]
+    steps = {name: [e["step"] for e in events if e["event"] == name] for name in ("step", "sample")}
+    return steps | {"samples": [len(events[-1]["samples"])]}
+
+
+def test_resumed_run_keeps_its_pace_except_where_flags_say_otherwise(
+    cli: Any, names: Path, tmp_path: Path
+) -> None:
+    out, flags = tmp_path / "out", [item for pair in PACE.items() for item in pair]
+    train(cli, "--input", names, "--output", out, "--steps", 30, *flags)
+    assert steps_in(out) == [21, 28]
+    (out / "checkpoints" / "step-00000028.safetensors").unlink()
+    again = cli("train", "--json", "--resume", out)
+    assert told(again.out) == {"step": [24, 28, 30], "sample": [27], "samples": [1]}
+    assert steps_in(out) == [21, 28]
+    other = cli("train", "--json", "--resume", out, "--log-every", 29, "--checkpoint-every", 29)
+    assert told(other.out) == {"step": [29, 30], "sample": [], "samples": [1]}
+    assert steps_in(out) == [28, 29]  # --keep-checkpoints as it was
+    last = cli("train", "--json", "--resume", out, "--num-samples", 3)
+    assert told(last.out) == {"step": [30], "sample": [], "samples": [3]}
+
+
+def test_snapshot_that_knows_no_pace_can_be_resumed(cli: Any, snapshots: Path) -> None:
+    snapshot = microgpt.read_snapshot(snapshots)
+    dataset = microgpt.Dataset.from_documents(microgpt.read_documents(snapshot.options["input"]))
+    config = microgpt.TrainConfig(steps=25)
+    _, trainer = microgpt.prepare(dataset, config, random.Random(42))
+    microgpt.restore(trainer, snapshot)
+    older = {name: value for name, value in snapshot.options.items() if name != "pace"}
+    assert older != snapshot.options
+    microgpt.write_snapshot(snapshots, trainer, older)
+    assert train(cli, "--resume", snapshots).err == ""
 
 
 def test_engine_may_be_chosen_again_as_it_was(cli: Any, names: Path, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def _note(text: str) -> None:
 
 def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
     """Carry out a command or reply to a message; return False to leave."""
+    from microgpt import ConfigError  # noqa: PLC0415 - see main
+
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     if not line.startswith("/"):
@@ -87,7 +89,8 @@ def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
     elif name in {"/set", "/help"}:
         typer.echo(HELP if name == "/help" else str(session.settings), err=not at_terminal)
     else:
-        _note(f"no command {printable(line)!r}; /help shows them")
+        what = "file after /save" if name == "/save" else f"command {line!r}"
+        raise ConfigError(f"no {what}; /help shows them")
     return True
 
 
@@ -133,11 +136,21 @@ def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
 
 
 def _answer_lines(session: Session) -> None:
-    """Answer every line of stdin with one line on stdout."""
-    for raw in sys.stdin.buffer:
+    """Answer every line of stdin with one line on stdout.
+
+    A command that fails ends this: what follows relies on it, and nobody is there to see.
+    """
+    from microgpt import MicrogptError  # noqa: PLC0415 - see main
+
+    for number, raw in enumerate(sys.stdin.buffer, 1):
         line = raw.decode("utf-8", "replace").strip()
-        if line and not _respond(session, line, at_terminal=False):
-            return
+        try:
+            if line and not _respond(session, line, at_terminal=False):
+                return
+        except MicrogptError as error:
+            if not line.startswith("/"):
+                raise
+            raise MicrogptError(f"line {number}: {error}", hint=error.hint) from error
 
 
 def _talk(session: Session) -> None:

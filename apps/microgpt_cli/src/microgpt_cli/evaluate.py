@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from microgpt_cli.options import Threads
-from microgpt_cli.terminal import printable
+from microgpt_cli.terminal import counted, printable, warn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from microgpt import LanguageModel, Message
 
-    from microgpt import Message
+    Question = tuple[str, list[Message], str]
 
 __all__ = ["evaluate"]
+
+EXPECTED = '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...}'
 
 
 def evaluate(
@@ -39,23 +41,12 @@ def evaluate(
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     model = microgpt.load(model_dir, threads=threads)
-    to_ask = list(_read(questions))
-    if not to_ask:
-        raise microgpt.DataError(f"{questions} holds no questions")
-    for number, (task, messages, answer) in enumerate(to_ask, 1):
-        try:
-            reply = model.chat(messages, temperature=0)
-        except (microgpt.ChatError, microgpt.ContextLengthError) as error:
-            if not model.tokenizer.is_chat:  # then no question is at fault
-                raise
-            message = f"question {number} of {questions}: {error}"
-            raise microgpt.DataError(message, hint=error.hint) from error
+    for task, messages, answer in _read(questions, model):
+        reply = model.chat(messages, temperature=0).content
         asked[task] += 1
-        right[task] += reply.content == answer
-        if show_wrong and reply.content != answer:
-            typer.echo(
-                f"{messages[-1]['content']!r}: {reply.content!r}, expected {answer!r}", err=as_json
-            )
+        right[task] += reply == answer
+        if show_wrong and reply != answer:
+            typer.echo(f"{messages[-1]['content']!r}: {reply!r}, expected {answer!r}", err=as_json)
     if as_json:
         tasks = {task: {"asked": n, "right": right[task]} for task, n in asked.items()}
         total = {"asked": asked.total(), "right": right.total()}
@@ -68,23 +59,31 @@ def evaluate(
         typer.echo(f"{name:<{width}}  {n_right:>4} of {n_asked:>4}  {n_right / n_asked:7.1%}")
 
 
-def _read(path: Path) -> "Iterator[tuple[str, list[Message], str]]":
-    """Yield task, messages and expected answer of each question."""
+def _read(path: Path, model: "LanguageModel") -> "list[Question]":
+    """Return task, messages and expected answer of each question, all of which can be asked."""
     import microgpt  # noqa: PLC0415 - see main
     import msgspec  # noqa: PLC0415
 
     turn = msgspec.defstruct("Turn", [("role", str), ("content", str)])
-    question = msgspec.defstruct(
+    kind = msgspec.defstruct(
         "Question",
         [("messages", list[turn]), ("answer", str), ("task", str, "questions")],  # type: ignore[valid-type] # made above
     )
-    decoder = msgspec.json.Decoder(question)
-    for number, line in enumerate(microgpt.read_documents(path), 1):
+    questions, n_unknown = [], 0
+    for number, line in microgpt.read_json_lines(path, kind, EXPECTED):
+        fields = msgspec.to_builtins(line)
         try:
-            fields = msgspec.to_builtins(decoder.decode(line))
-        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-            raise microgpt.DataError(
-                f"question {number} of {path}: {error}; expected "
-                '{"messages": [...], "answer": ...}'
-            ) from error
-        yield fields["task"], fields["messages"], fields["answer"]
+            prompt = microgpt.build_prompt(
+                fields["messages"], model.tokenizer, model.config.block_size
+            )
+        except (microgpt.ChatError, microgpt.ContextLengthError) as error:
+            if not model.tokenizer.is_chat:  # then no question is at fault
+                raise
+            raise microgpt.DataError(f"line {number}: {error}", hint=error.hint) from error
+        questions.append((fields["task"], fields["messages"], fields["answer"]))
+        n_unknown += prompt.n_unknown
+    if not questions:
+        raise microgpt.DataError(f"{path} holds no questions")
+    if n_unknown:
+        warn(f"{counted(n_unknown, 'character')} left out that the model does not know")
+    return questions

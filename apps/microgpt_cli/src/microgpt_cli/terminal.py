@@ -62,9 +62,9 @@ def discard(number: int) -> None:
 
 
 def remark(text: str) -> None:
-    """Print to stderr; a failure of that cannot be told to anybody."""
+    """Print a line to stderr, which may quote anything; a failure of that nobody can be told."""
     with suppress(OSError):
-        typer.echo(text, err=True)
+        typer.echo(printable(text, one_line=True), err=True)
 
 
 def counted(n: int, noun: str) -> str:

@@ -1,7 +1,7 @@
 """`microgpt-cli train`: from a text file to a model directory."""
 
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,6 +136,7 @@ def train(
         if resume is not None:
             snapshot = microgpt.read_snapshot(resume)
             given = _options_of(snapshot, context, given)
+            pace = _pace_of(snapshot, context, pace)
             output = output if _is_explicit(context, "output") else resume
             earlier = [line for line in read_metrics(resume) if line["step"] <= snapshot.step]
         options = Options(**given)
@@ -150,7 +151,7 @@ def train(
             microgpt.restore(trainer, snapshot)
         if is_first:
             _warn(model, dataset, options, engine)
-        kept = asdict(options) | {"engine": model.engine.name}
+        kept = asdict(options) | {"engine": model.engine.name, "pace": asdict(pace)}
         told = Output("json" if as_json else "quiet" if quiet else "text")
         run = Run(
             model,
@@ -273,6 +274,13 @@ def _options_of(
         )
     moved = {name for name in ("input", "val_input") if _is_explicit(context, name)}
     return {name: given[name] if name in moved else stored[name] for name in given}
+
+
+def _pace_of(snapshot: "Snapshot", context: typer.Context, given: Pace) -> Pace:
+    """Return the pace of the run that is resumed, but for what is given now: no result needs it."""
+    stored = snapshot.options.get("pace", {})  # missing in snapshots that are older
+    names = [field.name for field in fields(Pace) if field.name in stored]
+    return replace(given, **{n: stored[n] for n in names if not _is_explicit(context, n)})
 
 
 def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:

@@ -13,7 +13,12 @@ from microgpt.autograd import Value
 from microgpt.chat import ChatPrompt, build_prompt
 from microgpt.checkpoint import check_writable, holds_model
 from microgpt.data import Batch, Dataset
-from microgpt.documents import Conversations, read_conversations, read_documents
+from microgpt.documents import (
+    Conversations,
+    read_conversations,
+    read_documents,
+    read_json_lines,
+)
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.errors import (
     ChatError,
@@ -97,6 +102,7 @@ __all__ = [
     "prepare",
     "read_conversations",
     "read_documents",
+    "read_json_lines",
     "read_snapshot",
     "remove_snapshots",
     "restore",

@@ -1,8 +1,10 @@
 """Files of text: documents and conversations, read line by line."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -10,7 +12,7 @@ from microgpt.checks import PathLike, checked_path
 from microgpt.errors import DataError
 from microgpt.tokenizer import ROLES, Message
 
-__all__ = ["Conversations", "read_conversations", "read_documents"]
+__all__ = ["Conversations", "read_conversations", "read_documents", "read_json_lines"]
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -61,6 +63,52 @@ def read_documents(path: PathLike) -> Iterator[str]:
     return (text for _, text in _read_lines(checked_path(path)))
 
 
+def read_json_lines(path: PathLike, kind: Any, expected: str) -> Iterator[tuple[int, Any]]:
+    r"""Yield number, from 1, and content of every line of a JSONL file that is not blank.
+
+    Args:
+        path: a UTF-8 file.
+        kind: what a line is decoded to; a type that msgspec knows.
+        expected: what a line looks like, for the message about one that does not.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not of this kind (the line is named).
+        ConfigError: `path` is no path.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "pairs.jsonl")
+        ...     _ = path.write_text("[1, 2]\n\n[3, 4]\n")
+        ...     list(read_json_lines(path, list[int], "a pair of integers"))
+        [(1, [1, 2]), (3, [3, 4])]
+    """
+    decoder = msgspec.json.Decoder(kind)
+    for number, text in _read_lines(checked_path(path)):
+        try:
+            content = decoder.decode(text)
+        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+            cause = _lone_surrogate(text) or error
+            message = f"invalid JSON on line {number}: {cause}; expected {expected}"
+            raise DataError(message) from error
+        yield number, content
+
+
+def _lone_surrogate(text: str) -> str | None:
+    """Return what to say about JSON with half a surrogate pair; None if there is none.
+
+    msgspec takes one near the end of a line for a line that is cut short.
+    """
+    try:
+        json.dumps(json.loads(text), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code_point = ord(error.object[error.start])
+        return f"\\u{code_point:04x} is half of a surrogate pair, which is no character"
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
 @dataclass
 class Conversations:
     """Conversations ready for training, and what had to be left out of them.
@@ -89,6 +137,9 @@ class Conversations:
         self.conversations.append(list(messages[: answered[-1]]))
 
 
+EXPECTED = 'an array of {"role": ..., "content": ...}, or {"messages": [...]} around it'
+
+
 class _Turn(msgspec.Struct):
     role: str
     content: str
@@ -98,17 +149,7 @@ class _Conversation(msgspec.Struct):
     messages: list[_Turn]
 
 
-_line_decoder = msgspec.json.Decoder(list[_Turn] | _Conversation)
-
-
-def _parse_conversation(number: int, text: str) -> list[Message]:
-    try:
-        line = _line_decoder.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-        raise DataError(
-            f"invalid JSON on line {number}: {error}; expected an array of "
-            '{"role": ..., "content": ...}, or {"messages": [...]} around it'
-        ) from error
+def _checked_messages(number: int, line: list[_Turn] | _Conversation) -> list[Message]:
     turns = line.messages if isinstance(line, _Conversation) else line
     for turn in turns:
         if turn.role == "system":
@@ -140,7 +181,7 @@ def read_conversations(path: PathLike) -> Conversations:
         DataError: the file cannot be read, or a line is not such an array (the line is named).
     """
     result = Conversations()
-    for number, text in _read_lines(checked_path(path)):
-        if messages := _parse_conversation(number, text):
+    for number, line in read_json_lines(path, list[_Turn] | _Conversation, EXPECTED):
+        if messages := _checked_messages(number, line):
             result.add(messages)
     return result
