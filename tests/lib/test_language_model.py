@@ -1,6 +1,8 @@
 """The library from outside: save, load, generate, logits."""
 
+import copy
 import math
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,19 @@ def test_loaded_model_is_the_saved_one(tmp_path: Path, dtype: str, *, chat: bool
     assert (loaded.config, loaded.tokenizer, loaded.dtype) == (saved.config, saved.tokenizer, dtype)
     np.testing.assert_array_equal(loaded.parameters.flat, saved.parameters.flat)
     assert loaded.generate(3) == saved.generate(3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_copied_or_pickled_model_is_one_of_its_own(engine: str) -> None:
+    trained = learned()
+    model = LanguageModel(trained.tokenizer, trained.parameters, engine=engine, threads=1)
+    expected = model.generate(3)
+    for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - ours
+        assert (made.generate(3), made.engine.name) == (expected, model.engine.name)
+        made.parameters["wte"][:] = 0
+        assert made.parameters.flat[0] == 0
+        assert made.generate(3) != expected
+    assert model.generate(3) == expected
 
 
 def test_load_chooses_engine_and_type_of_numbers(model: LanguageModel, tmp_path: Path) -> None:
@@ -159,6 +174,25 @@ def test_every_engine_writes_the_same_texts(model: LanguageModel, engine: str) -
     for options in ({}, {"top_k": 3, "top_p": 0.8, "temperature": 1.2, "prompt": "a"}):
         samples = model.generate(20, **options)  # type: ignore[arg-type]
         assert other.generate(20, **options) == samples  # type: ignore[arg-type]
+
+
+def test_one_call_of_the_engine_is_short_enough_to_be_interrupted(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model.generate(5)
+    monkeypatch.setattr(
+        "microgpt.language_model.WORK_TOGETHER", 2 * model.config.n_params * SIZES["block_size"]
+    )
+    sizes = []
+    sample = model.engine.sample
+
+    def counted(prompt: Any, uniforms: Any, *args: Any, **options: Any) -> Any:
+        sizes.append(len(uniforms))
+        return sample(prompt, uniforms, *args, **options)
+
+    monkeypatch.setattr(model.engine, "sample", counted)
+    assert model.generate(5) == expected
+    assert sizes == [2, 2, 1]
 
 
 def test_texts_hold_at_most_block_size_characters(model: LanguageModel) -> None:

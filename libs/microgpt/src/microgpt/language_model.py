@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -22,7 +23,8 @@ from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
 __all__ = ["ChatReply", "LanguageModel", "load"]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
-SAMPLES_TOGETHER = 1024  # whose draws are in memory
+SAMPLES_TOGETHER = 1024  # at most, since their draws are in memory
+WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class LanguageModel:
             )
         self.tokenizer = tokenizer
         self.engine = engines.select(engine, parameters, threads)
+
+    def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[Tokenizer, Parameters]]:
+        """Let a model be pickled and copied: tokenizer and weights, and the engine's name."""
+        make = partial(LanguageModel, engine=self.engine.name, threads=self.engine.threads)
+        return make, (self.tokenizer, self.parameters)
 
     @property
     def config(self) -> ModelConfig:
@@ -401,10 +408,12 @@ class LanguageModel:
         n_tokens: int,
         signal: StopSignal | None,
     ) -> list[list[int]]:
-        """Return one text per seed; the draws for some at a time, which take more memory."""
+        """Return one text per seed, some in each call of the engine."""
         texts = []
-        for first in range(0, len(seeds), SAMPLES_TOGETHER):
-            generators = map(random.Random, seeds[first : first + SAMPLES_TOGETHER])
+        work = self.config.n_params * max(1, n_tokens)
+        n_together = max(1, min(SAMPLES_TOGETHER, WORK_TOGETHER // work))
+        for first in range(0, len(seeds), n_together):
+            generators = map(random.Random, seeds[first : first + n_together])
             texts += self._sample(
                 prompt_ids, generators, config, n_tokens, self.tokenizer.bos, signal=signal
             )

@@ -67,6 +67,10 @@ class Parameters(Mapping[str, FloatArray]):
             self._views[name] = flat[start:end].reshape(rows, columns)
             start = end
 
+    def __reduce__(self) -> tuple[type["Parameters"], tuple[ModelConfig, FloatArray]]:
+        """Keep the views of a copy, or of what is unpickled, views of its own buffer."""
+        return type(self), (self.config, self.flat)
+
     @classmethod
     def zeros(cls, config: ModelConfig, dtype: str) -> "Parameters":
         """Return a buffer of zeros."""
