@@ -1,7 +1,9 @@
 """Every engine computes what the scalar one and PyTorch compute, and keeps what `Engine` says."""
 
+import copy
 import math
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from microgpt import (
     unavailable_engines,
 )
 from microgpt.engines import select
+from microgpt.engines.base import Engine
 from microgpt.parameters import DTYPES, FloatArray, Parameters
 from numpy.typing import DTypeLike, NDArray
 
@@ -360,6 +363,27 @@ def test_many_steps_in_one_call_are_bit_for_bit_the_same_steps_one_by_one(
         np.testing.assert_array_equal(
             getattr(together, buffer).flat, getattr(one_by_one, buffer).flat
         )
+
+
+def through_pickle(engine: Engine) -> Engine:
+    twin = pickle.loads(pickle.dumps(engine))  # noqa: S301 - written by the same line
+    assert isinstance(twin, Engine)
+    return twin
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+def test_copy_trains_on_like_the_original_and_apart_from_it(
+    name: str, duplicate: Callable[[Engine], Engine]
+) -> None:
+    batches, rates = [RAGGED.batch(step) for step in range(4)], [0.1] * 4
+    engine = RAGGED.engine(name)
+    engine.train_steps(batches, rates)
+    twin = duplicate(engine)
+    expected = engine.train_steps(batches, rates)
+    assert twin.train_steps(batches, rates) == expected
+    np.testing.assert_array_equal(twin.parameters.flat, engine.parameters.flat)
+    assert twin.n_updates == engine.n_updates == 8
+    assert not np.shares_memory(twin.parameters.flat, engine.parameters.flat)
 
 
 def test_no_steps_change_nothing(name: str) -> None:

@@ -83,6 +83,12 @@ class Engine(ABC):
         self.threads = threads
         self.n_updates = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only what an engine is made of; the rest are views and addresses, of no use to a copy.
+        names = {"n_updates", "grads", "adam_m", "adam_v"} & vars(self).keys()
+        state = {name: vars(self)[name] for name in names}
+        return type(self), (self.parameters, self.threads), state
+
     @property
     def config(self) -> ModelConfig:
         """Sizes of the model."""
