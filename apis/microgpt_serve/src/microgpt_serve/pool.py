@@ -5,11 +5,12 @@ event loop stays free.
 """
 
 import asyncio
+import os
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from microgpt import StopSignal
 
@@ -20,44 +21,38 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 
-
-class _Job:
-    """One text, or a few, for one request."""
-
-    def __init__(self) -> None:
-        self.signal = StopSignal()
-        self.tell_end: Callable[[], None] | None = None  # to a reader who need not wait for the end
-        self.submitted = time.perf_counter()
+# For which a stream generates before another has its turn: long enough that handing over costs
+# little, and short enough that nobody sees pieces come together.
+TURN_SECONDS = 0.005
 
 
-class _Inbox(Generic[T]):
-    """Items on their way from a thread to the event loop that made this."""
+def _in_turns(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[list[T]]:
+    """Yield what the iterator yields that `start` returns, a turn's items together.
 
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[T] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._ready: deque[T] = deque()
-
-    def put_from_thread(self, item: T) -> None:
-        self._ready.append(item)
-        # One wake-up for all that is ready: a loop that is behind would find its pipe full of
-        # them, and signals, which come through the same pipe, would be lost.
-        if len(self._ready) == 1:
-            self._loop.call_soon_threadsafe(self._hand_over)
-
-    def _hand_over(self) -> None:
-        while self._ready:
-            self.queue.put_nowait(self._ready.popleft())
-
-    def replace(self, item: T) -> None:
-        """Put `item` in the place of what a slow reader has not taken."""
-        while not self.queue.empty():
-            self.queue.get_nowait()
-        self.queue.put_nowait(item)
+    The first turn ends with the first item.
+    """
+    items: list[T] = []
+    end = 0.0
+    try:
+        for item in start():
+            items.append(item)
+            if signal.is_set or time.perf_counter() >= end:
+                yield items
+                items = []
+                end = time.perf_counter() + TURN_SECONDS
+    except Exception:  # told after what came before it
+        yield items
+        raise
+    yield items
 
 
 class Pool:
     """Runs work in threads.
+
+    Streams take turns of a few milliseconds, as many at once as there are cores: the threads of
+    all of them together would keep the event loop from the interpreter, and what they generate
+    would pile up before it. The loop starts each turn, so none begins before the last one's pieces
+    are on their way.
 
     Args:
         n_threads: how much at once.
@@ -69,21 +64,21 @@ class Pool:
         self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="generate")
         self._capacity = n_threads + max_queue
         self._timeout = timeout
-        self._jobs: set[_Job] = set()
+        self._places = asyncio.Semaphore(n_threads)
+        self._turns = asyncio.Semaphore(min(n_threads, os.cpu_count() or 1))
+        self._signals: set[StopSignal] = set()  # of what runs or waits
         self._is_ending = False
 
     @property
     def is_healthy(self) -> bool:
         """Whether more work is taken."""
-        return not self._is_ending and len(self._jobs) < self._capacity
+        return not self._is_ending and len(self._signals) < self._capacity
 
     def end_all(self) -> None:
         """End everything that runs or waits; each gets `ShuttingDownError`."""
         self._is_ending = True
-        for job in list(self._jobs):
-            job.signal.set()
-            if job.tell_end:
-                job.tell_end()
+        for signal in list(self._signals):
+            signal.set()
         self._executor.shutdown(wait=False)
 
     async def run(self, work: Callable[[StopSignal], T]) -> T:
@@ -96,21 +91,12 @@ class Pool:
             DeadlineError: it took too long.
             ShuttingDownError: `end_all` came first.
         """
-        job = self._admit()
-        future = self._executor.submit(self._do, job, work)
-        try:
-            async with asyncio.timeout(self._timeout):
-                result = await asyncio.wrap_future(future)
-        except TimeoutError:
-            raise DeadlineError(self._timeout) from None
-        finally:
-            if future.cancel():  # it never ran
-                self._forget(job)
-            elif not future.done():
-                job.signal.set()
-        if job.signal.is_set:
-            raise ShuttingDownError
-        return result
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        async with self._place(deadline) as signal:
+            result = await self._in_thread(lambda: work(signal), signal, deadline)
+            if signal.is_set:
+                raise ShuttingDownError
+            return result
 
     def run_here(self, work: Callable[[StopSignal], T]) -> T:
         """Return what `work` returns, at once: for what takes less time than a thread's turn.
@@ -129,70 +115,64 @@ class Pool:
         Raises:
             As `run`.
         """
-        inbox: _Inbox[T | Exception | None] = _Inbox()
-
-        def work(signal: StopSignal) -> None:
-            for item in _until_end(start, signal):
-                inbox.put_from_thread(item)
-
-        job = self._admit()
-        job.tell_end = lambda: inbox.replace(ShuttingDownError())
-        future = self._executor.submit(self._do, job, work)
         deadline = asyncio.get_running_loop().time() + self._timeout
-        try:
-            while True:
-                async with asyncio.timeout_at(deadline):
-                    item = await inbox.queue.get()
-                if item is None:
-                    return
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        except TimeoutError:
-            raise DeadlineError(self._timeout) from None
-        finally:
-            job.signal.set()
-            if future.cancel():
-                self._forget(job)
+        async with self._place(deadline) as signal:
+            turns = _in_turns(start, signal)
+            while (items := await self._take_turn(turns, signal, deadline)) is not None:
+                for item in items:
+                    if signal.is_set:
+                        raise ShuttingDownError
+                    yield item
 
-    def _admit(self) -> _Job:
+    @asynccontextmanager
+    async def _place(self, deadline: float) -> AsyncIterator[StopSignal]:
+        """Wait until work may begin; what tells it to end."""
         if self._is_ending:
             raise ShuttingDownError
-        if len(self._jobs) >= self._capacity:
+        if len(self._signals) >= self._capacity:
             metrics.REJECTED.labels("busy").inc()
             raise BusyError
-        job = _Job()
-        self._jobs.add(job)
-        metrics.QUEUED.inc()
-        return job
-
-    def _forget(self, job: _Job) -> None:
-        self._jobs.discard(job)
-        metrics.QUEUED.dec()
-
-    def _do(self, job: _Job, work: Callable[[StopSignal], T]) -> T:
-        """Run in a thread of the pool."""
-        metrics.QUEUED.dec()
-        metrics.QUEUE_WAIT.observe(time.perf_counter() - job.submitted)
-        metrics.IN_FLIGHT.inc()
+        signal = StopSignal()
+        self._signals.add(signal)
         try:
-            return work(job.signal)
+            start = time.perf_counter()
+            with metrics.QUEUED.track_inprogress():
+                await self._until(deadline, self._places.acquire())
+            metrics.QUEUE_WAIT.observe(time.perf_counter() - start)
+            try:
+                with metrics.IN_FLIGHT.track_inprogress():
+                    yield signal
+            finally:
+                self._places.release()
         finally:
-            metrics.IN_FLIGHT.dec()
-            self._jobs.discard(job)
+            self._signals.discard(signal)
 
+    async def _take_turn(
+        self, turns: Iterator[list[T]], signal: StopSignal, deadline: float
+    ) -> list[T] | None:
+        """Return the next items of a stream, None at its end."""
+        await self._until(deadline, self._turns.acquire())
+        try:
+            return await self._in_thread(lambda: next(turns, None), signal, deadline)
+        finally:
+            self._turns.release()
 
-def _until_end(
-    start: Callable[[], Iterator[T]], signal: StopSignal
-) -> Iterator[T | Exception | None]:
-    """Yield what the iterator yields, and at last the error that ended it, or None."""
-    try:
-        for piece in start():
-            if signal.is_set:
-                yield ShuttingDownError()
-                return
-            yield piece
-    except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-        yield error
-        return
-    yield None
+    async def _in_thread(self, work: Callable[[], T], signal: StopSignal, deadline: float) -> T:
+        """Return what `work` returns; end it at the deadline, or when the caller is cancelled."""
+        if signal.is_set:
+            raise ShuttingDownError
+        future = asyncio.wrap_future(self._executor.submit(work))
+        try:
+            return await self._until(deadline, asyncio.shield(future))
+        finally:
+            if not future.done():
+                signal.set()
+                await asyncio.wait((future,))  # so that nothing runs on that is not counted
+                future.exception()  # nobody is left to be told
+
+    async def _until(self, deadline: float, result: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await result
+        except TimeoutError:
+            raise DeadlineError(self._timeout) from None

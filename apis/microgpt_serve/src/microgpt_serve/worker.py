@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -40,15 +41,22 @@ class _Worker:
         self._listening = listening
         self._app = create_app(settings)
         self._stop = asyncio.Event()
+        self._stopped_at: float | None = None  # in seconds of `time.monotonic`
         self._status = 0
         self._reloading: asyncio.Task[None] | None = None
         self._is_reload_due = False
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
+
+        def stop(*_: object) -> None:
+            # Here, however late the loop hears of it: the grace period counts from the signal.
+            self._stopped_at = self._stopped_at or time.monotonic()
+            loop.call_soon_threadsafe(self._stop.set)
+
         # Not `add_signal_handler`: it loses a signal that comes while the loop's pipe is full.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._stop.set))
+            signal.signal(number, stop)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload))
         config = Config()
         config.bind = [f"fd://{self._listening.detach()}"]
@@ -110,15 +118,19 @@ class _Worker:
         state = self._app.state
         state.is_draining = True
         log(logging.INFO, "draining")
-        grace = self._settings.grace_period
-        seconds_to_tell = min(SECONDS_BEFORE_GRACE, grace / 2)
-        done, _ = await asyncio.wait((serving,), timeout=grace - seconds_to_tell)
+        end = (self._stopped_at or time.monotonic()) + self._settings.grace_period
+        seconds_to_tell = min(SECONDS_BEFORE_GRACE, self._settings.grace_period / 2)
+        await _wait_until(end - seconds_to_tell, serving)
         state.pool.end_all()
-        if not done:
-            await asyncio.wait((serving,), timeout=seconds_to_tell + SECONDS_AFTER_GRACE)
+        await _wait_until(end + SECONDS_AFTER_GRACE, serving)
         serving.cancel()
         try:
             await serving
         except asyncio.CancelledError:
             log(logging.WARNING, "some requests did not end in time")
         log(logging.INFO, "stopped")
+
+
+async def _wait_until(end: float, task: "asyncio.Task[None]") -> None:
+    """Wait for a task until a time of `time.monotonic`, and no longer."""
+    await asyncio.wait((task,), timeout=max(end - time.monotonic(), 0))

@@ -1,0 +1,150 @@
+"""How streams share threads with each other, and with the event loop."""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterator
+from itertools import groupby
+
+import pytest
+from microgpt_serve.errors import ShuttingDownError
+from microgpt_serve.pool import Pool
+
+TIMEOUT = 30.0
+
+
+def make_items(n: int, seconds: float = 0.0) -> Iterator[int]:
+    for i in range(n):
+        time.sleep(seconds)
+        yield i
+
+
+async def read_all(pool: Pool, items: Iterator[int]) -> list[int]:
+    return [item async for item in pool.stream(lambda: items)]
+
+
+def test_streams_compute_no_more_at_once_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    lock = threading.Lock()
+    n_now, n_most = 0, 0
+
+    def items() -> Iterator[int]:
+        nonlocal n_now, n_most
+        for i in range(20):
+            with lock:
+                n_now += 1
+                n_most = max(n_most, n_now)
+            time.sleep(0.001)
+            with lock:
+                n_now -= 1
+            yield i
+
+    async def scenario() -> None:
+        pool = Pool(8, 0, TIMEOUT)
+        texts = await asyncio.gather(*(read_all(pool, items()) for _ in range(8)))
+        assert texts == [list(range(20))] * 8
+        pool.end_all()
+
+    asyncio.run(scenario())
+    assert n_most == 2
+
+
+def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    order: list[int] = []
+
+    def items(number: int) -> Iterator[int]:
+        for item in make_items(50, 0.001):
+            order.append(number)
+            yield item
+
+    async def scenario() -> None:
+        pool = Pool(4, 0, TIMEOUT)
+        await asyncio.gather(*(read_all(pool, items(number)) for number in range(4)))
+        pool.end_all()
+
+    asyncio.run(scenario())
+    assert max(len(list(turn)) for _, turn in groupby(order[:-50])) < 25
+
+
+def test_nothing_is_made_for_a_reader_who_does_not_read() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(1000):
+            made.append(i)
+            yield i
+
+    async def scenario() -> None:
+        pool = Pool(1, 0, TIMEOUT)
+        stream = pool.stream(items)
+        assert await anext(stream) == 0
+        await asyncio.sleep(0.1)
+        assert made == [0]
+        assert [item async for item in stream] == list(range(1, 1000))
+        pool.end_all()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_comes_after_what_was_made_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise ValueError("broken")
+
+    async def scenario() -> None:
+        pool = Pool(1, 0, TIMEOUT)
+        stream = pool.stream(items)
+        assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ValueError, match="broken"):
+            await anext(stream)
+        pool.end_all()
+
+    asyncio.run(scenario())
+
+
+def test_the_end_reaches_those_who_run_wait_and_pause() -> None:
+    async def scenario() -> None:
+        pool = Pool(2, 2, TIMEOUT)
+        paused = pool.stream(lambda: make_items(1000, 0.001))
+        await anext(paused)
+        running, waiting = (
+            asyncio.create_task(read_all(pool, make_items(100_000, 0.001))) for _ in range(2)
+        )
+        await asyncio.sleep(0.05)
+        pool.end_all()
+        start = time.monotonic()
+        for ended in (running, anext(paused), waiting):
+            with pytest.raises(ShuttingDownError):
+                await ended
+        assert time.monotonic() - start < 1
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_is_left_gives_its_place_back_once_its_thread_is_free() -> None:
+    is_computing = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 0
+        is_computing.set()
+        time.sleep(0.05)
+        is_computing.clear()
+        yield 1
+
+    async def scenario() -> None:
+        pool = Pool(1, 0, TIMEOUT)
+        reading = asyncio.create_task(read_all(pool, items()))
+        await asyncio.to_thread(is_computing.wait, 10)
+        assert not pool.is_healthy
+        reading.cancel()
+        await asyncio.wait((reading,))
+        assert not is_computing.is_set()
+        assert pool.is_healthy
+        assert await read_all(pool, make_items(3)) == [0, 1, 2]
+        pool.end_all()
+
+    asyncio.run(scenario())
