@@ -13,6 +13,7 @@ import subprocess
 import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,16 @@ class CompileError(Exception):
     """The native engine cannot be built here."""
 
 
+def _words_of(variable: str) -> list[str]:
+    value = os.environ.get(variable, "")
+    try:
+        return shlex.split(value)
+    except ValueError as error:
+        raise CompileError(f"{variable} is {value!r}: {error}") from error
+
+
 def _compiler() -> list[str]:
-    candidates = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
-    for command in map(shlex.split, candidates):
+    for command in (_words_of("CC"), ["cc"], ["gcc"], ["clang"]):
         if command and shutil.which(command[0]):
             return command
     raise CompileError("no C compiler found (tried $CC, cc, gcc and clang)")
@@ -67,32 +75,41 @@ def compile_kernel(source: Path, to: Path, extra_flags: list[str]) -> None:
         list(pool.map(_run, jobs))
         built = f"{directory}/{LIBRARY}"
         _run([*compiler, "-shared", "-s", "-pthread", *extra_flags, *objects, "-lm", "-o", built])
-        shutil.copy(built, to.with_suffix(".new"))
-    to.with_suffix(".new").replace(to)
+        new = to.with_suffix(f".{os.getpid()}")  # of its own, if builds run at once
+        shutil.copy(built, new)
+    new.replace(to)
 
 
 class KernelHook(BuildHookInterface):
     """Adds the shared library to wheels and editable installs."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and tell hatchling what came of it."""
-        kernel = Path(self.root) / KERNEL
-        library, digest = kernel / LIBRARY, kernel / DIGEST
+        folder = kernel = Path(self.root) / KERNEL
+        if version == "standard" and not os.access(kernel, os.W_OK):
+            self._elsewhere = tempfile.TemporaryDirectory()  # until the wheel has been written
+            folder = Path(self._elsewhere.name)
+        library, digest = folder / LIBRARY, folder / DIGEST
         if os.environ.get("MICROGPT_PURE") == "1":
             library.unlink(missing_ok=True)
             return
         try:
-            compile_kernel(
-                kernel / "kernel.c", library, shlex.split(os.environ.get("MICROGPT_CFLAGS", ""))
-            )
+            compile_kernel(kernel / "kernel.c", library, _words_of("MICROGPT_CFLAGS"))
+            digest.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n")
         except (CompileError, OSError) as error:
-            library.unlink(missing_ok=True)
             if os.environ.get("MICROGPT_REQUIRE_NATIVE") == "1":
                 raise
+            with suppress(OSError):
+                library.unlink()
             self.app.display_warning(f"without the native engine: {error}")
             return
-        digest.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n")
-        build_data["artifacts"] += [f"/{KERNEL / LIBRARY}", f"/{KERNEL / DIGEST}"]
+        for built in (library, digest):
+            if folder == kernel:
+                build_data["artifacts"].append(f"/{KERNEL / built.name}")
+            else:
+                build_data["force_include"][str(built)] = str(
+                    KERNEL.relative_to("src") / built.name
+                )
         build_data["pure_python"] = False
         tag = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{tag}"

@@ -1,0 +1,71 @@
+"""Building the library where compilers, variables or folders are not as they should be."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = "microgpt/engines/kernel/libmicrogpt.so"
+BUILD = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
+VARIABLES = {"MICROGPT_CFLAGS": "-O0", "MICROGPT_REQUIRE_NATIVE": "0"}  # quick
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the library's folder, as it is before it is built."""
+    ignore = shutil.ignore_patterns("libmicrogpt.*", "__pycache__")
+    return Path(shutil.copytree(ROOT / "libs/microgpt", tmp_path / "tree", ignore=ignore))
+
+
+def build(tree: Path, *before: str, **variables: str) -> tuple[set[str], str]:
+    """Return the names of the wheel's files, and what the build said."""
+    to = tree.parent / "wheels"
+    done = subprocess.run(
+        [*before, *BUILD, str(to)],
+        cwd=tree,
+        env=os.environ | VARIABLES | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = to.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist()), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"CC": "gcc '"}, """CC is "gcc '": No closing quotation"""),
+        ({"CC": "false"}, "false -std=gnu11 .* failed"),
+        ({"CC": "", "PATH": "/nowhere"}, "no C compiler found"),
+        ({"MICROGPT_CFLAGS": '"'}, "MICROGPT_CFLAGS is '\"': No closing quotation"),
+    ],
+    ids=["quote", "fails", "none", "flags"],
+)
+def test_what_cannot_compile_is_told_and_leaves_a_wheel_without_the_kernel(
+    tree: Path, variables: dict[str, str], message: str
+) -> None:
+    names, said = build(tree, **variables)
+    assert re.search(f"without the native engine: {message}", said)
+    assert LIBRARY not in names
+
+
+def test_folder_that_is_read_only_is_compiled_elsewhere(tree: Path) -> None:
+    # A mount, since permissions do not keep root from writing.
+    bind = f"mount --bind {tree} {tree} && mount -o remount,bind,ro {tree} && cd {tree}"
+    before = ["unshare", "-rm", "sh", "-c", f'{bind} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    names, said = build(tree, *before)
+    assert "without the native engine" not in said
+    assert {LIBRARY, LIBRARY.replace(".so", ".sha256")} <= names
+    assert not [*tree.rglob("libmicrogpt.*")]
