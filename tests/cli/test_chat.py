@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import microgpt
 import pytest
 from biased import biased
+from measuring import unmeasured
 from microgpt_cli.session import HELP
 
 if TYPE_CHECKING:
@@ -460,6 +461,7 @@ def test_full_disk_leaves_no_part_of_a_saved_conversation(
     command = 'ulimit -f 0; exec "$0" chat --model-dir "$1"'
     result = subprocess.run(
         ["bash", "-c", command, program, talkative],
+        env=unmeasured(),
         input=f"hello\n/save {tmp_path / 'talk'}\n",
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
+from measuring import unmeasured
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -97,6 +98,7 @@ def test_full_disk_leaves_no_part_of_a_file(program: Path, tmp_path: Path) -> No
     run = subprocess.run(
         [program, "data", "names", "--output", path],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        env=unmeasured(),
         stderr=subprocess.PIPE,
         text=True,
         check=False,

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from cli.test_resume import training
 from faults import FAULTS, MAX_CALLS, needs_strace, strike_each_call
+from measuring import unmeasured
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -85,6 +86,7 @@ def limited(
     return subprocess.run(
         [program, "train", *map(str, arguments)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE,) * 2),
+        env=unmeasured(),
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

@@ -207,16 +207,14 @@ def test_full_disk_under_stderr_does_not_matter(program: Path, chat_dir: Path) -
     assert (run.returncode, run.stdout.count("\n")) == (0, 1)
 
 
+def sampling(program: Path, model_dir: Path, n_samples: int) -> subprocess.Popen[bytes]:
+    command: list[str | Path] = [program, "generate", "--num-samples", str(n_samples)]
+    command += ["--model-dir", model_dir]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
 def test_reader_that_leaves_ends_the_command_in_silence(program: Path, model_dir: Path) -> None:
-    command: list[str | Path] = [
-        program,
-        "generate",
-        "--num-samples",
-        "100000",
-        "--model-dir",
-        model_dir,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with sampling(program, model_dir, 100_000) as process:
         assert process.stdout
         assert process.stderr
         assert process.stdout.readline().startswith(b"sample  1: ")
@@ -226,15 +224,7 @@ def test_reader_that_leaves_ends_the_command_in_silence(program: Path, model_dir
 
 
 def test_interrupt_ends_with_status_130_and_no_traceback(program: Path, model_dir: Path) -> None:
-    command: list[str | Path] = [
-        program,
-        "generate",
-        "--num-samples",
-        "100000000",
-        "--model-dir",
-        model_dir,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with sampling(program, model_dir, 100_000_000) as process:
         assert process.stdout
         process.stdout.readline()
         process.send_signal(2)

@@ -13,6 +13,7 @@ import microgpt
 import numpy as np
 import pexpect
 import pytest
+from measuring import unmeasured
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -356,6 +357,7 @@ def test_full_disk_leaves_the_model_before(
     run = subprocess.run(
         [program, "train", "--input", names, "--output", model_dir, "--force", *SMALL],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        env=unmeasured(),
         capture_output=True,
         text=True,
         check=False,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from measuring import measuring
 from microgpt_serve.settings import Settings, SettingsError, describe
 
 from .conftest import running
@@ -135,7 +136,7 @@ def test_every_variable_is_described_with_its_default() -> None:
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "microgpt_serve", *arguments],
-        env=environment,
+        env=environment | measuring(),
         capture_output=True,
         text=True,
         timeout=30,
