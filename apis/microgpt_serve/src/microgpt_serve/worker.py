@@ -126,7 +126,8 @@ class _Worker:
         serving.cancel()
         try:
             await serving
-        except asyncio.CancelledError:
+        # The latter from Hypercorn, if it is cancelled while it waits for them itself.
+        except (asyncio.CancelledError, asyncio.InvalidStateError):
             log(logging.WARNING, "some requests did not end in time")
         log(logging.INFO, "stopped")
 
