@@ -15,7 +15,7 @@ from faults import CALLS, FAULTS, MAX_CALLS, needs_strace, strike_each_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from microgpt import CheckpointError, ConfigError, LanguageModel, ModelConfig, Tokenizer
+from microgpt import CheckpointError, ConfigError, LanguageModel, ModelConfig, Tokenizer, checkpoint
 from microgpt.parameters import Parameters
 from safetensors.numpy import save as save_tensors
 
@@ -78,6 +78,15 @@ def test_float32_weights_are_printed_in_their_shortest_form(tmp_path: Path) -> N
     assert weights["wte"][0] == [0.1] * 4
 
 
+@pytest.mark.parametrize("number", [0.0, 3.0, -0.08, 123.456, 1e-5, 2e-20, 1e-45])
+def test_shortest_form_is_found_at_every_size(tmp_path: Path, number: float) -> None:
+    flat = np.full(CONFIG.n_params, number, np.float32)
+    flat[1] = 0.25  # needs other digits than its neighbours
+    model_of(flat).save(tmp_path)
+    weights = json.loads((tmp_path / "weights.json").read_text())
+    assert weights["wte"][0] == [number, 0.25, number, number]
+
+
 def test_metadata_is_readable_and_in_the_order_of_the_rust_system(saved: Path) -> None:
     text = (saved / "meta.json").read_text(encoding="utf-8")
     assert '  "vocab_size": 4,\n  "n_embd": 4,\n  "n_head": 2,\n  "n_layer": 1' in text
@@ -119,20 +128,25 @@ def test_another_format_leaves_one_file_of_weights(saved: Path) -> None:
 def test_numbers_that_are_not_finite_are_not_saved(saved: Path, number: float) -> None:
     model = numbered(2.0)
     model.parameters["lm_head"][1, 1] = number
-    with pytest.raises(CheckpointError, match="lm_head holds numbers that are not finite"):
+    with pytest.raises(
+        CheckpointError, match="lm_head holds numbers that are not finite"
+    ) as caught:
         model.save(saved)
+    assert caught.value.hint == "train with a smaller learning rate"
     assert flat_of(saved)[0] == 1.0
 
 
 def test_numbers_beyond_half_precision_are_not_halved(saved: Path) -> None:
     model = numbered(2.0)
     model.parameters["wpe"][1, 1] = 1e5
-    with pytest.raises(CheckpointError, match="wpe holds numbers beyond the range of float16"):
+    message = "wpe holds numbers beyond the range of float16"
+    with pytest.raises(CheckpointError, match=message) as caught:
         model.save(saved, format="safetensors", half=True)
+    assert caught.value.hint == "save it without half"
     assert flat_of(saved)[0] == 1.0
 
 
-@pytest.mark.parametrize("options", [{"half": True}, {"format": "pickle"}])
+@pytest.mark.parametrize("options", [{"half": True}, {"format": "pickle"}, {"format": []}])
 def test_format_that_there_is_not_is_refused(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected json, safetensors, or safetensors and half"):
         numbered(1.0).save(tmp_path, **options)
@@ -261,7 +275,11 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("no weights", lambda d: (d / "weights.json").unlink(), r"cannot read .*weights.json: No such"),
     ("folder as metadata", folder("meta.json"), "meta.json: it is not a regular file"),
     ("folder as weights", folder("weights.json"), "weights.json: it is not a regular file"),
-    ("empty weights", lambda d: (d / "weights.json").write_text(""), "it has 0 bytes, expected"),
+    (
+        "empty weights",
+        lambda d: (d / "weights.json").write_text(""),
+        "size in bytes is 0, expected 472 to 1063680 ",
+    ),
     ("digest", replace_text("weights.json", "1.0,", "1.5,"), "its SHA-256 digest differs"),
     ("metadata is a list", lambda d: (d / "meta.json").write_text("[]"), "Expected `object`"),
     ("UTF-16", lambda d: (d / "meta.json").write_text("{}", "utf-16"), "invalid meta.json"),
@@ -289,9 +307,17 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing tensor", with_weights(lm_head=None), "lm_head is missing"),
     ("extra tensor", with_weights(bias=ROWS), "bias is unknown"),
     ("another layer", with_weights(layer1__attn_wq=ROWS), "layer1.attn_wq is unknown"),
-    ("ragged", with_weights(wte=[[0.5] * 4] * 3 + [[0.5] * 3]), "4 rows of 3 or 4 columns"),
-    ("rows missing", with_weights(wte=ROWS[:3]), "wte has 3 rows of 4 columns, expected shape"),
-    ("no rows", with_weights(wte=[]), "wte has 0 rows"),
+    (
+        "ragged",
+        with_weights(wte=[[0.5] * 4] * 3 + [[0.5] * 3]),
+        r"wte has shape \(4, 3 or 4\), exp",
+    ),
+    (
+        "rows missing",
+        with_weights(wte=ROWS[:3]),
+        r"wte has shape \(3, 4\), expected \(4, 4\) as meta.json says",
+    ),
+    ("no rows", with_weights(wte=[]), r"wte has shape \(0, 0\), expected \(4, 4\)"),
     ("flat", with_weights(wte=[0.5] * 16), "Expected `array`"),
     ("text as number", with_weights(wte=[["0.5"] * 4] * 4), "Expected `float`"),
     ("bool as number", with_weights(wte=[[True] * 4] * 4), "Expected `float`"),
@@ -309,6 +335,110 @@ def test_damaged_model_is_refused(
     damage(saved)
     with pytest.raises(CheckpointError, match=message):
         microgpt.load(saved)
+
+
+ROLE_NAMES = ["user", "assistant", "end_turn"]
+TRAINED = "is this the directory of a trained model?"
+MESSAGES: list[tuple[Callable[[Path], object], str, str | None]] = [
+    (nothing, "cannot read {path}/meta.json: No such file or directory", TRAINED),
+    (
+        lambda d: (d / "meta.json").write_text(""),
+        "invalid meta.json: Input data was truncated in {path}/meta.json",
+        None,
+    ),
+    (
+        replace_text("weights.json", "1.0,", "1.5,"),
+        "{path}/weights.json is not what meta.json describes: its SHA-256 digest differs",
+        "it was changed or damaged after it was saved; restore both files from one copy",
+    ),
+    (
+        replace_text("meta.json", '"n_layer": 1', '"n_layer": 0'),
+        "invalid meta.json: n_layer is 0, expected an integer of at least 1 in {path}/meta.json",
+        None,
+    ),
+    (
+        replace_text("meta.json", '"dtype"', '"special_tokens": ["user"],\n"dtype"'),
+        (
+            f"invalid meta.json: special_tokens is ['user'], expected {ROLE_NAMES} in "
+            "{path}/meta.json"
+        ),
+        None,
+    ),
+    (
+        replace_text("meta.json", '"vocab_size": 4', '"vocab_size": 5'),
+        "invalid meta.json: vocab_size is 5, expected 4 in {path}/meta.json",
+        None,
+    ),
+    (
+        replace_text("meta.json", "weights.json", "../x.json"),
+        (
+            "invalid meta.json: weights_file is '../x.json', expected weights.json or "
+            "weights.safetensors in {path}/meta.json"
+        ),
+        None,
+    ),
+    (
+        replace_text("meta.json", "float32", "float16"),
+        "invalid meta.json: dtype is 'float16', expected float32 or float64 in {path}/meta.json",
+        None,
+    ),
+    (
+        with_weights(wte=[[0.5] * n for n in (4, 1, 2, 3)]),
+        (
+            "invalid {path}/weights.json: wte has shape (4, 1 or 2 or 3), expected (4, 4) as "
+            "meta.json says"
+        ),
+        None,
+    ),
+    (
+        with_weights(wpe=[[1e39] * 4] * 3),
+        (
+            "invalid {path}/weights.json: wpe holds a number beyond the range of float32, expected "
+            "finite numbers"
+        ),
+        None,
+    ),
+    (
+        lambda d: (d / "commit.json").write_text('["x", "meta.json"]'),
+        "invalid {path}/commit.json: it names ['x']",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message", "hint"), MESSAGES)
+def test_error_says_what_was_found_what_was_expected_and_where(
+    saved: Path, damage: Callable[[Path], object], message: str, hint: str | None
+) -> None:
+    damage(saved)
+    with pytest.raises(CheckpointError) as caught:
+        microgpt.load(saved)
+    assert str(caught.value) == message.format(path=saved)
+    assert caught.value.hint == hint
+
+
+def test_float64_is_what_metadata_without_a_type_means(saved: Path) -> None:
+    replace_text("meta.json", '"dtype": "float32",', "")(saved)
+    assert microgpt.load(saved).dtype == "float64"
+    assert microgpt.load(saved, dtype="float32").dtype == "float32"
+
+
+@pytest.mark.parametrize("n_swaps", [1, 2, 3])
+def test_pair_that_a_writer_swaps_between_two_reads_is_read_again(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, n_swaps: int
+) -> None:
+    read_pair, swaps = checkpoint._read_pair, iter(range(n_swaps))
+
+    def read_while_writing(path: Path) -> Any:
+        meta, weights = read_pair(path)
+        return meta, weights + b" " * (next(swaps, None) is not None)
+
+    monkeypatch.setattr(checkpoint, "_read_pair", read_while_writing)
+    if n_swaps < 3:
+        assert flat_of(saved)[0] == 1.0
+    else:
+        with pytest.raises(CheckpointError, match="digest differs"):
+            microgpt.load(saved)
 
 
 @pytest.mark.parametrize("number", ["1e999", "NaN", "Infinity", "null", "1" * 400])
@@ -370,7 +500,7 @@ TENSORS: list[tuple[str, bytes, str]] = [
     ("header longer than the file", (10**6).to_bytes(8, "little") + b"{}" * 900, "invalid"),
     ("missing tensor", tensors_with(wte=None), "wte is missing"),
     ("extra tensor", tensors_with(bias=np.zeros((2, 2), np.float32)), "bias is unknown"),
-    ("shape", tensors_with(wte=np.zeros((3, 4), np.float32)), "wte has 3 rows of 4 columns"),
+    ("shape", tensors_with(wte=np.zeros((3, 4), np.float32)), r"wte has shape \(3, 4\)"),
     ("integers", tensors_with(wte=np.zeros((4, 4), np.int32)), "type int32, expected a matrix"),
     ("vector", tensors_with(wte=np.zeros(16, np.float32)), r"shape \(16,\)"),
     ("NaN", tensors_with(wte=np.full((4, 4), np.nan, np.float32)), "wte holds a number beyond"),

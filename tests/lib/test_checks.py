@@ -89,8 +89,31 @@ def test_messages_are_a_list_of_turns(model: LanguageModel, messages: Any, messa
 
 @pytest.mark.parametrize("conversation", ["hi", 5, None, {"role": "user", "content": "a"}])
 def test_conversation_is_a_list(conversation: Any) -> None:
-    with pytest.raises(ChatError, match=r"^a conversation is .*, expected a list of messages"):
-        Dataset.from_conversations([conversation])
+    for use in (Tokenizer(("a",), is_chat=True).encode_conversation, from_one_conversation):
+        with pytest.raises(ChatError, match=r"^a conversation is .*, expected a list of messages"):
+            use(conversation)
+
+
+def from_one_conversation(conversation: Any) -> Dataset:
+    return Dataset.from_conversations([conversation])
+
+
+@pytest.mark.parametrize("conversations", ["hi", 5, None, {"role": "user", "content": "a"}])
+def test_conversations_are_a_list_of_lists(conversations: Any) -> None:
+    with pytest.raises(ChatError, match=r"^the conversations are .*, expected a list of lists"):
+        Dataset.from_conversations(conversations)
+
+
+@pytest.mark.parametrize("token_ids", [5, None])
+def test_token_ids_are_a_list(token_ids: Any) -> None:
+    with pytest.raises(TokenError, match=r"^token ids are .*, expected a list of integers$"):
+        Tokenizer(("a",)).decode(token_ids)
+
+
+@pytest.mark.parametrize("ranks", [2, 0, "world", [1]])
+def test_ranks_are_processes(ranks: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^ranks is .*, expected a Ranks$"):
+        microgpt.prepare(DOCUMENTS, RUN, random.Random(1), ranks=ranks)
 
 
 @pytest.mark.parametrize("path", [5, None, b"out", ["out"]])

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from microgpt import (
     Batch,
+    Batches,
     ChatError,
     ConfigError,
     DataError,
@@ -18,7 +19,6 @@ from microgpt import (
     TokenError,
     Tokenizer,
 )
-from microgpt.data import Batches
 from microgpt.tokenizer import ROLES
 from texts import TALK, assistant, conversations, documents, user
 

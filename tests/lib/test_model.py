@@ -213,7 +213,9 @@ def test_cache_continues_where_it_was(model: GPT) -> None:
 
 @pytest.mark.parametrize("ids", [[], [3]])
 def test_loss_needs_a_token_to_read_and_one_to_predict(model: GPT, ids: Sequence[int]) -> None:
-    with pytest.raises(ShapeError, match=f"got {len(ids)} tokens, expected at least 2"):
+    with pytest.raises(
+        ShapeError, match=f"the number of tokens is {len(ids)}, expected at least 2"
+    ):
         model.loss(ids)
 
 

@@ -12,7 +12,7 @@ public too. Everything else may change without notice.
 from microgpt.autograd import Value
 from microgpt.chat import ChatPrompt, build_prompt
 from microgpt.checkpoint import check_writable, holds_model
-from microgpt.data import Batch, Dataset
+from microgpt.data import Batch, Batches, Dataset
 from microgpt.documents import (
     Conversations,
     read_conversations,
@@ -57,6 +57,7 @@ __all__ = [
     "GPT",
     "Adam",
     "Batch",
+    "Batches",
     "Best",
     "ChatError",
     "ChatPrompt",

@@ -120,10 +120,10 @@ def write_checkpoint(
         CheckpointError: a weight is not finite, or the directory cannot be written; what it held
             before is intact.
     """
-    if format not in WEIGHTS or (half and format != "safetensors"):
+    if format not in tuple(WEIGHTS) or (half and format != "safetensors"):
         raise ConfigError(
-            f"got format {format!r} and half={half}, expected json, safetensors, or safetensors "
-            "and half"
+            f"got format {format!r:.80} and half={half!r:.80}, expected json, safetensors, or "
+            "safetensors and half"
         )
     path = checked_path(directory)
     parameters = checkpoint.parameters
@@ -183,7 +183,7 @@ def _encode_json(parameters: Parameters) -> bytes:
 
 
 def _shortest(numbers: FloatArray) -> FloatArray:
-    """Return float64 numbers whose shortest decimal form is that of `numbers`.
+    """Return float64 numbers whose shortest decimal form is that of `numbers`, below 2**24.
 
     The nearest float64 to a float32 needs 17 digits in print; the nearest one that rounds to the
     same float32 mostly needs 8.
@@ -402,8 +402,8 @@ def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
             raise CheckpointError(f"cannot read {path}: it is not a regular file")
         if not min_bytes <= status.st_size <= max_bytes:
             raise CheckpointError(
-                f"cannot read {path}: it has {status.st_size} bytes, expected {min_bytes} to "
-                f"{max_bytes} for a model of this size"
+                f"cannot read {path}: its size in bytes is {status.st_size}, expected {min_bytes} "
+                f"to {max_bytes} for a model of this size"
             )
         return content_path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
@@ -493,9 +493,10 @@ def _parse_tensors(path: Path, content: bytes) -> Mapping[str, _Matrix]:
 def _fill(path: Path, name: str, view: FloatArray, rows: _Matrix, shape: tuple[int, int]) -> None:
     lengths = {len(row) for row in rows}
     if len(rows) != shape[0] or lengths != {shape[1]}:
-        found = f"{len(rows)} rows of {' or '.join(map(str, sorted(lengths)[:3])) or 'no'} columns"
+        n_columns = " or ".join(map(str, sorted(lengths)[:3])) or 0
         raise CheckpointError(
-            f"invalid {path}: {name} has {found}, expected shape {shape} as {META} says"
+            f"invalid {path}: {name} has shape ({len(rows)}, {n_columns}), expected {shape} as "
+            f"{META} says"
         )
     with np.errstate(over="ignore"):
         view[:] = rows

@@ -18,9 +18,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from microgpt.checks import checked_texts, is_integer
 from microgpt.errors import ChatError, ConfigError, DataError
-from microgpt.tokenizer import ROLES, SPECIAL_TOKENS, Message, Tokenizer, checked_message
+from microgpt.tokenizer import (
+    ROLES,
+    SPECIAL_TOKENS,
+    Message,
+    Tokenizer,
+    check_conversation,
+    checked_message,
+)
 
-__all__ = ["Batch", "Dataset"]
+__all__ = ["Batch", "Batches", "Dataset"]
 
 Long: TypeAlias = Literal["truncate", "split", "skip"]
 LONG: tuple[Long, ...] = get_args(Long)
@@ -61,7 +68,11 @@ class Batches:
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Batches":
-        """Lay batches end to end, at least one."""
+        """Return batches laid end to end.
+
+        Args:
+            batches: at least one.
+        """
         together = Batch(*map(np.concatenate, zip(*batches, strict=True)))
         return cls(together, [batch.lengths.size for batch in batches])
 
@@ -240,12 +251,15 @@ class Dataset:
 
         Raises:
             DataError: there is no conversation, or one holds a lone surrogate.
-            ChatError: a conversation or message is not as expected.
+            ChatError: the conversations, one of them or a message are not as expected.
         """
+        if isinstance(conversations, str | dict) or not isinstance(conversations, Iterable):
+            raise ChatError(
+                f"the conversations are {conversations!r:.80}, expected a list of lists of messages"
+            )
         encoder = _Encoder()
         for messages in conversations:
-            if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
-                raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
+            check_conversation(messages)
             encoder.start_document()
             for message in messages:
                 role, content = checked_message(message)

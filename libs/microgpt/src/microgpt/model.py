@@ -350,7 +350,7 @@ class GPT(_Transformer[Value]):
             ShapeError: fewer than 2 tokens.
         """
         if len(token_ids) < 2:  # noqa: PLR2004 - one to read and one to predict
-            raise ShapeError(f"got {len(token_ids)} tokens, expected at least 2")
+            raise ShapeError(f"the number of tokens is {len(token_ids)}, expected at least 2")
         targets = token_ids[1 : self.config.block_size + 1]
         check_token_ids(targets, self.config.vocab_size)
         logits = self.logits(token_ids[: len(targets)])

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from microgpt.checks import checked_texts, is_integer
 from microgpt.errors import ChatError, ConfigError, DataError, TokenError
 
-__all__ = ["ROLES", "Message", "Tokenizer", "checked_message"]
+__all__ = ["ROLES", "Message", "Tokenizer", "check_conversation", "checked_message"]
 
 ROLES = ("user", "assistant")
 SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
@@ -17,6 +17,12 @@ MAX_SHOWN = 10  # characters that an error message names
 Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
 Unknown: TypeAlias = Literal["error", "skip"]
 UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
+
+
+def check_conversation(messages: Any) -> None:
+    """Raise ChatError unless it may be a list of messages."""
+    if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
+        raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
 
 
 def checked_message(message: Any) -> tuple[str, str]:
@@ -168,8 +174,9 @@ class Tokenizer:
 
         Raises:
             TokenError: a character is not in the vocabulary, or this is no tokenizer for chat.
-            ChatError: a message is not as expected.
+            ChatError: the messages, or one of them, are not as expected.
         """
+        check_conversation(messages)
         turns = (self.encode_turn(*checked_message(message)) for message in messages)
         return [self.bos, *chain.from_iterable(turns), self.bos]
 
@@ -180,8 +187,10 @@ class Tokenizer:
             token_ids: 0 to V - 1 each.
 
         Raises:
-            TokenError: an id is not in the vocabulary.
+            TokenError: an id is not in the vocabulary, or these are no ids.
         """
+        if not isinstance(token_ids, Iterable):
+            raise TokenError(f"token ids are {token_ids!r:.80}, expected a list of integers")
         text = []
         chars, vocab_size = self.chars, self.vocab_size  # half the time of looking each time
         for token_id in token_ids:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import numpy as np
 
 from microgpt.autograd import Value
-from microgpt.checks import is_integer, is_number
+from microgpt.checks import check_type, is_integer, is_number
 from microgpt.data import Batch, Batches, Dataset
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
@@ -346,7 +346,8 @@ class Trainer:
                 f"the number of documents to train on is {len(order)}, expected at least "
                 f"batch_size={config.batch_size}"
             )
-        if ranks:
+        if ranks is not None:
+            check_type("ranks", ranks, Ranks)
             if config.batch_size < ranks.size:
                 raise ConfigError(
                     f"batch_size is {config.batch_size}, expected at least one document for each "

@@ -315,8 +315,8 @@ class Engine(ABC):
             raise ShapeError(f"a length is {batch.lengths.min()}, expected at least 1")
         if not batch.inputs.size == batch.targets.size == batch.lengths.sum():
             raise ShapeError(
-                f"got {batch.inputs.size} inputs and {batch.targets.size} targets, expected "
-                f"the sum of lengths, {batch.lengths.sum()}"
+                f"got inputs of shape {batch.inputs.shape} and targets of shape "
+                f"{batch.targets.shape}, expected ({batch.lengths.sum()},), the sum of lengths"
             )
 
     def check_tokens(self, token_ids: Sequence[int], n_before: int = 0) -> IntArray:
