@@ -15,7 +15,9 @@ from microgpt import (
     LanguageModel,
     MicrogptError,
     NonFiniteLossError,
+    StepReport,
     TrainConfig,
+    Trainer,
 )
 from microgpt.parameters import Parameters
 from small_models import DOCUMENTS, SIZES, learned
@@ -38,6 +40,21 @@ def test_fit_is_prepare_and_the_trainer(model: LanguageModel) -> None:
     reports = list(trainer)
     assert reports[-1].loss < reports[0].loss
     np.testing.assert_array_equal(prepared.parameters.flat, model.parameters.flat)
+
+
+def test_fit_takes_no_more_steps_at_once_than_an_interrupt_may_wait_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    advance, taken = Trainer.advance, list[int]()
+
+    def count(self: Trainer, n_steps: int) -> list[StepReport]:
+        taken.append(len(reports := advance(self, n_steps)))
+        return reports
+
+    monkeypatch.setattr(Trainer, "advance", count)
+    microgpt.fit(["ab" * 100], steps=20, n_embd=64, n_layer=2, block_size=200)
+    assert sum(taken) == 20
+    assert 1 < max(taken) < 20
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from microgpt import InferenceGPT, LanguageModel, TokenError
+from microgpt import Batch, InferenceGPT, LanguageModel, TokenError
 from small_models import DOCUMENTS, in_float32, learned, plain, untrained
 
 
@@ -46,6 +46,22 @@ def test_long_documents_are_scored_in_windows_that_overlap_by_half(
     token_ids = model.tokenizer.encode_document(text)
     each = [surprise(plain(model), token_ids, start, i) for i, start in enumerate(starts)]
     assert model.score([text]) == pytest.approx([sum(each) / len(each)], rel=1e-12)
+
+
+def test_long_document_is_scored_in_parts_that_an_interrupt_may_wait_for(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, n_positions = model.engine.loss, list[int]()
+
+    def count(batch: Batch) -> tuple[float, int]:
+        n_positions.append(batch.inputs.size)
+        return loss(batch)
+
+    monkeypatch.setattr(model.engine, "loss", count)
+    (expected,) = model.score(["hannah" * 100])
+    assert n_positions == [pytest.approx(1200, abs=20)]
+    assert model.score(["hannah" * 5000]) == pytest.approx([expected], rel=1e-2)
+    assert max(n_positions) <= 4096
 
 
 def test_scores_come_in_order_and_do_not_depend_on_neighbours(model: LanguageModel) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 from microgpt.checks import check_integer, check_type, is_number
 from microgpt.data import Dataset, Long
 from microgpt.errors import ConfigError
-from microgpt.language_model import LanguageModel
+from microgpt.language_model import WORK_TOGETHER, LanguageModel
 from microgpt.model import ModelConfig
 from microgpt.parameters import Parameters
 from microgpt.ranks import Ranks
@@ -163,7 +163,7 @@ def fit(
         NonFiniteLossError: training diverged.
     """
     check_integer("seed", seed)
-    _, trainer = model_and_trainer = prepare(
+    model, trainer = prepare(
         Dataset.from_documents(documents),
         TrainConfig(
             steps=steps,
@@ -182,5 +182,8 @@ def fit(
         engine=engine,
         threads=threads,
     )
-    trainer.advance(steps)
-    return model_and_trainer[0]
+    n_tokens = batch_size * float(trainer.dataset.lengths.mean())
+    work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
+    while trainer.step < steps:
+        trainer.advance(1 + int(WORK_TOGETHER / work))
+    return model

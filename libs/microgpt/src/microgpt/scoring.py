@@ -47,17 +47,30 @@ def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         seen = end
 
 
+def _batch(windows: Sequence[tuple[IntArray, int, int, int]]) -> Batch:
+    """Lay windows of documents end to end."""
+    inputs, targets = [], []
+    for ids, start, seen, end in windows:
+        inputs.append(ids[start:end])
+        targets.append(ids[start + 1 : end + 1].astype(np.int32))
+        targets[-1][: seen - start] = -1  # counted in the window before
+    lengths = np.array([len(window) for window in inputs])
+    return Batch(np.concatenate(inputs), np.concatenate(targets), lengths)
+
+
 def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
     """Return the summed loss in nats of documents, each at least two ids."""
-    inputs, targets = [], []
-    for ids in documents:
-        for start, seen, end in _windows(len(ids) - 1, engine.config.block_size):
-            inputs.append(ids[start:end])
-            targets.append(ids[start + 1 : end + 1].astype(np.int32))
-            targets[-1][: seen - start] = -1  # counted in the window before
-    lengths = np.array([len(window) for window in inputs])
-    loss, _ = engine.loss(Batch(np.concatenate(inputs), np.concatenate(targets), lengths))
-    return loss
+    windows = [
+        (ids, *window)
+        for ids in documents
+        for window in _windows(len(ids) - 1, engine.config.block_size)
+    ]
+    n_together = max(1, ROWS_TOGETHER // max(end - start for _, start, _, end in windows))
+    total = 0.0
+    for first in range(0, len(windows), n_together):
+        loss, _ = engine.loss(_batch(windows[first : first + n_together]))
+        total += loss
+    return total
 
 
 def score_dataset(engine: Engine, dataset: Dataset) -> Score:
