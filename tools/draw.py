@@ -1,12 +1,13 @@
 """Draw the pictures of the documentation, as SVG in each distribution's docs/.
 
 hatch run pictures                   # all but the ladder
-hatch run pictures ladder            # measures this machine first, for half a minute
+hatch run pictures ladder            # measures this machine first, and writes the table too
 hatch run pictures model rooms ...   # some
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,10 @@ LIBRARY, COMMAND_LINE, SERVICE = (
     for folder in ("libs/microgpt", "apps/microgpt_cli", "apis/microgpt_serve")
 )
 LADDER = LIBRARY / "ladder.json"
+CHAPTER = LIBRARY / "ladder.md"
+MEASURED = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)  # written by us
+KERNEL = LIBRARY.parent / "src/microgpt/engines/kernel"
+ENGINES = ("scalar", "vectorized", "native")
 
 INK, LINE = "#1f2933", "#52606d"
 PLAIN, WARM, COOL, FRESH = "#f5f7fa", "#fdf0d5", "#dceaf7", "#e2f2e3"
@@ -168,6 +173,8 @@ def draw_rooms() -> None:
         *(("sampling", "model"), ("model", "autograd"), ("chat", "data")),
     ]:
         board.arrow(*edges(rooms[above], rooms[below]))
+    board.axes.plot([31, 26, 26], [46, 46, 25], color=LINE, linewidth=1)  # between the rooms
+    board.arrow((26, 25), (24, 25))
     for name in ("parameters", "model", "autograd", "data"):
         x, y, *_ = rooms[name]
         board.arrow((x, y - 3), (min(max(x, 27), 65), 8))
@@ -242,16 +249,52 @@ def measure_ladder() -> None:
     LADDER.write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
 
 
+def ladder_rows() -> dict[tuple[str, str], dict[str, Any]]:
+    """Return what was measured: by model and batch, by engine."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in json.loads(LADDER.read_text(encoding="utf-8"))["results"]:
+        rows.setdefault((result["model"], result["batch"]), {})[result["engine"]] = result
+    return rows
+
+
+def write_ladder_table() -> None:
+    """Put what was measured into the chapter."""
+    lines = [
+        "| model | documents x tokens | scalar | vectorized | native | gain | of the best rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, batch), row in ladder_rows().items():
+        times = {engine: each["us_per_step"] for engine, each in row.items()}
+        cells = [duration(times[engine]) if engine in times else "" for engine in ENGINES]
+        ratio = f"{times['vectorized'] / times['native']:.2g} x"
+        share = f"{row['native']['share_of_peak']:.0%}"
+        lines.append(f"| {' | '.join([model, batch, *cells, ratio, share])} |")
+    first = next(iter(ladder_rows().values()))
+    scalar, vectorized, native = (first[engine]["us_per_step"] for engine in ENGINES)
+    n_lines = sum(
+        len(path.read_text(encoding="utf-8").splitlines()) for path in KERNEL.glob("*.[ch]")
+    )
+    gains = (
+        f"In the first row NumPy is {scalar / vectorized:,.0f} times as fast as plain Python, and\n"
+        f"the kernel, {n_lines:,} lines of C, {scalar / native:,.0f} times."
+    )
+    content = CHAPTER.read_text(encoding="utf-8")
+    block = "\n".join([*lines, "", gains])
+    CHAPTER.write_text(MEASURED.sub(rf"\1\n{block}\n\n\2", content), encoding="utf-8")
+
+
 def draw_ladder() -> None:
     """Draw the time of one training step on each engine, as `microgpt-cli bench` measured it."""
-    results = json.loads(LADDER.read_text(encoding="utf-8"))["results"]
-    colors = {"scalar": WARM, "vectorized": COOL, "native": FRESH}
-    shapes = list(dict.fromkeys((each["model"], each["batch"]) for each in results))
+    rows = ladder_rows()
+    colors = dict(zip(ENGINES, (WARM, COOL, FRESH), strict=True))
+    shapes = list(rows)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.add_subplot()
     for row, engine in enumerate(colors):
         of_engine = {
-            (r["model"], r["batch"]): r["us_per_step"] for r in results if r["engine"] == engine
+            shape: of_shape[engine]["us_per_step"]
+            for shape, of_shape in rows.items()
+            if engine in of_shape
         }
         places = [shapes.index(shape) + 0.27 * (row - 1) for shape in of_engine]
         times = list(of_engine.values())
@@ -262,8 +305,9 @@ def draw_ladder() -> None:
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel="microseconds per training step", xlim=(5, 1e7))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=False)
+    figure.legend(loc="outside upper center", frameon=False, ncols=len(ENGINES))
     save(figure, LIBRARY / "ladder.svg")
+    write_ladder_table()
 
 
 def duration(microseconds: float) -> str:
