@@ -17,6 +17,7 @@ from engine_cases import RAGGED, Case, assert_same_loss_and_grads, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from microgpt import EngineError, SamplingConfig, SamplingError, ShapeError, StopSignal
+from microgpt.data import Batches
 from microgpt.engines import native, select
 from microgpt.engines.native import NativeEngine
 from microgpt.parameters import DTYPES, Parameters
@@ -58,6 +59,25 @@ def test_every_width_computes_the_same(case: Case, dtype: str, vector_bytes: int
     tolerance = (1e-12 if dtype == "float64" else 1e-4) * np.abs(expected).max()
     for logits in (engine.logits(token_ids), decoded):
         np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [RAGGED, SHORT, LONG], ids=["ragged", "short", "long"])
+def test_every_width_shows_a_weight_that_is_not_finite(
+    case: Case, dtype: str, vector_bytes: int
+) -> None:
+    engine = NativeEngine(case.parameters(dtype), vector_bytes=vector_bytes)
+    batch = case.batch()
+    expected = engine.loss_and_grads(batch)
+    for parameter, matrix in engine.parameters.items():
+        for spoilt in (math.nan, math.inf, -math.inf):
+            row = batch.inputs[0] if parameter == "wte" else 0  # one that is looked at
+            before = matrix[row, -1]
+            matrix[row, -1] = spoilt
+            assert not math.isfinite(engine.loss(batch)[0]), (parameter, spoilt)
+            assert not math.isfinite(engine.loss_and_grads(batch)[0])
+            matrix[row, -1] = before
+    assert engine.loss_and_grads(batch) == expected  # nothing is left of it
 
 
 def test_unknown_width_is_refused() -> None:
@@ -148,7 +168,7 @@ class Given:
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(
     temperature=st.sampled_from([0.0, 1e-300, 0.1, 0.5, 1.0, 3.0, 1e6]),
-    top_k=st.none() | st.integers(1, 12),
+    top_k=st.none() | st.integers(1, 12) | st.just(2**64 + 1),
     top_p=st.floats(0.01, 1.0),
     forbidden=st.sets(st.integers(0, 8), max_size=4),
     prompt=st.lists(st.integers(0, 8), min_size=1, max_size=20),
@@ -250,6 +270,17 @@ def test_draws_may_lie_anyhow_and_be_of_another_type() -> None:
     expected = engine.sample([1], uniforms, SamplingConfig(), stop=0)
     spread = np.repeat(np.asfortranarray(uniforms), 2, axis=0)[::2]
     assert engine.sample([1], spread, SamplingConfig(), stop=0) == expected
+
+
+def test_token_ids_of_several_steps_may_lie_anyhow() -> None:
+    batch, engine, other = RAGGED.batch(), RAGGED.engine("native"), RAGGED.engine("native")
+    spread = batch._replace(
+        inputs=np.repeat(batch.inputs, 2)[::2], targets=np.repeat(batch.targets, 2)[::2]
+    )
+    assert not spread.inputs.flags.contiguous
+    n_documents = [batch.lengths.size]
+    expected = engine.train_steps(Batches(batch, n_documents), [0.1])
+    assert other.train_steps(Batches(spread, n_documents), [0.1]) == expected
 
 
 def test_weights_that_training_cannot_change_are_refused() -> None:

@@ -207,7 +207,10 @@ class Engine(ABC):
 
     @abstractmethod
     def new_cache(self) -> Any:
-        """Return an empty cache for one stream of text; many may be in use at once."""
+        """Return an empty cache for one stream of text.
+
+        Many may be in use at once, each by one thread at a time.
+        """
 
     @abstractmethod
     def prefill(self, token_ids: Sequence[int], cache: Any) -> list[float]:

@@ -347,8 +347,8 @@ class NativeEngine(Engine):
             inputs, targets, _ = checked.together
             n_rows = int(np.diff(checked.first_rows).max())
             arrays |= {
-                "inputs": inputs.astype(np.int32, copy=False),
-                "targets": targets.astype(np.int32, copy=False),
+                "inputs": np.ascontiguousarray(inputs, np.int32),
+                "targets": np.ascontiguousarray(targets, np.int32),
                 "starts": checked.starts,
                 "first_documents": checked.first_documents,
                 "n_targets": np.add.reduceat(targets >= 0, checked.first_rows[:-1], dtype=np.int64),
@@ -491,7 +491,7 @@ class NativeEngine(Engine):
         generation = _Generation(
             temperature=config.temperature,
             top_p=config.top_p,
-            top_k=config.top_k or 0,
+            top_k=min(config.top_k or 0, vocab_size),  # any larger one may not fit into 64 bits
             stop=stop,
             n_samples=len(uniforms),
             max_tokens=max_tokens,
