@@ -417,6 +417,11 @@ def test_error_says_what_was_found_what_was_expected_and_where(
     assert caught.value.hint == hint
 
 
+def test_name_that_no_directory_can_have_is_refused(saved: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"^cannot read .*: .*null byte"):
+        microgpt.load(f"{saved}/a\0b")
+
+
 def test_float64_is_what_metadata_without_a_type_means(saved: Path) -> None:
     replace_text("meta.json", '"dtype": "float32",', "")(saved)
     assert microgpt.load(saved).dtype == "float64"
