@@ -3,19 +3,25 @@
 import json
 import logging
 import re
+import shutil
+import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import microgpt
 import pytest
 from microgpt_serve import docs as docs_module
 from microgpt_serve import log as log_module
 from microgpt_serve.app import create_app
+from microgpt_serve.errors import DeadlineError
 from microgpt_serve.settings import Settings
 from openapi_spec_validator import validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
 from starlette.testclient import TestClient
 
-from .conftest import MakeClient
+from .conftest import MakeClient, running
 
 GENERATE = "/microgpt/v1/generate"
 OPEN = ("/livez", "/readyz", "/health")
@@ -345,3 +351,67 @@ def test_parts_can_be_switched_off(
     assert {client.get(path).status_code for path in there} == {200}
     if switch == "metrics":
         assert "/metrics" not in client.get("/openapi.json").json()["paths"]
+
+
+# ---------------------------------------------------------------- messages
+
+
+def test_one_is_told_in_the_singular(make_client: MakeClient, names_dir: Path) -> None:
+    assert DeadlineError(1).message == "the request took longer than 1 second"
+    assert DeadlineError(2.5).message == "the request took longer than 2.5 seconds"
+    for limit, expected in ((1, "more than 1 request per minute"), (2, "more than 2 requests")):
+        client = make_client(names_dir, rate_limit=limit)
+        answers = [client.post(GENERATE, json={}) for _ in range(limit + 1)]
+        assert expected in answers[-1].json()["error"]
+
+
+# ---------------------------------------------------------------- the seed's README
+
+
+@pytest.mark.parametrize("route", ["generate", "chat"])
+def test_the_commands_of_the_seed_work_as_typed(
+    shared: Path, names_dir: Path, chat_dir: Path, route: str
+) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed")
+    text = (shared / "seed/README.md").read_text(encoding="utf-8")
+    [typed] = re.findall(rf"^curl -X POST http://\S+/{route} (?:.*\\\n)*.*$", text, re.MULTILINE)
+    with running(names_dir if route == "generate" else chat_dir) as server:
+        command = typed.replace("8080", str(server.port)).replace("curl ", "curl --silent --fail ")
+        done = subprocess.run(command, shell=True, capture_output=True, check=True)  # noqa: S602 - as users do
+    answer = json.loads(done.stdout)
+    if route == "generate":
+        assert answer == {"samples": microgpt.load(names_dir).generate(5, seed=42)}
+    else:
+        reply = microgpt.load(chat_dir).chat([{"role": "user", "content": "hello"}])
+        assert (answer["role"], answer["content"]) == ("assistant", reply.content)
+
+
+# ---------------------------------------------------------------- long texts
+
+
+def test_long_texts_are_read_in_the_pool(chat: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    encode = microgpt.Tokenizer.encode
+
+    def spy(self: microgpt.Tokenizer, text: str, **options: Any) -> list[int]:
+        threads.append(threading.current_thread().name)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(microgpt.Tokenizer, "encode", spy)
+    text = "a" * 500_000
+    messages = [{"role": "user", "content": text}]
+    many = [{"role": "user", "content": ""}] * 2000
+    for path, body in [
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": messages}),
+        ("/v1/chat/completions", {"messages": many, "max_tokens": 1}),
+        ("/microgpt/v1/next", {"prompt": text}),
+        ("/microgpt/v1/next", {"messages": messages}),
+        ("/microgpt/v1/chat", {"messages": messages}),
+        (GENERATE, {"prompt": text}),
+    ]:
+        n_before = len(threads)
+        assert chat.post(path, json=body).status_code in {200, 400}
+        assert len(threads) > n_before
+    assert all(name.startswith("generate") for name in threads), set(threads)

@@ -1,6 +1,18 @@
 """Answers that are errors."""
 
-__all__ = ["ApiError", "BusyError", "DeadlineError", "ShuttingDownError", "UnavailableError"]
+__all__ = [
+    "ApiError",
+    "BusyError",
+    "DeadlineError",
+    "ShuttingDownError",
+    "UnavailableError",
+    "counted",
+]
+
+
+def counted(n: float, noun: str) -> str:
+    """Return a number and what it counts, in the plural unless it is one."""
+    return f"{n:,g} {noun}{'s' * (n != 1)}"
 
 
 class ApiError(Exception):
@@ -46,7 +58,7 @@ class DeadlineError(UnavailableError):
     """The request took longer than it may."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the request took longer than {seconds:g} seconds", "deadline")
+        super().__init__(f"the request took longer than {counted(seconds, 'second')}", "deadline")
 
 
 class ShuttingDownError(UnavailableError):

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
-from microgpt_serve.errors import ApiError
+from microgpt_serve.errors import ApiError, counted
 from microgpt_serve.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 
 __all__ = ["decode_body", "error_body", "error_response", "json_response", "unless_gone"]
@@ -61,7 +61,9 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         async with asyncio.timeout(BODY_SECONDS):
             body = await _read(request.receive)
     except TimeoutError:
-        raise ApiError(408, f"the body took longer than {BODY_SECONDS:g} seconds") from None
+        raise ApiError(
+            408, f"the body took longer than {counted(BODY_SECONDS, 'second')}"
+        ) from None
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

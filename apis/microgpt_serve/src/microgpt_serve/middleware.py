@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from microgpt_serve import metrics
-from microgpt_serve.errors import ApiError
+from microgpt_serve.errors import ApiError, counted
 from microgpt_serve.http import CLIENT_CLOSED, error_response
 from microgpt_serve.log import log
 
@@ -164,7 +164,7 @@ class Guard:
             metrics.REJECTED.labels("rate").inc()
             raise ApiError(
                 429,
-                f"more than {self._rate_limit} requests per minute",
+                f"more than {counted(self._rate_limit, 'request')} per minute",
                 code="rate_limit_exceeded",
                 retry_after=int(wait) + 1,
             )

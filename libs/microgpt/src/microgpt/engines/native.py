@@ -407,14 +407,18 @@ class NativeEngine(Engine):
     def prefill(self, token_ids: Sequence[int], cache: NativeStream) -> list[float]:
         """See `Engine.prefill`."""
         self._check_cache(cache)
+        self._read(token_ids, cache)
+        logits: list[float] = cache.logits.tolist()
+        return logits
+
+    def _read(self, token_ids: Sequence[int], cache: NativeStream) -> None:
+        """Append tokens to `cache`; fill its logits, those after the last one."""
         ids = self.check_tokens(token_ids, cache.length)
         if ids.size >= MIN_TOGETHER:
             self._extend(ids, cache, cache.logits)
         else:
             for token_id in ids.tolist():
                 self._decode(self._model_pointer, cache.pointer, token_id, cache.logits_pointer)
-        logits: list[float] = cache.logits.tolist()
-        return logits
 
     def decode(self, token_id: int, cache: NativeStream) -> list[float]:
         """See `Engine.decode`."""
@@ -474,10 +478,11 @@ class NativeEngine(Engine):
         max_tokens = self.check_uniforms(uniforms, prompt)
         signal = signal or StopSignal()
         cache = self.new_cache()
-        self.prefill(prompt, cache)
+        self._read(prompt, cache)
         vocab_size = self.config.vocab_size
         is_forbidden = np.zeros(vocab_size, np.uint8)
-        is_forbidden[list(forbidden)] = 1
+        if forbidden:
+            is_forbidden[list(forbidden)] = 1
         arrays: _Arrays = {
             "forbidden": is_forbidden,
             "uniforms": np.array(uniforms, np.float64, order="C"),
