@@ -301,7 +301,7 @@ def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
         b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
     ]
-    with running(chat_dir, log_level="warning", log_format="json") as server:
+    with running(chat_dir) as server:
         asyncio.run(ask(server, requests, 10_000))
         before = kib_in_use(server)
         asyncio.run(ask(server, requests, 90_000))

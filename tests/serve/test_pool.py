@@ -70,21 +70,13 @@ def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(list(turn)) for _, turn in groupby(order[:-50])) < 25
 
 
-def test_nothing_is_made_for_a_reader_who_does_not_read() -> None:
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(1000):
-            made.append(i)
-            yield i
-
+def test_a_reader_who_does_not_read_keeps_nobody_waiting() -> None:
     async def scenario() -> None:
-        pool = Pool(1, 0, TIMEOUT)
-        stream = pool.stream(items)
-        assert await anext(stream) == 0
-        await asyncio.sleep(0.1)
-        assert made == [0]
-        assert [item async for item in stream] == list(range(1, 1000))
+        pool = Pool(1, 1, TIMEOUT)
+        unread = pool.stream(lambda: make_items(1000))
+        assert await anext(unread) == 0
+        assert await asyncio.wait_for(read_all(pool, make_items(3)), 10) == [0, 1, 2]
+        assert [item async for item in unread] == list(range(1, 1000))
         pool.end_all()
 
     asyncio.run(scenario())

@@ -50,9 +50,8 @@ class Pool:
     """Runs work in threads.
 
     Streams take turns of a few milliseconds, as many at once as there are cores: the threads of
-    all of them together would keep the event loop from the interpreter, and what they generate
-    would pile up before it. The loop starts each turn, so none begins before the last one's pieces
-    are on their way.
+    all of them together would keep the event loop from the interpreter. The loop starts each turn,
+    so where it is behind, they wait for it.
 
     Args:
         n_threads: how much at once.
@@ -115,14 +114,39 @@ class Pool:
         Raises:
             As `run`.
         """
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        async with self._place(deadline) as signal:
-            turns = _in_turns(start, signal)
-            while (items := await self._take_turn(turns, signal, deadline)) is not None:
+        made: asyncio.Queue[list[T] | Exception | None] = asyncio.Queue()
+        making = asyncio.create_task(self._make(start, made))
+        try:
+            while (items := await made.get()) is not None:
+                if isinstance(items, Exception):
+                    raise items
                 for item in items:
-                    if signal.is_set:
+                    if self._is_ending:  # however slow the reader is
                         raise ShuttingDownError
                     yield item
+        finally:
+            making.cancel()
+            await asyncio.wait((making,))
+
+    async def _make(
+        self,
+        start: Callable[[], Iterator[T]],
+        made: "asyncio.Queue[list[T] | Exception | None]",
+    ) -> None:
+        """Put what a stream yields into `made`, and at last the error that ended it, or None.
+
+        Apart from the reader: one who does not read must not keep a place that others wait for.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        try:
+            async with self._place(deadline) as signal:
+                turns = _in_turns(start, signal)
+                while (items := await self._take_turn(turns, signal, deadline)) is not None:
+                    made.put_nowait(items)
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            made.put_nowait(error)
+        else:
+            made.put_nowait(None)
 
     @asynccontextmanager
     async def _place(self, deadline: float) -> AsyncIterator[StopSignal]:
