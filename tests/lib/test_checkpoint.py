@@ -160,6 +160,31 @@ def test_directory_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
+def test_directories_on_the_way_are_made(tmp_path: Path) -> None:
+    numbered(1.0).save(tmp_path / "new" / "below")
+    assert flat_of(tmp_path / "new" / "below")[0] == 1.0
+
+
+@pytest.mark.parametrize("hint", [None, "the model that was there before is intact"])
+def test_save_that_fails_says_what_became_of_the_model_before(
+    tmp_path: Path, hint: str | None
+) -> None:
+    if hint:
+        numbered(1.0).save(tmp_path)
+    (tmp_path / "weights.json.staged").mkdir()
+    with pytest.raises(CheckpointError, match=r"^cannot write .*: Is a directory$") as caught:
+        numbered(2.0).save(tmp_path)
+    assert caught.value.hint == hint
+
+
+@pytest.mark.parametrize("record", ["[1", "[1, 2]", "{}", '"meta.json"'])
+def test_record_that_is_not_ours_stops_a_save(saved: Path, record: str) -> None:
+    (saved / "commit.json").write_text(record)
+    with pytest.raises(CheckpointError, match=r"^invalid .*commit\.json: ") as caught:
+        numbered(2.0).save(saved)
+    assert caught.value.hint == "it is not one of ours: move it away"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
