@@ -31,9 +31,9 @@ CHAT = (
     f"microgpt-cli data questions --output {FOLDER}/questions.jsonl",
     (
         f"microgpt-cli train --chat --input {FOLDER}/chat.jsonl --output {FOLDER}/chat-model"
-        " --n-embd 128 --n-head 4 --n-layer 3 --block-size 192 --batch-size 12 --steps 10500"
-        " --lr 0.003 --warmup-steps 400 --schedule cosine --loss-on assistant --log-every 1000"
-        " --force"
+        " --n-embd 128 --n-head 4 --n-layer 3 --block-size 192 --batch-size 12 --steps 8600"
+        " --lr 0.003 --warmup-steps 400 --schedule cosine --weight-decay 0.1"
+        " --loss-on assistant --log-every 1000 --force"
     ),
     f"microgpt-cli evaluate {FOLDER}/chat-model --questions {FOLDER}/questions.jsonl",
     f"microgpt-cli chat --model-dir {FOLDER}/chat-model --temperature 0",

@@ -19,16 +19,20 @@ import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-N_CONVERSATIONS = 30_000
+N_CONVERSATIONS = 45_000
 MOST_EXCHANGES = 4  # of a conversation
+MOST_CHARACTERS = 170  # of it, so that with its marks it fits into the block of the demo
 MOST_BETWEEN = 2  # exchanges between telling a name and asking for it
-N_QUESTIONS = 200  # per task
+N_BETWEEN = (0, 1, 2, 2)  # the same to train on, where there is room: the hardest most often
+N_QUESTIONS = 1000  # per task
 SEED = 2026
 LARGEST_NUMBER = 30
 WORD_LENGTHS = range(3, 8)
+N_DOUBLED = (0, 0, 0, 1, 1, 2)  # letters of a word to train on: the hardest to spell
 VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 OUTPUT = Path(__file__).parents[1] / "apps/microgpt_cli/src/microgpt_cli/sample_data"
@@ -166,15 +170,21 @@ class Draws:
         return self.rng.choice(phrasings)
 
     def _any_word(self) -> str:
-        """Return letters: mostly at random, else such as can be spoken."""
+        """Return letters: mostly at random, else such as can be spoken; some doubled."""
         rng = self.rng
         length = rng.choice(WORD_LENGTHS)
-        if self.plain or rng.randrange(3):
+        if self.plain:
             return "".join(rng.choices(LETTERS, k=length))
-        starts_with = rng.randrange(2)
-        return "".join(
-            rng.choice((VOWELS, CONSONANTS)[(i + starts_with) % 2]) for i in range(length)
-        )
+        if rng.randrange(3):
+            letters = rng.choices(LETTERS, k=length)
+        else:
+            starts_with = rng.randrange(2)
+            kinds = (VOWELS, CONSONANTS)
+            letters = [rng.choice(kinds[(i + starts_with) % 2]) for i in range(length)]
+        for _ in range(0 if self.held_out else rng.choice(N_DOUBLED)):
+            i = rng.randrange(length - 1)
+            letters[i + 1] = letters[i]
+        return "".join(letters)
 
 
 def sums(draws: Draws) -> Exchange:
@@ -235,16 +245,16 @@ def telling_and_asking(draws: Draws) -> tuple[Exchange, Exchange]:
 Task = Callable[[Draws], Exchange]
 # A share of each among the exchanges; the hardest to learn have the most.
 TASKS: dict[Task, float] = {
-    sums: 0.33,
-    reversing: 0.21,
-    counting: 0.14,
+    sums: 0.35,
+    reversing: 0.22,
+    counting: 0.13,
     spelling: 0.16,
-    capitals: 0.07,
-    greetings: 0.09,
+    capitals: 0.06,
+    greetings: 0.08,
 }
 OPEN_TASKS: tuple[Task, ...] = (sums, spelling, reversing, counting)
-SHARE_OF_NAMES = 0.45  # of the conversations, in which a name is told
-N_EXCHANGES = {1: 0.25, 2: 0.25, 3: 0.25, 4: 0.25}
+SHARE_OF_NAMES = 0.5  # of the conversations, in which a name is told
+N_EXCHANGES = {1: 0.2, 2: 0.2, 3: 0.2, 4: 0.4}  # what comes late is harder, and seen less
 
 
 def draw(rng: random.Random, shares: dict[T, float]) -> T:
@@ -264,12 +274,12 @@ def conversation(draws: Draws) -> list[Exchange]:
     n = draw(rng, N_EXCHANGES)
     exchanges = others(draws, n)
     if rng.random() < SHARE_OF_NAMES:
-        n_between = rng.randint(0, MOST_BETWEEN)
-        latest = n - 2 - n_between
-        at = rng.randint(0, latest if latest >= 0 else n - 1)
-        exchanges[at], asking = telling_and_asking(draws)
-        if latest >= 0:
-            exchanges[at + 1 + n_between] = asking
+        told_at = rng.randrange(n)
+        exchanges[told_at], asking = telling_and_asking(draws)
+        n_after = n - told_at - 1
+        if n_after:
+            n_between = min(rng.choice(N_BETWEEN), n_after - 1)
+            exchanges[told_at + 1 + n_between] = asking
     return exchanges
 
 
@@ -304,7 +314,10 @@ def conversations(rng: random.Random) -> Iterator[list[dict[str, str]]]:
     """Yield what to train on."""
     draws = Draws(rng, held_out=False)
     for _ in range(N_CONVERSATIONS):
-        yield messages(conversation(draws))
+        exchanges = conversation(draws)
+        while sum(map(len, chain(*exchanges))) > MOST_CHARACTERS:
+            exchanges = conversation(draws)
+        yield messages(exchanges)
 
 
 def asked(task: str, exchanges: list[Exchange]) -> dict[str, object]:

@@ -11,7 +11,7 @@ import sys
 RECIPES = {
     "names-tiny": "--steps 1000",
     "names-1s": "--steps 5000 --batch-size 16 --lr 0.007 --warmup-steps 250 --n-embd 32",
-    "names-10s": "--steps 8000 --batch-size 32 --lr 0.004 --warmup-steps 400 --n-embd 48 "
+    "names-10s": "--steps 6500 --batch-size 32 --lr 0.004 --warmup-steps 400 --n-embd 48 "
     "--n-layer 2 --weight-decay 0.1",
     "names-60s": "--steps 8000 --batch-size 64 --lr 0.003 --warmup-steps 400 --n-embd 64 "
     "--n-layer 3 --weight-decay 0.2",

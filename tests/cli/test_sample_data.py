@@ -157,5 +157,7 @@ def test_fresh_questions_ask_everything_at_every_place(generator: dict[str, Any]
 def test_all_fit_into_the_block_of_the_recipe(
     conversations: list[list[dict[str, str]]],
 ) -> None:
+    demo = runpy.run_path(str(Path(__file__).parents[2] / "tools/demo.py"))
+    (block_size,) = re.findall(r"--block-size (\d+)", " ".join(demo["CHAT"]))
     dataset = microgpt.Dataset.from_conversations(conversations)
-    assert dataset.lengths.max() <= 192
+    assert dataset.lengths.max() <= int(block_size)
