@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import tracemalloc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -579,6 +580,17 @@ def test_caches_in_use_at_once_do_not_touch_each_other(name: str) -> None:
 
 
 # ---------------------------------------------------------------- choice
+
+
+def test_memory_grows_with_the_documents_and_not_with_the_square_of_the_block(name: str) -> None:
+    case = Case(sizes(vocab_size=3, n_embd=2, n_head=1, n_layer=1, block_size=4000), [9, 4])
+    tracemalloc.start()
+    try:
+        case.engine(name).loss_and_grads(case.batch())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < case.config.block_size**2  # bytes
 
 
 def test_unknown_engine_is_refused_and_the_known_ones_named() -> None:

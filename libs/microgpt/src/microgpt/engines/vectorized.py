@@ -135,14 +135,19 @@ class VectorizedEngine(Engine):
     def __init__(self, parameters: Parameters, threads: int | None = None) -> None:
         super().__init__(parameters, threads)
         self._blocks = _BlockWeights.of(parameters)
-        dtype = parameters.flat.dtype
-        self._attention_scale = dtype.type(self.config.head_dim**-0.5)
-        ahead = np.triu(np.ones((self.config.block_size,) * 2, np.bool_), k=1)
-        self._mask = np.where(ahead, dtype.type(-np.inf), dtype.type(0))  # (block_size, block_size)
+        self._attention_scale = parameters.flat.dtype.type(self.config.head_dim**-0.5)
+        self._mask = self._causal_mask(1)
 
     @cached_property
     def _block_grads(self) -> list[_BlockWeights]:
         return _BlockWeights.of(self.grads)
+
+    def _causal_mask(self, n_tokens: int) -> FloatArray:
+        """Return what is added to scores, shape (T, T): -inf where a key is ahead of its query."""
+        # One for the whole block would take gigabytes where that is long and documents are short.
+        dtype = self.parameters.flat.dtype.type
+        ahead = np.triu(np.ones((n_tokens, n_tokens), np.bool_), k=1)
+        return np.where(ahead, dtype(-np.inf), dtype(0))
 
     # ------------------------------------------------------------ training
 
@@ -190,7 +195,12 @@ class VectorizedEngine(Engine):
         """Return attention of queries (B, H, T, D) from position `start` on, to all of `k`."""
         scores = q @ _swap(k)  # (B, H, T, start + T)
         scores *= self._attention_scale
-        scores += self._mask[start : k.shape[-2], : k.shape[-2]]
+        n_queries, n_keys = scores.shape[-2:]
+        if n_queries > 1:  # a single query, the latest, sees all keys
+            mask = self._mask  # which another thread may replace
+            if len(mask) < n_keys:
+                mask = self._mask = self._causal_mask(n_keys)
+            scores += mask[start:n_keys, :n_keys]
         return _softmax(scores)
 
     def _block(
