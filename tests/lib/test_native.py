@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import microgpt
 import numpy as np
@@ -96,6 +97,24 @@ def trained(seed: int, threads: int = 2) -> str:
     uniforms = np.random.default_rng(seed).random((3, 20))
     texts = engine.sample([1], uniforms, SamplingConfig(), stop=0)
     return hashlib.sha256(engine.parameters.flat.tobytes() + repr(texts).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("threads", "used"), [(None, 3), (1, 1), (2, 2), (10**6, 3)])
+def test_no_more_threads_run_than_there_are_cores(
+    threads: int | None, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 3)
+    engine = LONG.engine("native", "float32", threads)
+    run = engine.functions["train"]
+    n_members = []
+
+    def counted(model: Any, training: Any) -> None:
+        n_members.append(training._obj.n_members)
+        run(model, training)
+
+    engine.functions = engine.functions | {"train": counted}
+    engine.train_steps([LONG.batch()] * 2, [0.01] * 2)
+    assert n_members == [used]
 
 
 def test_eight_threads_at_once_compute_what_they_do_alone() -> None:
@@ -232,6 +251,7 @@ def test_kernel_allocates_nothing() -> None:
 
 MEMORY_PROGRAM = """
 from pathlib import Path
+from typing import Any
 from microgpt_cli.bench import Shape, prepare
 _, trainer = prepare(Shape(128, 8, 4, 256, 8, 256), "native", 2)
 for _ in range(3):

@@ -69,7 +69,8 @@ class Engine(ABC):
 
     Args:
         parameters: the weights; used in place, so training changes them.
-        threads: how many processor cores to use; None for all. Results do not depend on it.
+        threads: how many processor cores to use; None for all, and more than there are count as
+            all. Results do not depend on it.
 
     Attributes:
         name: what `--engine` calls it.

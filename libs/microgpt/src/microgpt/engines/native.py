@@ -277,8 +277,9 @@ class NativeEngine(Engine):
     def _n_threads(self, n_tokens: int, passes: int) -> int:
         """Return how many threads are worth their while for so many tokens at once."""
         flops = 2.0 * passes * n_tokens * self.config.n_params
-        wanted = self.threads or _usable_cores()
-        return max(1, min(wanted, MAX_THREADS, int(flops / FLOPS_PER_THREAD)))
+        cores = _usable_cores()  # more threads than that would only wait for each other
+        wanted = min(self.threads or cores, cores, MAX_THREADS)
+        return max(1, min(wanted, int(flops / FLOPS_PER_THREAD)))
 
     # ------------------------------------------------------------ training
 
