@@ -313,7 +313,7 @@ def draw_ladder() -> None:
 def duration(microseconds: float) -> str:
     """Return a time with its unit."""
     if microseconds < 1e3:  # noqa: PLR2004 - units
-        return f"{microseconds:.3g} µs"
+        return f"{float(f'{microseconds:.3g}'):g} µs"  # 1000, not 1e+03
     return f"{microseconds / 1e3:.3g} ms"
 
 
