@@ -30,19 +30,11 @@ INLINE vector load(const real *x) { return *(const vector_in_memory *)x; }
 INLINE void store(real *x, vector v) { *(vector_in_memory *)x = v; }
 INLINE vector splat(real x) { return x - (vector){0}; }
 
-// Lane by lane, which compilers turn into one instruction each (operators on vectors into three).
 INLINE vector choose(ivector mask, vector yes, vector no) {
-    vector chosen;
-    for (int i = 0; i < LANES; i++) chosen[i] = mask[i] ? yes[i] : no[i];
-    return chosen;
+    return (vector)((mask & (ivector)yes) | (~mask & (ivector)no));
 }
 
-// b where a is NaN or b is.
-INLINE vector larger(vector a, vector b) {
-    vector chosen;
-    for (int i = 0; i < LANES; i++) chosen[i] = a[i] > b[i] ? a[i] : b[i];
-    return chosen;
-}
+INLINE vector larger(vector a, vector b) { return choose(a > b, a, b); }
 
 // The lane numbers 0, 1, 2, ...; written out, so that what is computed from them is constant.
 INLINE ivector lane_numbers(void) {
