@@ -197,7 +197,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", choices=["all", *comparisons], default="all")
     which = parser.parse_args().which
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.platform(terse=True)}, float32, {cpu()}")
+    machine = f"{platform.system()} {platform.machine()}"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}, float32, {cpu()}")
     for name in comparisons if "all" in which else which:
         comparisons[name]()
 
