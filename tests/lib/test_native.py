@@ -104,7 +104,7 @@ def test_no_more_threads_run_than_there_are_cores(
     threads: int | None, used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 3)
-    engine = LONG.engine("native", "float32", threads)
+    engine = NativeEngine(LONG.parameters("float32"), threads)
     run = engine.functions["train"]
     n_members = []
 
