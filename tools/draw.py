@@ -257,19 +257,19 @@ def ladder_rows() -> dict[tuple[str, str], dict[str, Any]]:
     return rows
 
 
-def write_ladder_table() -> None:
-    """Put what was measured into the chapter."""
+def write_ladder_table(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Put what was measured, the result of `ladder_rows`, into the chapter."""
     lines = [
         "| model | documents x tokens | scalar | vectorized | native | gain | of the best rate |",
         "|---|---|---|---|---|---|---|",
     ]
-    for (model, batch), row in ladder_rows().items():
+    for (model, batch), row in rows.items():
         times = {engine: each["us_per_step"] for engine, each in row.items()}
         cells = [duration(times[engine]) if engine in times else "" for engine in ENGINES]
         ratio = f"{times['vectorized'] / times['native']:.2g} x"
         share = f"{row['native']['share_of_peak']:.0%}"
         lines.append(f"| {' | '.join([model, batch, *cells, ratio, share])} |")
-    first = next(iter(ladder_rows().values()))
+    first = next(iter(rows.values()))
     scalar, vectorized, native = (first[engine]["us_per_step"] for engine in ENGINES)
     n_lines = sum(
         len(path.read_text(encoding="utf-8").splitlines()) for path in KERNEL.glob("*.[ch]")
@@ -307,7 +307,7 @@ def draw_ladder() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", frameon=False, ncols=len(ENGINES))
     save(figure, LIBRARY / "ladder.svg")
-    write_ladder_table()
+    write_ladder_table(rows)
 
 
 def duration(microseconds: float) -> str:

@@ -27,11 +27,11 @@ from microgpt_serve.schemas import (
 
 __all__ = [
     "chat",
-    "count_characters",
     "generate",
     "model_info",
     "next_tokens",
-    "read_text",
+    "read_messages",
+    "read_prompt",
     "require_chat",
     "stop_texts",
 ]
@@ -43,6 +43,7 @@ T = TypeVar("T")
 # interpreter, and the loop for the thread, which halves the requests answered per second.
 SMALL_WORK = 250_000
 SHORT_TEXT = 10_000  # characters: half a millisecond
+TURN_CHARACTERS = 10  # whose time a message takes beside that of its text
 
 _generate_decoder = msgspec.json.Decoder(GenerateRequest)
 _chat_decoder = msgspec.json.Decoder(ChatRequest)
@@ -65,17 +66,30 @@ def require_chat(model: LanguageModel, messages: list[Turn]) -> list[Message]:
     return [{"role": turn.role, "content": turn.content} for turn in messages]
 
 
-def count_characters(messages: list[Turn]) -> int:
-    """Return about how long messages are, what each takes beside its text included."""
-    return sum(len(turn.content) + 10 for turn in messages)
-
-
-async def read_text(request: Request, n_characters: int, read: Callable[[], T]) -> T:
+async def _in_time(request: Request, n_characters: int, read: Callable[[], T]) -> T:
     """Return what `read` makes of a text; in a thread if others would wait for a long one."""
     if n_characters <= SHORT_TEXT:
         return read()
     pool = request.app.state.pool
     return await unless_gone(request, pool.run(lambda _: read()))
+
+
+async def read_prompt(request: Request, model: LanguageModel, prompt: str) -> list[int]:
+    """Return the token ids of how a document begins."""
+    tokenizer = model.tokenizer
+    return await _in_time(request, len(prompt), lambda: [tokenizer.bos, *tokenizer.encode(prompt)])
+
+
+async def read_messages(
+    request: Request, model: LanguageModel, messages: list[Message]
+) -> list[int]:
+    """Return the token ids of what a model reads of a conversation."""
+    n_characters = sum(len(message["content"]) + TURN_CHARACTERS for message in messages)
+    return await _in_time(
+        request,
+        n_characters,
+        lambda: build_prompt(messages, model.tokenizer, model.config.block_size).token_ids,
+    )
 
 
 def _is_small(model: LanguageModel, n_samples: int, prompt: str) -> bool:
@@ -153,18 +167,10 @@ async def next_tokens(request: Request) -> Response:
     model: LanguageModel = state.models.model
     tokenizer = model.tokenizer
     if asked.messages is None:
-        token_ids = await read_text(
-            request,
-            len(asked.prompt),
-            lambda: [tokenizer.bos, *tokenizer.encode(asked.prompt)],
-        )
+        token_ids = await read_prompt(request, model, asked.prompt)
     else:
         messages = require_chat(model, asked.messages)
-        token_ids = await read_text(
-            request,
-            count_characters(asked.messages),
-            lambda: build_prompt(messages, tokenizer, model.config.block_size).token_ids,
-        )
+        token_ids = await read_messages(request, model, messages)
 
     logits = await unless_gone(request, state.pool.run(lambda _: model.logits(token_ids)[-1]))
     largest = float(logits.max())

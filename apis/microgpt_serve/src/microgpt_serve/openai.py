@@ -16,7 +16,6 @@ from microgpt import (
     MicrogptError,
     StopSignal,
     TextStream,
-    build_prompt,
 )
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -24,7 +23,7 @@ from starlette.responses import Response, StreamingResponse
 from microgpt_serve import metrics
 from microgpt_serve.errors import ApiError
 from microgpt_serve.http import decode_body, error_body, json_response, unless_gone
-from microgpt_serve.native import count_characters, read_text, require_chat, stop_texts
+from microgpt_serve.native import read_messages, read_prompt, require_chat, stop_texts
 from microgpt_serve.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -311,9 +310,7 @@ async def completions(request: Request) -> Response:
     def open_stream(index: int) -> TextStream:
         return served.stream(prompt, seed=seed + index, **options)
 
-    prompt_ids = await read_text(
-        request, len(prompt), lambda: [served.tokenizer.bos, *served.tokenizer.encode(prompt)]
-    )
+    prompt_ids = await read_prompt(request, served, prompt)
     answer = Answer(store.id, prompt_ids, asked.n or 1, open_stream, None, None, is_chat=False)
     return await _send(request, answer, asked)
 
@@ -327,8 +324,7 @@ async def chat_completions(request: Request) -> Response:
     _check_fields(asked)
     if asked.top_logprobs and not asked.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    turns = list(map(_as_turn, asked.messages))
-    messages: list[Message] = require_chat(served, turns)
+    messages: list[Message] = require_chat(served, list(map(_as_turn, asked.messages)))
     options, seed = _options(asked), _seed(asked)
     if asked.max_completion_tokens is not None:
         options["max_tokens"] = asked.max_completion_tokens
@@ -339,11 +335,7 @@ async def chat_completions(request: Request) -> Response:
     def reply(index: int, signal: StopSignal) -> ChatReply:
         return served.chat(messages, seed=seed + index, signal=signal, **options)
 
-    prompt_ids = await read_text(
-        request,
-        count_characters(turns),
-        lambda: build_prompt(messages, served.tokenizer, served.config.block_size).token_ids,
-    )
+    prompt_ids = await read_messages(request, served, messages)
 
     def logprobs(text: str, n_last: int) -> Logprobs:
         return _logprobs(served, prompt_ids, text, n_last, asked.top_logprobs or 0)
