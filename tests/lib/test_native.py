@@ -1,11 +1,13 @@
 """The compiled engine: widths of vectors, threads, processes, libraries that are refused."""
 
+import gc
 import hashlib
 import math
 import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -234,6 +236,34 @@ def test_logits_that_are_not_finite_are_an_error() -> None:
     engine.parameters["lm_head"][:] = math.nan
     with pytest.raises(SamplingError, match="the model's logits are not finite"):
         engine.sample([1], np.zeros((2, 3)), SamplingConfig(), stop=0)
+
+
+def test_sampling_leaves_nothing_behind_for_the_next_call() -> None:
+    """What samples are drawn in is used again."""
+    engine, uniforms = LONG.engine("native"), np.random.default_rng(42).random((20, 50))
+    expected = engine.sample([1], uniforms, SamplingConfig(), stop=-1)
+    used = {token_id for ids in expected for token_id in ids}
+    other = engine.sample([1, 2], uniforms, SamplingConfig(), stop=-1, forbidden=used)
+    assert not used & {token_id for ids in other for token_id in ids}
+    weight = engine.parameters["wpe"]
+    before = weight[1:].copy()
+    weight[1:] = math.nan  # in all keys and values but those of the prompt
+    with pytest.raises(SamplingError):
+        engine.sample([1], uniforms, SamplingConfig(), stop=-1)
+    weight[1:] = before
+    assert engine.sample([1], uniforms, SamplingConfig(), stop=-1) == expected
+
+
+def test_an_engine_that_has_sampled_is_freed_at_once() -> None:
+    engine = RAGGED.engine("native")
+    engine.sample([1], np.zeros((1, 1)), SamplingConfig(), stop=0)
+    gone = weakref.ref(engine)
+    gc.disable()
+    try:
+        del engine
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------- memory, and what may not cross

@@ -31,6 +31,8 @@ def is_integer(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a real number, of Python or NumPy."""
+    if type(value) is float:  # sooner told than below
+        return True
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -218,7 +218,7 @@ class NativeStream:
     """The cache of one stream of text; see `Engine.new_cache`."""
 
     def __init__(self, engine: "NativeEngine") -> None:
-        self.engine = engine
+        self.model = engine.model  # by which its engine knows it
         config = engine.config
         itemsize = engine.parameters.flat.itemsize
         line = LINE_BYTES // itemsize
@@ -236,6 +236,32 @@ class NativeStream:
     def length(self) -> int:
         """Positions held so far."""
         return int(self.struct.length)
+
+
+class _Sampler(NativeStream):
+    """A stream, and what choosing its tokens takes besides; used again, to save time."""
+
+    def __init__(self, engine: "NativeEngine") -> None:
+        super().__init__(engine)
+        vocab_size = engine.config.vocab_size
+        self.first_logits = np.empty_like(self.logits)
+        self.is_forbidden = np.empty(vocab_size, np.uint8)
+        self._weights = np.empty(vocab_size)
+        self._candidates = np.empty(2 * vocab_size)
+        self.generation = _Generation(
+            forbidden=_address(self.is_forbidden),
+            first_logits=_address(self.first_logits),
+            logits=self.logits_pointer,
+            weights=_address(self._weights),
+            candidates=_address(self._candidates),
+        )
+        self.generation_pointer = ctypes.pointer(self.generation)
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._memory.fill(0)
+        self.is_forbidden.fill(0)
+        self.struct.length = 0
 
 
 class NativeEngine(Engine):
@@ -273,6 +299,7 @@ class NativeEngine(Engine):
         self._decode = self.functions["decode"]
         # What training works in, while no call is using it: threads may compute losses at once.
         self._workspaces: list[NDArray[np.uint8]] = []
+        self._samplers: list[_Sampler] = []  # likewise
 
     def _n_threads(self, n_tokens: int, passes: int) -> int:
         """Return how many threads are worth their while for so many tokens at once."""
@@ -414,6 +441,9 @@ class NativeEngine(Engine):
 
     def _read(self, token_ids: Sequence[int], cache: NativeStream) -> None:
         """Append tokens to `cache`; fill its logits, those after the last one."""
+        if len(token_ids) == 1:  # checked there in less time
+            self.decode(token_ids[0], cache)
+            return
         ids = self.check_tokens(token_ids, cache.length)
         if ids.size >= MIN_TOGETHER:
             self._extend(ids, cache, cache.logits)
@@ -425,7 +455,7 @@ class NativeEngine(Engine):
         """See `Engine.decode`."""
         config = self.config
         if not (
-            getattr(cache, "engine", None) is self
+            getattr(cache, "model", None) is self.model
             and isinstance(token_id, int)
             and 0 <= token_id < config.vocab_size
             and cache.struct.length < config.block_size
@@ -438,7 +468,7 @@ class NativeEngine(Engine):
 
     def _check_cache(self, cache: NativeStream) -> None:
         """Raise ShapeError for a cache laid out for another model."""
-        if getattr(cache, "engine", None) is not self:
+        if getattr(cache, "model", None) is not self.model:
             raise ShapeError("the cache is not of this engine, expected one from its new_cache()")
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
@@ -478,38 +508,33 @@ class NativeEngine(Engine):
         """See `Engine.sample`."""
         max_tokens = self.check_uniforms(uniforms, prompt)
         signal = signal or StopSignal()
-        cache = self.new_cache()
-        self._read(prompt, cache)
-        vocab_size = self.config.vocab_size
-        is_forbidden = np.zeros(vocab_size, np.uint8)
+        try:
+            sampler = self._samplers.pop()
+        except IndexError:
+            sampler = _Sampler(self)
+        sampler.clear()
+        self._read(prompt, sampler)
+        sampler.first_logits[:] = sampler.logits
         if forbidden:
-            is_forbidden[list(forbidden)] = 1
-        arrays: _Arrays = {
-            "forbidden": is_forbidden,
-            "uniforms": np.array(uniforms, np.float64, order="C"),
-            "first_logits": cache.logits.copy(),
-            "logits": cache.logits,
-            "weights": np.empty(vocab_size),
-            "candidates": np.empty(2 * vocab_size),
-            "tokens": np.empty((len(uniforms), max_tokens), np.int32),
-            "lengths": np.empty(len(uniforms), np.int64),
-        }
-        generation = _Generation(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=min(config.top_k or 0, vocab_size),  # any larger one may not fit into 64 bits
-            stop=stop,
-            n_samples=len(uniforms),
-            max_tokens=max_tokens,
-            ended=addressof(signal.flag),
-            **{name: _address(array) for name, array in arrays.items()},
-        )
-        self.functions["generate"](self._model_pointer, cache.pointer, byref(generation))
-        lengths = arrays["lengths"].tolist()
-        if min(lengths, default=0) < 0:
+            sampler.is_forbidden[list(forbidden)] = 1
+        draws = np.array(uniforms, np.float64, order="C")
+        tokens: IntArray = np.empty(draws.shape, np.int32)
+        lengths: IntArray = np.empty(len(draws), np.int64)
+        generation = sampler.generation
+        generation.temperature = config.temperature
+        generation.top_p = config.top_p
+        # Any larger one may not fit into 64 bits.
+        generation.top_k = min(config.top_k or 0, self.config.vocab_size)
+        generation.stop = stop
+        generation.n_samples, generation.max_tokens = len(draws), max_tokens
+        generation.uniforms = _address(draws)
+        generation.tokens, generation.lengths = _address(tokens), _address(lengths)
+        generation.ended = addressof(signal.flag)
+        self.functions["generate"](self._model_pointer, sampler.pointer, sampler.generation_pointer)
+        self._samplers.append(sampler)
+        n_chosen: list[int] = lengths.tolist()
+        if min(n_chosen, default=0) < 0:
             raise SamplingError(
                 "the model's logits are not finite, expected finite ones; its weights are too large"
             )
-        return [
-            ids[:length] for ids, length in zip(arrays["tokens"].tolist(), lengths, strict=True)
-        ]
+        return [ids[:length] for ids, length in zip(tokens.tolist(), n_chosen, strict=True)]
