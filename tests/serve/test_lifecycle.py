@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -273,6 +275,45 @@ def test_a_reply_goes_on_with_the_model_that_began_it(slow_dir: Path, tmp_path: 
 
     with running(served) as server:
         asyncio.run(scenario(server))
+
+
+# ---------------------------------------------------------------- signals at any moment
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_signal_comes_too_early_or_too_late(names_dir: Path, workers: str) -> None:
+    environment = {"MODEL_DIR": str(names_dir), "PORT": "0", "WORKERS": workers}
+    with subprocess.Popen(
+        [sys.executable, "-m", "microgpt_serve"],
+        env=os.environ | environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        log = process.stderr.readline()
+        assert "listens" in log, log
+        is_ready = threading.Event()
+
+        def read() -> None:
+            nonlocal log
+            for line in process.stderr or ():
+                log += line
+                if " ready " in line:
+                    is_ready.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        while process.poll() is None and not is_ready.wait(0.01):
+            process.send_signal(signal.SIGHUP)
+        number = signal.SIGTERM
+        while process.poll() is None:  # every millisecond until nobody is left to be told
+            process.send_signal(number)
+            number = signal.SIGHUP if number == signal.SIGTERM else signal.SIGTERM
+            time.sleep(0.001)
+        reader.join()
+    assert process.returncode == 0, log
+    assert "died" not in log
+    assert "Traceback" not in log
 
 
 # ---------------------------------------------------------------- workers

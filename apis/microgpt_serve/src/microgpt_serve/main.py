@@ -1,6 +1,7 @@
 """The command `microgpt-serve`."""
 
 import os
+import signal
 import socket
 import sys
 from typing import NoReturn
@@ -59,6 +60,9 @@ def _parse_arguments(arguments: list[str]) -> None:
 def run() -> None:
     """Serve until SIGINT or SIGTERM."""
     _parse_arguments(sys.argv[1:])
+    # Nothing is loaded yet that could be loaded again, and by default this signal would end us.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked by the supervisor
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:

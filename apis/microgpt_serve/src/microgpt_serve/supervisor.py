@@ -62,12 +62,15 @@ class _Supervisor:
             self._start()
 
     def _start(self) -> None:
+        # Inherited, so that no SIGHUP ends a worker that does not listen to it yet.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         worker = subprocess.Popen(
             [sys.executable, "-m", "microgpt_serve"],
             env=self._environment,
             pass_fds=[self._listening.fileno(), self._say_ready],
             start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
         )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._workers[worker] = time.monotonic()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
@@ -116,6 +119,8 @@ class _Supervisor:
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # too late to ask for what is done
         return self._status
 
 

@@ -43,6 +43,7 @@ class _Worker:
         self._stop = asyncio.Event()
         self._stopped_at: float | None = None  # in seconds of `time.monotonic`
         self._status = 0
+        self._loading: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._is_reload_due = False
 
@@ -68,12 +69,14 @@ class _Worker:
         serving = asyncio.create_task(
             serve(self._app, config, shutdown_trigger=self._stop.wait)  # type: ignore[arg-type]
         )
-        loading = asyncio.create_task(self._load())
+        self._loading = asyncio.create_task(self._load())
         await asyncio.wait(
             (serving, asyncio.create_task(self._stop.wait())), return_when="FIRST_COMPLETED"
         )
         await self._drain(serving)
-        loading.cancel()
+        self._loading.cancel()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # too late to ask for what is done
         return self._status
 
     async def _load(self) -> None:
@@ -104,6 +107,8 @@ class _Worker:
             self._reloading = asyncio.create_task(self._swap())
 
     async def _swap(self) -> None:
+        if self._loading:
+            await asyncio.wait((self._loading,))  # or the older one could come last
         while self._is_reload_due:
             self._is_reload_due = False
             try:
