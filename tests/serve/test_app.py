@@ -90,11 +90,12 @@ def test_without_the_key_only_health_routes_and_the_page_answer(
 
 
 def test_with_the_key_everything_answers(make_client: MakeClient, names_dir: Path) -> None:
-    client = make_client(names_dir, api_key="s\u00e9same")
-    for scheme in ("Bearer", "bearer"):
-        headers = {b"Authorization": f"{scheme} s\u00e9same".encode()}
-        assert client.post(GENERATE, json={}, headers=headers).status_code == 200
-        assert client.get("/", headers=headers).status_code == 200
+    for key in ("s\u00e9same", "voil\u00e0"):  # whose last byte alone would be a space
+        client = make_client(names_dir, api_key=key)
+        for scheme in ("Bearer", "bearer"):
+            headers = {b"Authorization": f"{scheme} {key}".encode()}
+            assert client.post(GENERATE, json={}, headers=headers).status_code == 200
+            assert client.get("/", headers=headers).status_code == 200
 
 
 # ---------------------------------------------------------------- rates
@@ -226,7 +227,7 @@ def test_pages_of_named_origins_may_ask(make_client: MakeClient, names_dir: Path
             headers={
                 "Origin": origin,
                 "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "Authorization, Content-Type",
+                "Access-Control-Request-Headers": "Authorization, Content-Type, X-Stainless-OS",
             },
         )
         assert (preflight.status_code == 200) == allowed

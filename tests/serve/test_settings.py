@@ -98,9 +98,25 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot read"):
         Settings.from_environment({"API_KEY_FILE": str(tmp_path / "binary")})
     (tmp_path / "lines").write_text("one\ntwo\n")
-    for environment in ({"API_KEY_FILE": str(tmp_path / "lines")}, {"API_KEY": "k\udcff"}):
+    lines = {"API_KEY_FILE": str(tmp_path / "lines")}
+    for environment in (lines, {"API_KEY": "k\udcff"}, {"API_KEY": " "}, {"API_KEY": "k "}):
         with pytest.raises(SettingsError, match="no header can carry"):
             Settings.from_environment(environment)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["example.org", "https://example.org/", "https://Example.org", "https://", "https://a b", "**"],
+)
+def test_origins_that_no_browser_sends_are_refused(origin: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^CORS_ORIGINS holds {re.escape(repr(origin))}: "):
+        Settings.from_environment({"CORS_ORIGINS": f"https://a.example,{origin}"})
+
+
+def test_origins_that_browsers_send_are_taken() -> None:
+    for origin in ("*", "http://localhost:3000", "https://[::1]:8443", "chrome-extension://abc"):
+        settings = Settings.from_environment({"CORS_ORIGINS": f" {origin} , https://b.example,"})
+        assert settings.origins == [origin, "https://b.example"]
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,12 @@ def create_app(settings: Settings) -> Starlette:
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
         Middleware(Guard, api_key=settings.api_key, rate_limit=settings.rate_limit),
     ]
-    if settings.cors_origins:
-        origins = [origin.strip() for origin in settings.cors_origins.split(",")]
+    if settings.origins:
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=origins,
+            allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients add their own, OpenAI's a dozen; none gives a right
             expose_headers=["X-Request-ID", "Retry-After"],
         )
         middleware.insert(1, cors)  # before the guard: a preflight request carries no key

@@ -154,7 +154,7 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         if self._api_key and not PAGE.fullmatch(scope["path"]):
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            is_right = hmac.compare_digest(key.strip().encode("latin-1"), self._api_key)
+            is_right = hmac.compare_digest(key.strip(" ").encode("latin-1"), self._api_key)
             if scheme.lower() != "bearer" or not is_right:
                 metrics.REJECTED.labels("key").inc()
                 raise ApiError(

@@ -1,6 +1,7 @@
 """Settings of the service, read once from the environment and checked."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
@@ -11,6 +12,8 @@ __all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
 
 LISTEN_FD = "MICROGPT_SERVE_FD"  # tells a worker which file descriptor is the socket
 READY_FD = "MICROGPT_SERVE_READY_FD"  # and where to say that its model is loaded
+
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers write them
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
@@ -100,7 +103,19 @@ class Settings(msgspec.Struct, frozen=True):
             settings = msgspec.structs.replace(settings, api_key=key, api_key_file="")
         if not settings.api_key.isprintable():
             raise SettingsError("API_KEY holds a line end or another character no header can carry")
+        if settings.api_key != settings.api_key.strip():
+            raise SettingsError("API_KEY begins or ends with a space, which no header can carry")
+        for origin in settings.origins:
+            if not ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"CORS_ORIGINS holds {origin!r}: expected origins like https://a.example, or *"
+                )
         return settings
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of `cors_origins`, one by one."""
+        return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
 
     @property
     def is_exposed(self) -> bool:
