@@ -40,6 +40,16 @@ def test_curve_is_drawn_in_the_terminal(
     assert first < last  # it falls
 
 
+@pytest.mark.parametrize("step", [0, -5, 1, 10**26])
+def test_curve_of_one_strange_record_is_drawn(cli: Any, run_directory: Path, step: int) -> None:
+    record = {"step": step, "loss": 3.0, "val_loss": 3.0, "lr": 0.01, "tokens_per_second": 1.0}
+    text = json.dumps(record | {"elapsed": 1.0}) + "\n"
+    (run_directory / "metrics.jsonl").write_text(text)
+    result = cli("plot", run_directory)
+    assert (result.status, result.err) == (0, "")
+    assert "(step)" in result.out
+
+
 @pytest.mark.parametrize(("name", "magic"), [("a.svg", SVG), ("a.png", PNG)])
 def test_picture_is_written(cli: Any, run_directory: Path, name: str, magic: bytes) -> None:
     path = run_directory / name

@@ -55,3 +55,16 @@ def test_unknown_character_is_named(cli: Any, names: Path, model_dir: Path) -> N
     result = cli("score", "--model-dir", model_dir, "--input", names)
     assert result.status == 1
     assert "characters that the model does not know: 'z'" in result.err
+
+
+def test_text_that_a_model_finds_all_but_impossible_is_scored(
+    cli: Any, names: Path, model_dir: Path
+) -> None:
+    model = microgpt.load(model_dir)
+    model.parameters["lm_head"][:] *= 1e6
+    model.save(model_dir)
+    flags = ("--model-dir", model_dir, "--input", names)
+    assert cli("score", *flags).lines[-1] == f"{'perplexity:':<17}inf"
+    figures = json.loads(cli("score", *flags, "--json").out, parse_constant=pytest.fail)
+    assert figures["nats_per_token"] > 1000
+    assert figures["perplexity"] is None

@@ -82,9 +82,8 @@ def _drawn(training: Curve, validation: Curve | None) -> str:
     figure.height = HEIGHT
     figure.with_colors = False
     figure.x_label, figure.y_label = "step", "nats"
-    figure.set_x_limits(
-        min_=0, max_=max(curve.steps[-1] for curve in (training, validation) if curve)
-    )
+    last_steps = [curve.steps[-1] for curve in (training, validation) if curve]
+    figure.set_x_limits(min_=0, max_=max(1, *last_steps))
     figure.x_ticks_fkt = lambda step, _: f"{step:.0f}"
     figure.y_ticks_fkt = lambda loss, _: f"{loss:.2f}"
     figure.plot(training.steps, training.losses, label="loss")

@@ -1,6 +1,7 @@
 """`microgpt-cli score`: how well a trained model predicts a file."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,7 @@ def score(
     model = microgpt.load(model_dir, threads=threads)
     dataset = read_dataset(input, chat=model.tokenizer.is_chat)
     total = model.measure(dataset)
-    figures = {
+    figures: dict[str, float | None] = {
         "n_tokens": total.n_tokens,
         "nats_per_token": total.nats_per_token,
         "bits_per_token": total.bits_per_token,
@@ -40,6 +41,8 @@ def score(
     if per_document:
         documents = [model.measure(dataset.only(i)).nats_per_token for i in range(len(dataset))]
     if as_json:
+        if math.isinf(total.perplexity):
+            figures["perplexity"] = None  # which JSON has no number for
         typer.echo(json.dumps(figures | ({"documents": documents} if per_document else {})))
         return
     for i, nats_per_token in enumerate(documents, 1):

@@ -33,8 +33,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely tokens the model is undecided, in effect."""
-        return math.exp(self.nats_per_token)
+        """Among how many equally likely tokens the model is undecided, in effect; may be inf."""
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
