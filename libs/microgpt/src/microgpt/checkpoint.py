@@ -331,10 +331,11 @@ def check_writable(directory: PathLike) -> None:
             raise CheckpointError(f"cannot write {path}: {place} is not a directory")
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
             raise CheckpointError(f"cannot write {path}: no permission to write {place}")
-    for name in (META, COMMIT, *WEIGHTS.values()):
-        for place in (path / name, path / (name + STAGED)):
-            if place.is_dir():
-                raise CheckpointError(f"cannot write {path}: {place} is a directory")
+    names = (META, COMMIT, *WEIGHTS.values())
+    places = (path / (name + suffix) for name in names for suffix in ("", STAGED))
+    for place in (*places, *(path / SNAPSHOTS).glob("step-*")):
+        if place.is_dir():
+            raise CheckpointError(f"cannot write {path}: {place} is a directory")
     _committed_names(path)
 
 
