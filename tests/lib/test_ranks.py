@@ -90,14 +90,22 @@ documents = ["anna", "bob", "otto"] if ranks.rank or not int(sys.argv[1]) else [
 config = microgpt.TrainConfig(batch_size=int(sys.argv[2]))
 dataset = microgpt.Dataset.from_documents(documents)
 try:
-    microgpt.prepare(dataset, config, random.Random(3), ranks=ranks)
+    microgpt.prepare(
+        dataset,
+        config,
+        random.Random(3),
+        val_fraction=0.3,
+        eval_every=10 + ranks.rank * int(sys.argv[3]),
+        ranks=ranks,
+    )
 except microgpt.ConfigError as error:
     print(f"{error} | {error.hint}")
 """
 
 
-def test_ranks_with_other_data_are_refused() -> None:
-    job = run_job(2, REFUSED, 1, 2)
+@pytest.mark.parametrize("differing", [(1, 2, 0), (0, 2, 1)], ids=["data", "eval_every"])
+def test_ranks_that_are_set_up_otherwise_are_refused(differing: tuple[int, ...]) -> None:
+    job = run_job(2, REFUSED, *differing)
     lines = sorted(job.stdout.splitlines())
     hint = " | give all processes the same files, flags and snapshot"
     assert lines == [
@@ -106,7 +114,7 @@ def test_ranks_with_other_data_are_refused() -> None:
 
 
 def test_batch_with_less_than_a_document_for_each_rank_is_refused() -> None:
-    job = run_job(3, REFUSED, 0, 2)
+    job = run_job(3, REFUSED, 0, 2, 0)
     message = "batch_size is 2, expected at least one document for each of the 3 processes | None"
     assert job.stdout.splitlines() == [message] * 3
 

@@ -354,7 +354,8 @@ class Trainer:
                     f"of the {ranks.size} processes"
                 )
             weights = hashlib.sha256(engine.parameters.flat.data).hexdigest()
-            ranks.check_same(self.digest, config, weights)
+            eval_every = validation and validation.every
+            ranks.check_same(self.digest, config, eval_every, weights)
 
     @cached_property
     def digest(self) -> str:
