@@ -31,6 +31,27 @@ def test_copy_is_read_by_every_reader(
     assert again.err.startswith(f"error: {copy} already holds a model\nhint: use --force")
 
 
+def test_snapshots_of_an_unfinished_run_are_replaced_by_force_only(
+    cli: Any, model_dir: Path, names: Path, tmp_path: Path
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    flags = ("--steps", 5, "--checkpoint-every", 2, "--quiet")
+    assert cli("train", "--input", names, "--output", unfinished, *flags).status == 0
+    (unfinished / "weights.json").unlink()
+    (unfinished / "meta.json").unlink()
+    export = ("export", "--model-dir", model_dir, "--output", unfinished)
+    refused = cli(*export)
+    assert (refused.status, refused.out) == (1, "")
+    assert refused.err == (
+        f"error: {unfinished} already holds snapshots of a run that was not finished\n"
+        f"hint: go on with --resume {unfinished}, or use --force to start anew\n"
+    )
+    assert microgpt.read_snapshot(unfinished).step == 4
+    (unfinished / "checkpoints" / "step-00000006.safetensors.staged").touch()  # killed while saving
+    assert cli(*export, "--force").status == 0
+    assert list((unfinished / "checkpoints").iterdir()) == []
+
+
 def test_half_needs_safetensors(cli: Any, model_dir: Path, tmp_path: Path) -> None:
     flags = ("--model-dir", model_dir, "--output", tmp_path / "copy", "--format", "json", "--half")
     result = cli("export", *flags)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from microgpt_cli.files import refuse_to_overwrite
 from microgpt_cli.metrics import remove_record
 from microgpt_cli.options import ModelDir
 
@@ -37,11 +38,8 @@ def export(
 
     if half and format is not Format.SAFETENSORS:
         raise typer.BadParameter("it needs --format safetensors.", param_hint="--half")
-    if microgpt.holds_model(output) and not force:
-        raise microgpt.CheckpointError(
-            f"{output} already holds a model",
-            hint="use --force to overwrite it, or choose another --output",
-        )
+    if not force:
+        refuse_to_overwrite(output)
     model = microgpt.load(model_dir, engine="vectorized")  # which need not be loaded
     # The record of the training of another model would belong to nothing.
     stays = output.resolve() == model_dir.resolve()

@@ -1,11 +1,27 @@
-"""Files of ours that are written whole or not at all."""
+"""What is written: whole or not at all, and over nothing that somebody may still need."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["refuse_to_overwrite", "write_whole"]
+
+
+def refuse_to_overwrite(directory: Path) -> None:
+    """Raise CheckpointError if a directory holds a model, or what it takes to go on with one."""
+    import microgpt  # noqa: PLC0415 - see main
+
+    if microgpt.holds_model(directory):
+        raise microgpt.CheckpointError(
+            f"{directory} already holds a model",
+            hint="use --force to overwrite it, or choose another --output",
+        )
+    if microgpt.holds_snapshot(directory):
+        raise microgpt.CheckpointError(
+            f"{directory} already holds snapshots of a run that was not finished",
+            hint=f"go on with --resume {directory}, or use --force to start anew",
+        )
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from microgpt_cli.files import refuse_to_overwrite
 from microgpt_cli.metrics import METRICS, MetricsLog, read_metrics
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
 from microgpt_cli.processes import processes
@@ -291,16 +292,7 @@ def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
         if not Path(path).exists():
             raise microgpt.DataError(f"input file not found: {path}")
     if not may_replace:
-        if microgpt.holds_model(output):
-            raise microgpt.CheckpointError(
-                f"{output} already holds a model",
-                hint="use --force to overwrite it, or choose another --output",
-            )
-        if microgpt.holds_snapshot(output):
-            raise microgpt.CheckpointError(
-                f"{output} already holds snapshots of a run that was not finished",
-                hint=f"go on with --resume {output}, or use --force to start anew",
-            )
+        refuse_to_overwrite(output)
     microgpt.check_writable(output)
     if (output / METRICS).is_dir():
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")

@@ -192,7 +192,8 @@ def remove_snapshots(directory: PathLike) -> None:
     Raises:
         CheckpointError: one cannot be removed.
     """
-    for path in _snapshots(checked_path(directory) / SNAPSHOTS):
+    folder = checked_path(directory) / SNAPSHOTS
+    for path in (*folder.glob(f"*{STAGED}"), *_snapshots(folder)):
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
