@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -339,6 +340,21 @@ def test_moved_data_may_be_named_again(cli: Any, snapshots: Path, names: Path) -
     train(cli, "--resume", snapshots, "--input", moved)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_data_whose_name_is_not_utf_8_can_be_named_again(
+    cli: Any, names: Path, tmp_path: Path
+) -> None:
+    strange = names.rename(os.fsdecode(os.fsencode(names.parent) + b"/na\xefve.txt"))
+    output = tmp_path / "out"
+    flags = ("--output", output, "--steps", 20, "--checkpoint-every", 15)
+    assert train(cli, "--input", strange, *flags).err == ""
+    error, *_ = refused(cli, "--resume", output)
+    assert error.endswith(r"na\xefve.txt")
+    whole = digest(output)
+    train(cli, "--resume", output, "--input", strange)
+    assert digest(output) == whole
+
+
 # ---------------------------------------------------------------- what cannot be resumed
 
 
@@ -385,7 +401,14 @@ def test_changed_data_is_told(cli: Any, snapshots: Path, names: Path) -> None:
     names.write_text(names.read_text().replace("bob", "abo"))
     error, hint = refused(cli, "--resume", snapshots)
     assert error.startswith("error: the training data is not that of ")
-    assert hint == "hint: give the same file as --input, unchanged"
+    assert hint == "hint: give the same files as --input and --val-input, unchanged"
+
+
+def test_other_documents_to_measure_on_are_a_flag_that_differs(
+    cli: Any, snapshots: Path, names: Path
+) -> None:
+    error, _ = refused(cli, "--resume", snapshots, "--val-input", names)
+    assert error.startswith(f"error: got --val-input {names}, expected no --val-input as in ")
 
 
 def test_corrupt_checkpoint_is_told(cli: Any, snapshots: Path) -> None:

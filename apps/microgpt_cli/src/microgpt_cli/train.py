@@ -1,5 +1,6 @@
 """`microgpt-cli train`: from a text file to a model directory."""
 
+import os
 import random
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from microgpt import Dataset, LanguageModel, Ranks, Snapshot, TrainConfig, Trainer
 
 __all__ = ["train"]
+
+FILES = ("input", "val_input")
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def train(
         if is_first:
             _warn(model, dataset, options, engine)
         kept = asdict(options) | {"engine": model.engine.name, "pace": asdict(pace)}
+        kept |= {name: kept[name] and _as_unicode(kept[name]) for name in FILES}
         told = Output("json" if as_json else "quiet" if quiet else "text")
         run = Run(
             model,
@@ -231,6 +235,11 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str | Path) else value
 
 
+def _as_unicode(path: str) -> str:
+    """Return a path as JSON can hold it: one that is not UTF-8 has to be named again to resume."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def _spelled(name: str, value: Any) -> str:
     """Return a flag and its value as they are typed."""
     flag = f"--{name.replace('_', '-')}"
@@ -264,16 +273,17 @@ def _options_of(
     contradictions = [
         f"got {_spelled(name, value)}, expected {_spelled(name, stored[name])}"
         for name, value in given.items()
-        if name not in {"input", "val_input"}  # may have moved; their content is compared
-        and _is_explicit(context, name)
+        if _is_explicit(context, name)
         and value != stored[name]
+        # Files may have moved; their content is compared.
+        and (name not in FILES or stored[name] is None)
     ]
     if contradictions:
         raise microgpt.ConfigError(
             f"{'; '.join(contradictions)} as in {snapshot.path}",
             hint="a resumed run keeps its flags: leave these out, or start a new run",
         )
-    moved = {name for name in ("input", "val_input") if _is_explicit(context, name)}
+    moved = {name for name in FILES if _is_explicit(context, name)}
     return {name: given[name] if name in moved else stored[name] for name in given}
 
 

@@ -293,7 +293,7 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
         raise CheckpointError(
             f"the training data is not that of {snapshot.path}: its digest is "
             f"{trainer.digest[:12]}, expected {snapshot.data_digest[:12]}",
-            hint="give the same file as --input, unchanged",
+            hint="give the same files as --input and --val-input, unchanged",
         )
     for what, found, expected in (
         ("sizes", engine.config, snapshot.config),
