@@ -159,6 +159,8 @@ def test_hundred_thousand_messages_keep_the_latest() -> None:
         ([{"role": "bot", "content": "a"}], "^unknown role: bot$"),
         ([{"role": "system", "content": "a"}], "^unknown role: system$"),
         ([{"role": None, "content": "a"}], "^unknown role: None$"),
+        ([{"role": "x" * 1000, "content": "a"}], "^unknown role: x{80}$"),
+        ([{"role": np.zeros(2), "content": "a"}], r"^unknown role: \[0\. 0\.\]$"),
         ([{"role": ["user"], "content": "a"}], r"^unknown role: \['user'\]$"),
         ([user("a"), user(None)], "^the content of a message is None, expected a string$"),
         ([user(["a"])], r"^the content of a message is \['a'\], expected a string$"),

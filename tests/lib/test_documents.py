@@ -149,6 +149,7 @@ LONE = r"^invalid JSON on line 2: \\u{} is half of a surrogate pair, which is no
             '[{"role": "bot", "content": ""}]',
             r'^line 2: unknown role "bot" \(expected "user" or "assistant"\)$',
         ),
+        (f'[{{"role": "{"x" * 1000}", "content": ""}}]', '^line 2: unknown role "x{80}"'),
         (
             '[{"role": "system", "content": ""}]',
             "^line 2: system turns cannot be trained on yet .*; take them out of the file$",

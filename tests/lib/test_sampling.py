@@ -41,6 +41,7 @@ def softmax(logits: Sequence[float], temperature: float = 1.0) -> list[float]:
         ({"temperature": -0.1}, "temperature is -0.1, expected a finite number of at least 0"),
         ({"temperature": math.nan}, "temperature is nan, expected a finite number"),
         ({"temperature": math.inf}, "temperature is inf, expected a finite number"),
+        ({"temperature": 10**400}, "temperature is 10+, expected a finite number"),
         ({"top_k": 0}, "top_k is 0, expected an integer of at least 1"),
         ({"top_k": -3}, "top_k is -3, expected an integer of at least 1"),
         ({"top_p": 0.0}, "top_p is 0.0, expected above 0 and at most 1"),

@@ -30,10 +30,16 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a real number, of Python or NumPy."""
+    """Return whether a value is a real number, of Python or NumPy, that a float can hold."""
     if type(value) is float:  # sooner told than below
         return True
-    return isinstance(value, Real) and not isinstance(value, bool)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        float(value)
+    except OverflowError:
+        return False
+    return True
 
 
 def check_integer(name: str, value: Any, at_least: float = -math.inf) -> None:

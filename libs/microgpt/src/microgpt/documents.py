@@ -159,7 +159,7 @@ def _checked_messages(number: int, line: list[_Turn] | _Conversation) -> list[Me
             )
         if turn.role not in ROLES:
             raise DataError(
-                f'line {number}: unknown role "{turn.role}" (expected "user" or "assistant")'
+                f'line {number}: unknown role "{turn.role:.80}" (expected "user" or "assistant")'
             )
     return [{"role": turn.role, "content": turn.content} for turn in turns]
 

@@ -30,8 +30,8 @@ def checked_message(message: Any) -> tuple[str, str]:
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
         raise ChatError(f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}')
     role, content = message["role"], message["content"]
-    if role not in ROLES:
-        raise ChatError(f"unknown role: {role}", hint='expected "user" or "assistant"')
+    if not isinstance(role, str) or role not in ROLES:
+        raise ChatError(f"unknown role: {role!s:.80}", hint='expected "user" or "assistant"')
     if not isinstance(content, str):
         raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
     return role, content
