@@ -455,6 +455,17 @@ def test_file_that_is_there_already_is_not_written_over(piped: Piped, tmp_path: 
     assert saved.read_text() == "dear"
 
 
+def test_path_through_a_folder_that_is_not_there_writes_over_nothing(
+    piped: Piped, tmp_path: Path
+) -> None:
+    (tmp_path / "talk").write_text("dear")
+    path = tmp_path / "nowhere/../talk"
+    result = piped(f"hello\n/save {path}\n")
+    error = f"error: line 2: cannot write {path}: No such file or directory\n"
+    assert (result.status, result.err) == (1, error)
+    assert (tmp_path / "talk").read_text() == "dear"
+
+
 def test_full_disk_leaves_no_part_of_a_saved_conversation(
     program: Path, talkative: Path, tmp_path: Path
 ) -> None:

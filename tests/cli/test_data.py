@@ -81,6 +81,14 @@ def test_link_to_a_file_stays_one(cli: "Cli", tmp_path: Path) -> None:
     assert (tmp_path / "names.txt").read_text() == cli("data", "names").out
 
 
+def test_path_through_a_folder_that_is_not_there_is_one_error(cli: "Cli", tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("dear")
+    path = tmp_path / "nowhere/../names.txt"
+    error = f"error: cannot write {path}: No such file or directory\n"
+    assert cli("data", "names", "--output", path) == (1, "", error)
+    assert (tmp_path / "names.txt").read_text() == "dear"
+
+
 def test_directory_that_is_gone_is_one_error(program: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         ["sh", "-c", f'rmdir "$PWD"; exec "{program}" data names --output names.txt'],

@@ -31,7 +31,8 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: it cannot be written, or is something else than a file, such as a device.
         ValueError: it has no name, or one with a NUL byte.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    if path.is_symlink():  # it stays one
+        path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a regular file")
     staged = path.with_name(path.name + ".staged")
