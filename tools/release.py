@@ -169,13 +169,13 @@ def released_versions(distribution: str) -> list[Version]:
     return sorted(Version(tag.removeprefix(prefix)) for tag in tags)
 
 
-def check_api() -> None:
+def check_api(now: Version) -> None:
     """Compare the library's public names with its last release; a new minor may break them."""
     released = released_versions(LIBRARY)
     if not released:
         print(f"no tag {LIBRARY}-v* in this clone: there is no release to compare with")
         return
-    last, now = released[-1], Version(project_of(LIBRARY)["version"])
+    last = released[-1]
     tag, source = f"{LIBRARY}-v{last}", f"{FOLDERS[LIBRARY]}/src"
     try:
         run(tool("griffe"), "check", "microgpt", "--search", source, "--against", tag)
@@ -251,7 +251,7 @@ def bump(distribution: str, version: Version) -> None:
     check_order(distribution, version)
     check_ranges(distribution, version)
     if distribution == LIBRARY:
-        check_api()
+        check_api(version)
     folder = ROOT / FOLDERS[distribution]
     project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
     today = datetime.now(UTC).date().isoformat()
@@ -296,11 +296,14 @@ def main() -> None:
         elif arguments.command == "lock":
             lock()
         elif arguments.command == "api":
-            check_api()
+            check_api(Version(project_of(LIBRARY)["version"]))
         else:
             bump(arguments.distribution, arguments.version)
     except ReleaseError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -162,3 +162,32 @@ def test_broken_public_name_is_refused_in_a_patch_and_told_in_a_minor(clone: Clo
     status, output = clone.release("api")
     assert status == 0
     assert "0.2.0 is a new minor version, so it may" in output
+
+
+def test_bump_judges_a_broken_public_name_by_the_version_asked_for(clone: Clone) -> None:
+    clone.git("tag", "microgpt-lib-v0.1.0")
+    clone.replace(
+        "libs/microgpt/src/microgpt/language_model.py",
+        "    num_samples: int = 1,",
+        "    n_samples: int = 1,",
+    )
+    for application in ("apps/microgpt_cli", "apis/microgpt_serve"):
+        clone.replace(f"{application}/pyproject.toml", "microgpt-lib>=0.1,<0.2", "microgpt-lib<0.3")
+    with_fresh_changelog(clone)
+    assert "num_samples" in refusal(clone, "microgpt-lib", "0.1.1")
+    status, output = clone.release("bump", "microgpt-lib", "0.2.0")
+    assert status == 0, output
+    assert "0.2.0 is a new minor version, so it may" in output
+
+
+def test_build_into_what_is_no_folder_is_one_error(clone: Clone) -> None:
+    status, output = clone.release("build", "--output", "README.md")
+    assert (status, output) == (1, f"error: {clone.folder / 'README.md'}: File exists\n")
+
+
+def test_entries_that_wait_for_a_release_stand_in_one_place(clone: Clone) -> None:
+    for changelog in clone.folder.glob("*/*/CHANGELOG.md"):
+        _, _, sections = changelog.read_text().partition("\n## Unreleased\n")
+        unreleased, *older = sections.split("\n## ")
+        undated = [title for title in older if re.match(r"[\d.]+\n", title)]
+        assert not (unreleased.strip() and undated), changelog
