@@ -487,7 +487,34 @@ def test_run_that_cannot_be_is_refused_before_it_starts(
 def test_validation_file_that_is_missing_is_named(cli: Any, names: Path, tmp_path: Path) -> None:
     flags = ("--input", names, "--output", tmp_path / "out", "--val-input", tmp_path / "none")
     assert refused(cli, *flags) == [f"error: input file not found: {tmp_path / 'none'}"]
-    names.with_name("other").write_text("zoe\n")
-    error, *_ = refused(cli, *flags[:-1], names.with_name("other"))
-    assert "characters that the model does not know: 'z'" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("zoe\n", "the text holds characters that the model does not know: 'z'"),
+        ("hannabella\n", "every document is longer than block_size=7"),
+        ("\n", "dataset is empty"),
+    ],
+)
+def test_what_is_wrong_with_documents_to_measure_on_is_told_as_theirs(
+    cli: Any, names: Path, tmp_path: Path, text: str, message: str
+) -> None:
+    others = tmp_path / "others.txt"
+    others.write_text(text)
+    output = tmp_path / "out"
+    flags = ("--val-input", others, "--long", "skip", "--block-size", 7, "--output", output)
+    error, *_ = refused(cli, "--input", names, *flags)
+    assert error == f"error: the documents to measure on: {message}"
+    assert not output.exists()
+
+
+def test_more_samples_than_there_can_be_are_refused_before_it_starts(
+    cli: Any, names: Path, tmp_path: Path
+) -> None:
+    flags = ("--output", tmp_path / "out", "--num-samples", 1_000_001)
+    result = cli("train", "--input", names, *flags)
+    assert (result.status, result.out) == (2, "")
+    assert "--num-samples" in result.err
     assert not (tmp_path / "out").exists()

@@ -114,9 +114,11 @@ def train(
         typer.Option(min=1, help="Print every Nth step, and the first and the last."),
     ] = 100,
     sample_every: Annotated[
-        int | None, typer.Option(min=1, help="Show a sample every Nth step.")
+        int | None, typer.Option(min=1, help="Show a sample every Nth step, but for --chat.")
     ] = None,
-    num_samples: Annotated[int, typer.Option(min=0, help="Samples at the end.")] = 5,
+    num_samples: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Samples at the end, but for --chat.")
+    ] = 5,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors and warnings only.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per event, the result last.")
@@ -208,7 +210,11 @@ def _set_up(
 
     val_dataset = None
     if options.val_input:
-        val_dataset = read_dataset(Path(options.val_input), chat=options.chat)
+        try:
+            val_dataset = read_dataset(Path(options.val_input), chat=options.chat)
+        except microgpt.DataError as error:
+            message = f"the documents to measure on: {error}"
+            raise microgpt.DataError(message, hint=error.hint) from error
     return microgpt.prepare(
         dataset,
         train_config,

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias, get_args
 
 from microgpt.checks import check_integer, check_type, is_number
 from microgpt.data import Dataset, Long
-from microgpt.errors import ConfigError
+from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.language_model import WORK_TOGETHER, LanguageModel
 from microgpt.model import ModelConfig
 from microgpt.parameters import Parameters
@@ -88,8 +88,12 @@ def prepare(
     validation = None
     if val_dataset is not None:
         check_type("val_dataset", val_dataset, Dataset)
-        others = val_dataset.encoded_with(dataset.tokenizer)
-        others = _learnable(others, block_size, long, loss_on)
+        try:
+            others = val_dataset.encoded_with(dataset.tokenizer)
+            others = _learnable(others, block_size, long, loss_on)
+        except (DataError, TokenError) as error:
+            message = f"the documents to measure on: {error}"
+            raise type(error)(message, hint=error.hint) from error
         validation = Validation(others, range(len(others)), eval_every)
     elif val_fraction:
         n_train = _n_train(len(order), val_fraction)
