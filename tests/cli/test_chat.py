@@ -392,6 +392,7 @@ def test_piped_in_each_line_gets_one_line_of_answer_and_no_banner(
         ("max_tokens", "none", "none"),
         ("stop", "the end", "['the end']"),
         ("stop", "", "none"),
+        ("stop", "none", "none"),
         ("seed", "0", "0"),
     ],
 )

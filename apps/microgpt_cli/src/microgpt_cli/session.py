@@ -51,7 +51,7 @@ class Settings:
             "top_k": lambda text: None if text == "none" else int(text),
             "top_p": float,
             "max_tokens": lambda text: None if text == "none" else int(text),
-            "stop": lambda text: [text] if text else [],
+            "stop": lambda text: [] if text in {"", "none"} else [text],  # as it is shown
             "seed": int,
         }
         if name not in parsers:
