@@ -247,6 +247,13 @@ def test_what_does_not_fit_is_said_aloud(
     printed = person.say("b" * 60)
     reply = shown(replies.to("b" * 60, seed=43, max_tokens=30))
     assert printed == "(1 old turn left out to fit)\r\n" + reply
+    person.say("/clear")
+    replies.said.clear()
+    reply = shown(replies.to("hi", seed=44, max_tokens=30))
+    assert person.say("hi") == reply
+    notes = "(2 old turns left out to fit)\r\n(too long: 8 characters cut off at the beginning)\r\n"
+    reply = shown(replies.to("c" * 92, seed=45, max_tokens=30))
+    assert person.say("d" * 8 + "c" * 92) == notes + reply
 
 
 @pytest.fixture(scope="session")

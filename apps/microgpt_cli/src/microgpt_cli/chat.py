@@ -14,6 +14,7 @@ from microgpt_cli.session import HELP, Session, Settings
 from microgpt_cli.terminal import counted, printable, remark, report_error
 
 if TYPE_CHECKING:
+    from microgpt import ChatPrompt
     from prompt_toolkit import PromptSession
 
 __all__ = ["chat"]
@@ -97,11 +98,8 @@ def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
 def _reply(session: Session, *, at_terminal: bool) -> None:
     """Stream one reply to stdout; at a terminal, Ctrl-C stops it."""
     stream = session.reply()
-    if stream.prompt and stream.prompt.turns_dropped:
-        _note(f"{counted(stream.prompt.turns_dropped, 'old turn')} left out to fit")
-    elif stream.prompt and stream.prompt.tokens_dropped:
-        cut = counted(stream.prompt.tokens_dropped, "character")
-        _note(f"too long: {cut} cut off at the beginning")
+    if stream.prompt:
+        _note_what_is_left_out(session, stream.prompt)
     sys.stdout.write(ASSISTANT if at_terminal else "")
     said = ""
     with _stoppable(at_terminal=at_terminal) as stopped:
@@ -116,6 +114,15 @@ def _reply(session: Session, *, at_terminal: bool) -> None:
     session.keep(said)
     if stopped:
         _note("stopped")
+
+
+def _note_what_is_left_out(session: Session, prompt: "ChatPrompt") -> None:
+    if prompt.turns_dropped:
+        _note(f"{counted(prompt.turns_dropped, 'old turn')} left out to fit")
+    n_read = len(session.model.tokenizer.decode(prompt.token_ids))
+    n_cut = len(session.messages[-1]["content"]) - n_read
+    if n_cut > 0:  # only a message that stands alone is ever cut
+        _note(f"too long: {counted(n_cut, 'character')} cut off at the beginning")
 
 
 @contextmanager
