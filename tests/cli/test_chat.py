@@ -298,6 +298,8 @@ def test_interrupt_at_the_prompt_clears_the_line_and_a_second_one_leaves(
     assert json.loads(saved.read_text())[::2] == [user("hello")] * 2
     person.press(CTRL_C)
     assert person.read() == ""
+    person.press("what was typed since" + CTRL_C)  # is cleared as well
+    assert person.read() == ""
     person.press(CTRL_C)
     assert person.status() == 0
 

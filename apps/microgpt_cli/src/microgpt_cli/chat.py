@@ -177,7 +177,7 @@ def _talk(session: Session) -> None:
         except EOFError:
             return
         except KeyboardInterrupt:  # at the prompt: the line is gone, a second one leaves
-            if was_interrupted:
+            if was_interrupted and not prompt.default_buffer.text:
                 return
             was_interrupted = True
         except Exception as error:
