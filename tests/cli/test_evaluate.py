@@ -122,6 +122,10 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
             {"messages": [{"role": "bo\n\x1bt", "content": "h"}], "answer": "a"},
             r"line 3: unknown role: bo\n\x1bt",
         ),
+        (
+            {"messages": [{"role": "assistant", "content": "h"}], "answer": "a"},
+            "line 3: the last message is the assistant's, expected the user's question",
+        ),
         (question("h" * 90, "h"), "line 3: the last message has 92 tokens, expected at most 4 of "),
         (question("h" * 10**7, "h"), "line 3: the last message has 10000002 tokens, expected at m"),
         (b'{"x": ' + b"[" * 100_000, "invalid JSON on line 3: maximum recursion depth exceeded"),

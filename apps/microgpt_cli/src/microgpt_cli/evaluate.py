@@ -80,6 +80,10 @@ def _read(path: Path, model: "LanguageModel") -> "list[Question]":
             if not model.tokenizer.is_chat:  # then no question is at fault
                 raise
             raise microgpt.DataError(f"line {number}: {error}", hint=error.hint) from error
+        if fields["messages"][-1]["role"] == "assistant":
+            raise microgpt.DataError(
+                f"line {number}: the last message is the assistant's, expected the user's question"
+            )
         questions.append((fields["task"], fields["messages"], fields["answer"]))
         n_unknown += prompt.n_unknown
     if not questions:
