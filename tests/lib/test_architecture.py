@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "parameters": {"errors", "model"},
     "sampling": {"checks", "errors", "model"},
     "engines": {"checks", "data", "errors", "model", "parameters", "sampling"},
-    "chat": {"errors", "tokenizer"},
+    "chat": {"checks", "errors", "tokenizer"},
     "streaming": {"chat", "checks", "errors", "tokenizer"},
     "checkpoint": {"checks", "errors", "model", "parameters", "tokenizer"},
     "ranks": {"data", "errors"},

@@ -11,7 +11,15 @@ import pytest
 from biased import biased
 from hypothesis import given
 from hypothesis import strategies as st
-from microgpt import ChatError, ContextLengthError, LanguageModel, Message, TokenError, Tokenizer
+from microgpt import (
+    ChatError,
+    ConfigError,
+    ContextLengthError,
+    LanguageModel,
+    Message,
+    TokenError,
+    Tokenizer,
+)
 from microgpt import build_prompt as prompt_of
 
 TOKENIZER = Tokenizer(("a", "b", "c"), is_chat=True)
@@ -97,6 +105,12 @@ def test_block_too_small_for_a_question_and_an_answer_is_an_error(
 ) -> None:
     with pytest.raises(ContextLengthError, match=f"^block_size={block_size} cannot hold a quest"):
         prompt_of([user("")], TOKENIZER, block_size, too_long=too_long)
+
+
+@pytest.mark.parametrize("block_size", [None, "16", 16.5, True])
+def test_block_size_is_an_integer(block_size: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^block_size is .*, expected an integer$"):
+        prompt_of([user("a")], TOKENIZER, block_size)
 
 
 def test_turn_that_is_too_long_is_an_error_that_says_what_to_do() -> None:

@@ -11,6 +11,7 @@ from biased import biased
 from microgpt import (
     ChatError,
     ConfigError,
+    Conversations,
     DataError,
     Dataset,
     LanguageModel,
@@ -85,11 +86,14 @@ def test_messages_are_a_list_of_turns(model: LanguageModel, messages: Any, messa
             Dataset.from_conversations([messages])
         with pytest.raises(ChatError, match=message):
             model.tokenizer.encode_conversation(messages)
+        with pytest.raises(ChatError, match=message):
+            Conversations().add(messages)
 
 
 @pytest.mark.parametrize("conversation", ["hi", 5, None, {"role": "user", "content": "a"}])
 def test_conversation_is_a_list(conversation: Any) -> None:
-    for use in (Tokenizer(("a",), is_chat=True).encode_conversation, from_one_conversation):
+    encode = Tokenizer(("a",), is_chat=True).encode_conversation
+    for use in (encode, from_one_conversation, Conversations().add):
         with pytest.raises(ChatError, match=r"^a conversation is .*, expected a list of messages"):
             use(conversation)
 

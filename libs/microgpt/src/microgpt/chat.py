@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal, TypeAlias, get_args
 
+from microgpt.checks import check_integer
 from microgpt.errors import ChatError, ConfigError, ContextLengthError
 from microgpt.tokenizer import Message, Tokenizer, Unknown, checked_message
 
@@ -55,7 +56,7 @@ def build_prompt(
     Raises:
         ChatError: the tokenizer has no chat tokens, or a message is not as expected.
         TokenError: there are unknown characters and `unknown` is "error".
-        ConfigError: `unknown` or `too_long` is none of these.
+        ConfigError: `unknown` or `too_long` is none of these, or block_size no integer.
         ContextLengthError: the last turn does not fit and `too_long` is "error", or the block
             cannot hold any.
 
@@ -71,6 +72,7 @@ def build_prompt(
         )
     if too_long not in TOO_LONG:
         raise ConfigError(f"too_long is {too_long!r:.80}, expected one of {', '.join(TOO_LONG)}")
+    check_integer("block_size", block_size)
     if isinstance(messages, str | dict) or not isinstance(messages, Sequence):
         raise ChatError(f"messages is {messages!r:.80}, expected a list of messages")
     if not messages:

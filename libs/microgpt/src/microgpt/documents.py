@@ -10,7 +10,7 @@ import msgspec
 
 from microgpt.checks import PathLike, checked_path
 from microgpt.errors import DataError
-from microgpt.tokenizer import ROLES, Message
+from microgpt.tokenizer import ROLES, Message, check_conversation, checked_message
 
 __all__ = ["Conversations", "read_conversations", "read_documents", "read_json_lines"]
 
@@ -128,8 +128,13 @@ class Conversations:
 
         Args:
             messages: each with "role" and "content".
+
+        Raises:
+            ChatError: the messages, or one of them, are not as expected.
         """
-        answered = [i for i, message in enumerate(messages, 1) if message["role"] == "assistant"]
+        check_conversation(messages)
+        roles = [checked_message(message)[0] for message in messages]
+        answered = [i for i, role in enumerate(roles, 1) if role == "assistant"]
         if not answered:
             self.n_skipped += 1
             return
