@@ -175,7 +175,7 @@ def draw_rooms() -> None:
         board.arrow(*edges(rooms[above], rooms[below]))
     board.axes.plot([31, 26, 26], [46, 46, 25], color=LINE, linewidth=1)  # between the rooms
     board.arrow((26, 25), (24, 25))
-    for name in ("parameters", "model", "autograd", "data"):
+    for name in ("parameters", "model", "data"):
         x, y, *_ = rooms[name]
         board.arrow((x, y - 3), (min(max(x, 27), 65), 8))
     board.save(LIBRARY / "architecture.svg")
