@@ -1,6 +1,7 @@
 """The program from start to end: signals, workers that die, models that change."""
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -350,6 +351,29 @@ def test_a_worker_that_cannot_be_replaced_leaves_the_others_serving(
         copy_model(names_dir, served)
         server.wait_until_ready(3)
         assert len(pids_of_workers(server)) == 2
+
+
+def test_workers_end_if_their_supervisor_is_killed(names_dir: Path) -> None:
+    with running(names_dir, workers=2) as server:
+        workers = pids_of_workers(server)
+        url = server.url
+        server.process.kill()
+        server.process.wait()
+        try:
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                time.sleep(0.05)
+                try:
+                    httpx2.get(f"{url}/livez")
+                except httpx2.TransportError:  # one may get in just before the end
+                    break
+            else:
+                raise AssertionError(server.log)
+        finally:
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        assert "Traceback" not in server.log
 
 
 def test_metrics_of_all_workers_are_told_by_each(names_dir: Path) -> None:

@@ -59,6 +59,9 @@ class _Worker:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload))
+        if READY_FD in os.environ:
+            # It reports an error once nobody can read there: the supervisor was killed.
+            loop.add_reader(int(os.environ[READY_FD]), self._stop_alone, loop)
         config = Config()
         config.bind = [f"fd://{self._listening.detach()}"]
         config.backlog = BACKLOG
@@ -78,6 +81,13 @@ class _Worker:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # too late to ask for what is done
         return self._status
+
+    def _stop_alone(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End: nobody else would do it, and the port would stay taken."""
+        loop.remove_reader(int(os.environ[READY_FD]))
+        log(logging.ERROR, "the supervisor is gone")
+        self._stopped_at = self._stopped_at or time.monotonic()
+        self._stop.set()
 
     async def _load(self) -> None:
         """Load the first model."""
