@@ -2,9 +2,11 @@
 
 import asyncio
 import random
+import resource
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -150,6 +152,20 @@ def test_what_is_not_http_does_no_harm(quick: Server, sent: bytes) -> None:
 
 
 # ---------------------------------------------------------------- too many, too long
+
+
+def test_when_files_run_out_it_says_so_in_few_words_and_recovers(names_dir: Path) -> None:
+    with running(names_dir) as server:
+        n_open = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (n_open + 4,) * 2)
+        with ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            server.wait_for_log("cannot take more connections error='Too many open files'")
+            time.sleep(1.5)
+            assert server.log.count("cannot take more connections") <= 3
+        assert "Traceback" not in server.log
+        assert httpx2.get(f"{server.url}/livez", timeout=10).status_code == 200
 
 
 def test_a_full_queue_turns_requests_away_and_shows_in_readiness(slow: Server) -> None:

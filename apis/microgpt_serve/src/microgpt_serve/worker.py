@@ -1,6 +1,7 @@
 """One process that serves: its life from start to the last answer."""
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -8,9 +9,10 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
 from microgpt import MicrogptError
 
 from microgpt_serve.app import create_app
@@ -25,6 +27,8 @@ CANNOT_LOAD = (
 SECONDS_AFTER_GRACE = 0.5  # for the last bytes of answers that were ended
 SECONDS_BEFORE_GRACE = 1.0  # streams are ended that much earlier, so that they can say so
 BACKLOG = 2048
+SECONDS_OF_REST = 0.5  # less than the second after which asyncio tries again
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SWITCH_SECONDS = 0.001  # how soon a thread that waits for the interpreter gets it
 
 
@@ -35,10 +39,51 @@ def run_worker(settings: Settings, listening: socket.socket) -> int:
     return asyncio.run(_Worker(settings, listening).run())
 
 
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the event loop tells of."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES:
+        log(logging.ERROR, "cannot take more connections", error=error.strerror)
+    else:
+        loop.default_exception_handler(context)
+
+
+class _Listening(socket.socket):
+    """A socket that asyncio leaves alone for a while where no connection can be taken.
+
+    Else it tries once for each place of the backlog, and again a second after each of these
+    failures, and so on: thousands of times more each second, for ever.
+    """
+
+    _resting_until = 0.0  # in seconds of `time.monotonic`
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if time.monotonic() < self._resting_until:
+            raise BlockingIOError  # as if nobody waited
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                self._resting_until = time.monotonic() + SECONDS_OF_REST
+            raise
+
+
+class _Config(Config):
+    """What Hypercorn is told; serves on a socket of ours."""
+
+    def __init__(self, listening: socket.socket) -> None:
+        super().__init__()
+        self._listening = listening
+
+    def create_sockets(self) -> Sockets:
+        self._listening.setblocking(False)  # noqa: FBT003 - as the method takes it
+        return Sockets(secure_sockets=[], insecure_sockets=[self._listening], quic_sockets=[])
+
+
 class _Worker:
     def __init__(self, settings: Settings, listening: socket.socket) -> None:
         self._settings = settings
-        self._listening = listening
+        self._listening = _Listening(fileno=listening.detach())
         self._app = create_app(settings)
         self._stop = asyncio.Event()
         self._stopped_at: float | None = None  # in seconds of `time.monotonic`
@@ -49,6 +94,7 @@ class _Worker:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_on_loop_error)
 
         def stop(*_: object) -> None:
             # Here, however late the loop hears of it: the grace period counts from the signal.
@@ -62,8 +108,7 @@ class _Worker:
         if READY_FD in os.environ:
             # It reports an error once nobody can read there: the supervisor was killed.
             loop.add_reader(int(os.environ[READY_FD]), self._stop_alone, loop)
-        config = Config()
-        config.bind = [f"fd://{self._listening.detach()}"]
+        config = _Config(self._listening)
         config.backlog = BACKLOG
         config.include_server_header = False
         # Before we end it ourselves: Hypercorn fails if it is cancelled while it waits for this.
