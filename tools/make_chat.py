@@ -2,7 +2,7 @@
 
 Every task has answers that follow from the question, so that a model can be checked. A tenth of
 all words and of all pairs of numbers is held out: questions use only these, conversations none of
-them.
+them. Nor do questions use what some conversation says by chance, as the reverse of another word.
 
     hatch run python tools/make_chat.py
 
@@ -16,6 +16,7 @@ import argparse
 import gzip
 import json
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -143,17 +144,19 @@ class Draws:
         rng: draws it.
         held_out: whether words and pairs are those for questions alone; None for any.
         plain: whether everything is asked in its first phrasing, and words are of any letters.
+        said: words that are never drawn.
     """
 
     rng: random.Random
     held_out: bool | None
     plain: bool = False
+    said: frozenset[str] = frozenset()
 
     def word(self) -> str:
         """Return a word of this side."""
         while True:
             found = self._any_word()
-            if self.held_out in {None, is_held_out(found)}:
+            if self.held_out in {None, is_held_out(found)} and found not in self.said:
                 return found
 
     def pair(self) -> tuple[int, int]:
@@ -326,9 +329,9 @@ def asked(task: str, exchanges: list[Exchange]) -> dict[str, object]:
     return {"task": task, "messages": before, "answer": answer["content"]}
 
 
-def questions(rng: random.Random) -> Iterator[dict[str, object]]:
-    """Yield what to ask, all of it held out."""
-    draws = Draws(rng, held_out=True)
+def questions(rng: random.Random, talks: str) -> Iterator[dict[str, object]]:
+    """Yield what to ask, all of it held out of the talks."""
+    draws = Draws(rng, held_out=True, said=frozenset(re.findall("[a-z]+", talks)))
     for task in TASKS:
         for _ in range(N_QUESTIONS):
             yield asked(task.__name__, question(draws, task))
@@ -373,8 +376,9 @@ def main() -> None:
     if arguments.fresh:
         print(json_lines(fresh_questions(arguments.fresh, random.Random(arguments.seed))), end="")
         return
-    write("chat.jsonl.gz", json_lines(conversations(random.Random(SEED))))
-    write("questions.jsonl.gz", json_lines(questions(random.Random(SEED + 1))))
+    talks = json_lines(conversations(random.Random(SEED)))
+    write("chat.jsonl.gz", talks)
+    write("questions.jsonl.gz", json_lines(questions(random.Random(SEED + 1), talks)))
 
 
 if __name__ == "__main__":
