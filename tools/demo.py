@@ -1,7 +1,7 @@
 """The main jobs on the sample data: `hatch run demo` takes seconds, `hatch run demo-chat` minutes.
 
 Runs commands of `microgpt-cli`, shows each before it runs, and says what to try next. May be run
-again: it replaces the model of the last time.
+again: it replaces the data and the model of the last time.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path("demo")
+DATA = ("names.txt", "chat.jsonl", "questions.jsonl")  # may be those of another version
 NAMES = (
     f"microgpt-cli data names --output {FOLDER}/names.txt",
     (
@@ -70,6 +71,8 @@ def main() -> None:
     parser.add_argument("--chat", action="store_true", help="conversations in place of names")
     is_chat = parser.parse_args().chat
     FOLDER.mkdir(exist_ok=True)
+    for name in DATA:
+        (FOLDER / name).unlink(missing_ok=True)
     for command in CHAT if is_chat else NAMES:
         run(command, LINES if command.startswith("microgpt-cli chat ") else None)
     print(NEXT_CHAT if is_chat else NEXT_NAMES)
