@@ -221,6 +221,14 @@ def test_what_a_model_writes_is_only_text(tmp_path: Path, open_page: OpenPage) -
         assert page.locator("img").count() == 0
 
 
+def test_the_documentation_loads_whole_from_this_service(
+    naming: Server, open_page: OpenPage
+) -> None:
+    page = open_page(naming)
+    page.goto(f"{naming.url}/docs", wait_until="networkidle")
+    page.get_by_role("heading", name="microgpt-serve").wait_for()
+
+
 def test_light_or_dark_on_a_phone_all_is_readable(
     talking: Server, naming: Server, open_page: OpenPage, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def _page(document: dict[str, Any]) -> str:
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>microgpt-serve {html.escape(document["info"]["version"])}</title>
+<link rel="icon" href="/static/icon.svg">
 <link rel="stylesheet" href="/static/docs.css">
 <h1>microgpt-serve {html.escape(document["info"]["version"])}</h1>
 <p>{html.escape(document["info"]["description"])}
