@@ -97,3 +97,33 @@ def test_error_of_one_ends_all(names: Path, tmp_path: Path) -> None:
     errors = [line for line in job.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert errors[0].startswith(f"error: cannot write {tmp_path / 'out' / 'metrics.jsonl'}: ")
+
+
+# Each process goes on from a disk of its own; the second has nothing there.
+OWN_DISKS = """
+import os, sys
+from microgpt_cli.main import run
+
+names, output = sys.argv[1:]
+goes_on = os.environ["OMPI_COMM_WORLD_RANK"] == "0"
+flags = ["--resume", output] if goes_on else ["--input", names, "--steps", "9", "--batch-size", "2"]
+sys.argv = ["microgpt-cli", "train", *flags]
+run()
+"""
+
+
+def test_process_that_does_not_resume_as_the_others_do_ends_all(
+    cli: Any, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--steps", 9, "--batch-size", 2, "--checkpoint-every", 4, "--quiet")
+    output = tmp_path / "out"
+    assert cli("train", "--input", names, "--output", output, *flags).status == 0
+    monkeypatch.chdir(tmp_path)
+    command, environment = mpirun(2, "-c", OWN_DISKS, names, output)
+    job = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert job.returncode == 1
+    error, hint = (line for line in job.stderr.splitlines() if line.startswith(("error:", "hint:")))
+    assert error == "error: rank 1 has other data, options or weights than rank 0"
+    assert hint == "hint: give all processes the same files, flags and snapshot"

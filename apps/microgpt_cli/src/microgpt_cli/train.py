@@ -145,6 +145,8 @@ def train(
             pace = _pace_of(snapshot, context, pace)
             output = output if _is_explicit(context, "output") else resume
             earlier = [line for line in read_metrics(resume) if line["step"] <= snapshot.step]
+        if ranks:
+            ranks.check_same(snapshot and snapshot.step)
         options = Options(**given)
         # By the directory itself: it may have several names.
         goes_on = resume is not None and output.resolve() == resume.resolve()
