@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from microgpt_serve import docs, metrics, native, openai, page
 from microgpt_serve.errors import ApiError
-from microgpt_serve.http import error_response
+from microgpt_serve.http import BodyReader, error_response
 from microgpt_serve.middleware import Guard, Observer, Turns
 from microgpt_serve.models import ModelStore
 from microgpt_serve.pool import Pool
@@ -55,8 +55,8 @@ async def _metrics(_: Request) -> Response:
 def create_app(settings: Settings) -> Starlette:
     """Return the application.
 
-    Its state holds `settings`, `models` (to be loaded before texts can be had), `pool` and
-    `is_draining`.
+    Its state holds `settings`, `models` (to be loaded before texts can be had), `bodies`, `pool`
+    and `is_draining`.
     """
     routes = [
         Route("/livez", _livez),
@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> Starlette:
     n_threads = settings.threads or os.cpu_count() or 1
     app.state.settings = settings
     app.state.models = ModelStore(settings.model_dir)
+    app.state.bodies = BodyReader()
     app.state.pool = Pool(n_threads, settings.max_queue, settings.request_timeout)
     app.state.is_draining = False
     return app

@@ -14,13 +14,21 @@ from starlette.types import Receive
 from microgpt_serve.errors import ApiError, counted
 from microgpt_serve.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 
-__all__ = ["decode_body", "error_body", "error_response", "json_response", "unless_gone"]
+__all__ = [
+    "BodyReader",
+    "decode_body",
+    "error_body",
+    "error_response",
+    "json_response",
+    "unless_gone",
+]
 
 T = TypeVar("T")
 
 MAX_BODY_BYTES = 1 << 20
 TOO_LARGE = f"the body has more than {MAX_BODY_BYTES} bytes"
 BODY_SECONDS = 8.0  # that a body may take to arrive
+LOOK_SECONDS = 0.5  # between looks for late ones
 UNAUTHORIZED, SERVER_ERROR = 401, 500
 CLIENT_CLOSED = 499  # as nginx logs it; nobody reads the response
 
@@ -30,6 +38,49 @@ _encoder = msgspec.json.Encoder()
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return `body` as JSON."""
     return Response(_encoder.encode(body), status, headers, "application/json")
+
+
+class BodyReader:
+    """Reads bodies, and ends those that come too slowly.
+
+    It looks for late ones now and then: a timer for each would cost as much as a name.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: dict[asyncio.Task[Any], float] = {}  # when each has to be there
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def read(self, receive: Receive) -> bytearray:
+        """Return a body.
+
+        Raises:
+            ApiError: it is too large (413) or late (408).
+            ClientDisconnect: it does not come any more.
+        """
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task, "an application runs in one"
+        if self._loop is not loop:
+            self._loop = loop
+            loop.call_later(LOOK_SECONDS, self._look, loop)
+        self._ends[task] = loop.time() + BODY_SECONDS
+        try:
+            return await _read(receive)
+        except asyncio.CancelledError:
+            if task not in self._late or task.uncancel() > 0:  # by somebody else, too
+                raise
+            seconds = counted(BODY_SECONDS, "second")
+            raise ApiError(408, f"the body took longer than {seconds}") from None
+        finally:
+            del self._ends[task]
+            self._late.discard(task)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        late = {task for task, end in self._ends.items() if end <= loop.time()} - self._late
+        self._late |= late
+        for task in late:
+            task.cancel()
+        loop.call_later(LOOK_SECONDS, self._look, loop)
 
 
 async def _read(receive: Receive) -> bytearray:
@@ -57,13 +108,7 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         raise ApiError(415, "expected a body with Content-Type: application/json")
     if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise ApiError(413, TOO_LARGE)
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            body = await _read(request.receive)
-    except TimeoutError:
-        raise ApiError(
-            408, f"the body took longer than {counted(BODY_SECONDS, 'second')}"
-        ) from None
+    body = await request.app.state.bodies.read(request.receive)
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

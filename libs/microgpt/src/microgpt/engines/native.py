@@ -441,8 +441,8 @@ class NativeEngine(Engine):
 
     def _read(self, token_ids: Sequence[int], cache: NativeStream) -> None:
         """Append tokens to `cache`; fill its logits, those after the last one."""
-        if len(token_ids) == 1:  # checked there in less time
-            self.decode(token_ids[0], cache)
+        if len(token_ids) == 1:
+            self._append(token_ids[0], cache)
             return
         ids = self.check_tokens(token_ids, cache.length)
         if ids.size >= MIN_TOGETHER:
@@ -453,6 +453,12 @@ class NativeEngine(Engine):
 
     def decode(self, token_id: int, cache: NativeStream) -> list[float]:
         """See `Engine.decode`."""
+        self._append(token_id, cache)
+        logits: list[float] = cache.logits.tolist()
+        return logits
+
+    def _append(self, token_id: int, cache: NativeStream) -> None:
+        """Append one token, checked in little time; fill the cache's logits."""
         config = self.config
         if not (
             getattr(cache, "model", None) is self.model
@@ -463,8 +469,6 @@ class NativeEngine(Engine):
             self._check_cache(cache)
             self.check_tokens([token_id], cache.length)
         self._decode(self._model_pointer, cache.pointer, int(token_id), cache.logits_pointer)
-        logits: list[float] = cache.logits.tolist()
-        return logits
 
     def _check_cache(self, cache: NativeStream) -> None:
         """Raise ShapeError for a cache laid out for another model."""
