@@ -1,6 +1,7 @@
 """From bytes to checked requests, and from results and errors to responses."""
 
 import asyncio
+import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -48,8 +49,7 @@ class BodyReader:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ends: dict[asyncio.Task[Any], float] = {}  # when each has to be there
-        self._late: set[asyncio.Task[Any]] = set()
+        self._ends: dict[asyncio.Task[Any], float] = {}  # when each is late; never, once it is
 
     async def read(self, receive: Receive) -> bytearray:
         """Return a body.
@@ -67,19 +67,19 @@ class BodyReader:
         try:
             return await _read(receive)
         except asyncio.CancelledError:
-            if task not in self._late or task.uncancel() > 0:  # by somebody else, too
+            is_late = self._ends[task] == math.inf
+            if not is_late or task.uncancel() > 0:  # cancelled by somebody else, too
                 raise
             seconds = counted(BODY_SECONDS, "second")
             raise ApiError(408, f"the body took longer than {seconds}") from None
         finally:
             del self._ends[task]
-            self._late.discard(task)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        late = {task for task, end in self._ends.items() if end <= loop.time()} - self._late
-        self._late |= late
-        for task in late:
-            task.cancel()
+        for task, end in self._ends.items():
+            if end <= loop.time():
+                self._ends[task] = math.inf
+                task.cancel()
         loop.call_later(LOOK_SECONDS, self._look, loop)
 
 

@@ -84,6 +84,8 @@ class _Worker:
     def __init__(self, settings: Settings, listening: socket.socket) -> None:
         self._settings = settings
         self._listening = _Listening(fileno=listening.detach())
+        # Where the supervisor, if there is one, listens.
+        self._say_ready = int(os.environ[READY_FD]) if READY_FD in os.environ else None
         self._app = create_app(settings)
         self._stop = asyncio.Event()
         self._stopped_at: float | None = None  # in seconds of `time.monotonic`
@@ -105,9 +107,9 @@ class _Worker:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload))
-        if READY_FD in os.environ:
+        if self._say_ready is not None:
             # It reports an error once nobody can read there: the supervisor was killed.
-            loop.add_reader(int(os.environ[READY_FD]), self._stop_alone, loop)
+            loop.add_reader(self._say_ready, self._stop_alone, loop, self._say_ready)
         config = _Config(self._listening)
         config.backlog = BACKLOG
         config.include_server_header = False
@@ -127,9 +129,9 @@ class _Worker:
             signal.signal(number, signal.SIG_IGN)  # too late to ask for what is done
         return self._status
 
-    def _stop_alone(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop_alone(self, loop: asyncio.AbstractEventLoop, say_ready: int) -> None:
         """End: nobody else would do it, and the port would stay taken."""
-        loop.remove_reader(int(os.environ[READY_FD]))
+        loop.remove_reader(say_ready)
         log(logging.ERROR, "the supervisor is gone")
         self._stopped_at = self._stopped_at or time.monotonic()
         self._stop.set()
@@ -145,8 +147,8 @@ class _Worker:
             self._stop.set()
             return
         gc.freeze()  # what is here stays: the collector need not look at it again
-        if READY_FD in os.environ:
-            os.write(int(os.environ[READY_FD]), b"+")
+        if self._say_ready is not None:
+            os.write(self._say_ready, b"+")
         log(
             logging.INFO,
             "ready",
