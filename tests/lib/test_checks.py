@@ -162,7 +162,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn_together(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.generate(7)
-    monkeypatch.setattr("microgpt.language_model.SAMPLES_TOGETHER", 3)
+    monkeypatch.setattr("microgpt.inference.language_model.SAMPLES_TOGETHER", 3)
     assert model.generate(7) == expected
     assert len(set(expected)) > 1
 

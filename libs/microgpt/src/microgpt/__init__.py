@@ -10,16 +10,16 @@ public too. Everything else may change without notice.
 """
 
 from microgpt.autograd import Value
-from microgpt.chat import ChatPrompt, build_prompt
-from microgpt.checkpoint import check_writable, holds_model
-from microgpt.data import Batch, Batches, Dataset
-from microgpt.documents import (
+from microgpt.corpus.dataset import Batch, Batches, Dataset
+from microgpt.corpus.readers import (
     Conversations,
     read_conversations,
     read_documents,
     read_json_lines,
 )
+from microgpt.data import Message, Tokenizer
 from microgpt.engines import ENGINES, unavailable_engines
+from microgpt.engines.decoding import SamplingConfig, StopSignal, generate, generate_from_prompt
 from microgpt.errors import (
     ChatError,
     CheckpointError,
@@ -34,13 +34,15 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
-from microgpt.fitting import fit, prepare
-from microgpt.language_model import ChatReply, LanguageModel, load
+from microgpt.inference.language_model import ChatReply, LanguageModel, load
+from microgpt.inference.prompt import ChatPrompt, build_prompt
+from microgpt.inference.score import Score
+from microgpt.inference.stream import TextStream
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
-from microgpt.ranks import Ranks
-from microgpt.sampling import SamplingConfig, StopSignal, generate, generate_from_prompt
-from microgpt.scoring import Score
-from microgpt.snapshot import (
+from microgpt.storage.model_directory import check_writable, holds_model
+from microgpt.training.fit import fit, prepare
+from microgpt.training.ranks import Ranks
+from microgpt.training.snapshot import (
     Snapshot,
     holds_snapshot,
     read_snapshot,
@@ -48,9 +50,15 @@ from microgpt.snapshot import (
     restore,
     write_snapshot,
 )
-from microgpt.streaming import TextStream
-from microgpt.tokenizer import Message, Tokenizer
-from microgpt.train import Adam, Best, StepReport, TrainConfig, Trainer, Validation, train_step
+from microgpt.training.trainer import (
+    Adam,
+    Best,
+    StepReport,
+    TrainConfig,
+    Trainer,
+    Validation,
+    train_step,
+)
 
 __all__ = [
     "ENGINES",

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from microgpt.data import Batch, Batches
+from microgpt.corpus.dataset import Batch, Batches
+from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
-from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
 
 __all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
 

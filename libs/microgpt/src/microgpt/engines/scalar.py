@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from microgpt.data import Batch
+from microgpt.corpus.dataset import Batch
 from microgpt.engines.base import Engine, documents_of
 from microgpt.model import GPT, InferenceGPT, KVCache, cross_entropy
 from microgpt.parameters import FloatArray

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microgpt.data import Batch, Dataset
+from microgpt.corpus.dataset import Batch, Dataset
 from microgpt.engines.base import Engine
 from microgpt.parameters import IntArray
-from microgpt.train import ROWS_TOGETHER
 
-__all__ = ["Score", "score_dataset", "summed_loss"]
+__all__ = ["ROWS_TOGETHER", "Score", "score_dataset", "summed_loss"]
+
+ROWS_TOGETHER = 4096  # positions of one call of an engine, documents together
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import msgspec
 import numpy as np
 
 from microgpt.checks import PathLike, checked_path
+from microgpt.data import Tokenizer
 from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig, parameter_shapes
 from microgpt.parameters import DTYPES, FloatArray, Parameters
-from microgpt.tokenizer import Tokenizer
 
 __all__ = [
     "SNAPSHOTS",

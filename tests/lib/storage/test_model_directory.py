@@ -15,8 +15,9 @@ from faults import CALLS, FAULTS, MAX_CALLS, needs_strace, strike_each_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from microgpt import CheckpointError, ConfigError, LanguageModel, ModelConfig, Tokenizer, checkpoint
+from microgpt import CheckpointError, ConfigError, LanguageModel, ModelConfig, Tokenizer
 from microgpt.parameters import Parameters
+from microgpt.storage import model_directory
 from safetensors.numpy import save as save_tensors
 
 CONFIG = ModelConfig(vocab_size=4, n_embd=4, n_head=2, n_layer=1, block_size=3)
@@ -233,8 +234,8 @@ def test_full_disk_leaves_the_model_before(saved: Path) -> None:
     model = numbered(2.0)
     code = f"""
         import resource, signal, sys
-        sys.path[:0] = {[str(folder) for folder in Path(__file__).parents[:2]]!r}
-        from test_checkpoint import numbered
+        sys.path[:0] = {[str(Path(__file__).parents[i]) for i in (0, 2)]!r}
+        from test_model_directory import numbered
         model = numbered(2.0)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, {most}))
@@ -457,13 +458,13 @@ def test_float64_is_what_metadata_without_a_type_means(saved: Path) -> None:
 def test_pair_that_a_writer_swaps_between_two_reads_is_read_again(
     saved: Path, monkeypatch: pytest.MonkeyPatch, n_swaps: int
 ) -> None:
-    read_pair, swaps = checkpoint._read_pair, iter(range(n_swaps))
+    read_pair, swaps = model_directory._read_pair, iter(range(n_swaps))
 
     def read_while_writing(path: Path) -> Any:
         meta, weights = read_pair(path)
         return meta, weights + b" " * (next(swaps, None) is not None)
 
-    monkeypatch.setattr(checkpoint, "_read_pair", read_while_writing)
+    monkeypatch.setattr(model_directory, "_read_pair", read_while_writing)
     if n_swaps < 3:
         assert flat_of(saved)[0] == 1.0
     else:

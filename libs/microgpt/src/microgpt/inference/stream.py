@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, TypeAlias
 
-from microgpt.chat import ChatPrompt
 from microgpt.checks import check_integer
+from microgpt.data import Tokenizer
 from microgpt.errors import ConfigError
-from microgpt.tokenizer import Tokenizer
+from microgpt.inference.prompt import ChatPrompt
 
 __all__ = ["FinishReason", "TextStream", "check_limits"]
 

@@ -181,7 +181,8 @@ def test_one_call_of_the_engine_is_short_enough_to_be_interrupted(
 ) -> None:
     expected = model.generate(5)
     monkeypatch.setattr(
-        "microgpt.language_model.WORK_TOGETHER", 2 * model.config.n_params * SIZES["block_size"]
+        "microgpt.inference.language_model.WORK_TOGETHER",
+        2 * model.config.n_params * SIZES["block_size"],
     )
     sizes = []
     sample = model.engine.sample

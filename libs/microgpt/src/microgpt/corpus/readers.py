@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from microgpt.checks import PathLike, checked_path
+from microgpt.data import ROLES, Message, check_conversation, checked_message
 from microgpt.errors import DataError
-from microgpt.tokenizer import ROLES, Message, check_conversation, checked_message
 
 __all__ = ["Conversations", "read_conversations", "read_documents", "read_json_lines"]
 

@@ -11,12 +11,13 @@ import numpy as np
 
 from microgpt.autograd import Value
 from microgpt.checks import check_type, is_integer, is_number
-from microgpt.data import Batch, Batches, Dataset
+from microgpt.corpus.dataset import Batch, Batches, Dataset
 from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
+from microgpt.inference.score import ROWS_TOGETHER
 from microgpt.model import GPT
 from microgpt.parameters import FloatArray
-from microgpt.ranks import Ranks
+from microgpt.training.ranks import Ranks
 
 __all__ = [
     "Adam",
@@ -29,8 +30,6 @@ __all__ = [
     "evaluate",
     "train_step",
 ]
-
-ROWS_TOGETHER = 4096  # positions that `evaluate` gives to an engine at once
 
 
 def default_learning_rate(n_embd: int) -> float:

@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microgpt.checkpoint import SNAPSHOTS, STAGED, sync_directory, write_durably
 from microgpt.checks import PathLike, checked_path
+from microgpt.data import Tokenizer
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
-from microgpt.tokenizer import Tokenizer
-from microgpt.train import Best, Trainer
+from microgpt.storage.model_directory import SNAPSHOTS, STAGED, sync_directory, write_durably
+from microgpt.training.trainer import Best, Trainer
 
 __all__ = [
     "Snapshot",

@@ -7,18 +7,18 @@ from functools import partial
 
 import numpy as np
 
-from microgpt import engines
-from microgpt.chat import ChatPrompt, TooLong, build_prompt
-from microgpt.checkpoint import Checkpoint, Format, read_checkpoint, write_checkpoint
 from microgpt.checks import PathLike, check_integer, check_type, checked_texts
-from microgpt.data import Dataset
+from microgpt.corpus.dataset import Dataset
+from microgpt.data import ROLES, Message, Tokenizer, Unknown
+from microgpt.engines import select
+from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
 from microgpt.errors import ConfigError
+from microgpt.inference.prompt import ChatPrompt, TooLong, build_prompt
+from microgpt.inference.score import Score, score_dataset, summed_loss
+from microgpt.inference.stream import FinishReason, TextStream, check_limits
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
-from microgpt.sampling import SamplingConfig, StopSignal, generate_from_prompt, room_after
-from microgpt.scoring import Score, score_dataset, summed_loss
-from microgpt.streaming import FinishReason, TextStream, check_limits
-from microgpt.tokenizer import ROLES, Message, Tokenizer, Unknown
+from microgpt.storage.model_directory import Checkpoint, Format, read_checkpoint, write_checkpoint
 
 __all__ = ["ChatReply", "LanguageModel", "load"]
 
@@ -90,7 +90,7 @@ class LanguageModel:
                 f"vocab_size={parameters.config.vocab_size}"
             )
         self.tokenizer = tokenizer
-        self.engine = engines.select(engine, parameters, threads)
+        self.engine = select(engine, parameters, threads)
 
     def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[Tokenizer, Parameters]]:
         """Let a model be pickled and copied: tokenizer and weights, and the engine's name."""

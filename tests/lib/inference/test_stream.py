@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from microgpt import ConfigError, LanguageModel, Tokenizer, fit
-from microgpt.streaming import TextStream
+from microgpt.inference.stream import TextStream
 
 TOKENIZER = Tokenizer(tuple("abcd"))
 

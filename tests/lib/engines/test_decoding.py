@@ -20,7 +20,7 @@ from microgpt import (
     generate,
     generate_from_prompt,
 )
-from microgpt.sampling import sample_token
+from microgpt.engines.decoding import sample_token
 
 # Steps of 0.1, so that hypothesis finds equals, and rounding does not decide which is likelier.
 logit_lists = st.lists(st.integers(-200, 200).map(lambda n: n / 10), min_size=1, max_size=8)

@@ -21,7 +21,7 @@ from microgpt import (
 )
 from microgpt.engines import ENGINES, select
 from microgpt.parameters import Parameters
-from microgpt.train import default_learning_rate
+from microgpt.training.trainer import default_learning_rate
 
 DOCUMENTS = ["anna", "bob", "hannah", "otto", "abba", "noah", "nora"]
 FAST = [name for name in ENGINES if name not in {"auto", "scalar"}]

@@ -6,8 +6,8 @@ from itertools import accumulate, chain
 from typing import Literal, TypeAlias, get_args
 
 from microgpt.checks import check_integer
+from microgpt.data import Message, Tokenizer, Unknown, checked_message
 from microgpt.errors import ChatError, ConfigError, ContextLengthError
-from microgpt.tokenizer import Message, Tokenizer, Unknown, checked_message
 
 __all__ = ["ChatPrompt", "build_prompt"]
 

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from microgpt.checks import check_integer, check_type, is_number
-from microgpt.data import Dataset, Long
+from microgpt.corpus.dataset import Dataset, Long
 from microgpt.errors import ConfigError, DataError, TokenError
-from microgpt.language_model import WORK_TOGETHER, LanguageModel
+from microgpt.inference.language_model import WORK_TOGETHER, LanguageModel
 from microgpt.model import ModelConfig
 from microgpt.parameters import Parameters
-from microgpt.ranks import Ranks
-from microgpt.train import Schedule, TrainConfig, Trainer, Validation
+from microgpt.training.ranks import Ranks
+from microgpt.training.trainer import Schedule, TrainConfig, Trainer, Validation
 
 __all__ = ["fit", "prepare"]
 

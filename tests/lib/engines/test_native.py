@@ -20,7 +20,7 @@ from engine_cases import RAGGED, Case, assert_same_loss_and_grads, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from microgpt import EngineError, SamplingConfig, SamplingError, ShapeError, StopSignal
-from microgpt.data import Batches
+from microgpt.corpus.dataset import Batches
 from microgpt.engines import native, select
 from microgpt.engines.native import NativeEngine
 from microgpt.parameters import DTYPES, Parameters
@@ -128,8 +128,8 @@ def test_eight_threads_at_once_compute_what_they_do_alone() -> None:
 
 PROGRAM = f"""
 import os, sys
-sys.path[:0] = {[str(Path(__file__).parents[1])]!r}
-from lib.test_native import trained
+sys.path[:0] = {[str(Path(__file__).parents[2])]!r}
+from lib.engines.test_native import trained
 before = trained(3)
 if "fork" in sys.argv:
     child = os.fork()

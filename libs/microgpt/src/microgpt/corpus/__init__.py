@@ -1,0 +1,1 @@
+"""From files to token ids: readers, datasets and batches."""

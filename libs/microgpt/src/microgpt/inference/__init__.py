@@ -1,0 +1,1 @@
+"""A trained model in use: prompts, replies, streams and scores."""

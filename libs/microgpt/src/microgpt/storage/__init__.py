@@ -1,0 +1,1 @@
+"""The model directory: formats, checks and atomic replacement of files."""

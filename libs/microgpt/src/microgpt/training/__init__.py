@@ -1,0 +1,1 @@
+"""A training run: options, trainer, validation, ranks and snapshots."""
