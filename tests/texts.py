@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 from microgpt import Message
-from microgpt.data import ROLES
+from microgpt.checks import ROLES
 
 # Half of them of few characters, so that they repeat.
 texts = st.text("ab\U0001f600") | st.text()

@@ -16,6 +16,7 @@ from typing import Any
 
 import microgpt
 import pytest
+from microgpt import TrainConfig
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +28,9 @@ MAX_WING_LINES = 850
 OF_APPLICATIONS = {"hypercorn", "microgpt_cli", "microgpt_serve", "rich", "starlette", "typer"}
 
 # The rooms of the library in the order of their imports: each imports only those before it.
-WING = ("autograd", "data", "model")  # the algorithm, in plain Python
+WING = ("autograd", "data", "model", "train", "sampling")  # the algorithm, in plain Python
 ROOMS = (
-    *("errors", "checks", *WING, "parameters"),
+    *("version", "errors", "checks", *WING, "parameters"),
     *("corpus", "storage", "engines", "inference", "training"),
 )
 
@@ -202,7 +203,7 @@ def test_library_leaves_the_process_alone(source: Path) -> None:
     modules = {module.partition(".")[0] for module, _ in imports_of(source)}
     assert modules.isdisjoint({"logging", "warnings", *OF_APPLICATIONS})
     names = {node.id for node in nodes_of(source) if isinstance(node, ast.Name)}
-    assert names.isdisjoint({"print", "input"})
+    assert names.isdisjoint({"print", "input"}) or source.name == "__main__.py"
     dotted = {
         f"{node.value.id}.{node.attr}"
         for node in nodes_of(source)
@@ -296,9 +297,10 @@ def test_functions_that_are_checked_include_methods_of_classes_and_objects() -> 
 )
 def test_docstring_describes_every_parameter_and_no_other(public: Any) -> None:
     section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", inspect.getdoc(public) or "", re.MULTILINE)
-    described = re.findall(r"^    \*?(\w+): ", section[1], re.MULTILINE) if section else []
+    described = re.findall(r"^    \*{0,2}(\w+): ", section[1], re.MULTILINE) if section else []
     parameters = [name for name in inspect.signature(public).parameters if name not in OWN]
-    assert described == parameters
+    schema = set(TrainConfig.__struct_fields__) if public in {TrainConfig, microgpt.fit} else set()
+    assert described == [name for name in parameters if name not in schema]
 
 
 @pytest.mark.parametrize("function", described_functions(), ids=lambda each: each.__qualname__)

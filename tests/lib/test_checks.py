@@ -162,7 +162,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn_together(
     model: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = model.generate(7)
-    monkeypatch.setattr("microgpt.inference.language_model.SAMPLES_TOGETHER", 3)
+    monkeypatch.setattr("microgpt.inference.samples.SAMPLES_TOGETHER", 3)
     assert model.generate(7) == expected
     assert len(set(expected)) > 1
 
@@ -200,7 +200,7 @@ def test_choices_are_among_those_there_are(model: LanguageModel, option: str, va
         (lambda value: microgpt.fit(["ab"], steps=1, threads=value), ["x", True, 1.5, 0]),
         (lambda value: microgpt.prepare(value, RUN, random.Random(42)), ["x", None]),
         (lambda value: microgpt.prepare(DOCUMENTS, value, random.Random(42)), ["x", None]),
-        (lambda value: microgpt.prepare(DOCUMENTS, RUN, value), ["x", None]),
+        (lambda value: microgpt.prepare(DOCUMENTS, RUN, value), ["x", 42]),
         (lambda value: biased("a", {}).measure(value), ["x", None, ["a"]]),
         (DOCUMENTS.fitted, WRONG_NUMBERS),
     ],

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from microgpt import DataError, Message, TokenError, Tokenizer
-from microgpt.data import ROLES
+from microgpt.checks import ROLES
 from texts import conversations, documents
 
 

@@ -19,7 +19,7 @@ from microgpt import (
     TokenError,
     Tokenizer,
 )
-from microgpt.data import ROLES
+from microgpt.checks import ROLES
 from texts import TALK, assistant, conversations, documents, user
 
 # ---------------------------------------------------------------- encoded once
@@ -230,10 +230,28 @@ def test_skipping_every_document_is_refused() -> None:
         Dataset.from_documents(["abc", "defg"]).fitted(3, "skip")
 
 
-@pytest.mark.parametrize(("block_size", "long"), [(0, "skip"), (-1, "truncate"), (4, "wrap")])
-def test_way_to_fit_that_there_is_not_is_refused(block_size: int, long: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^got block_size={block_size} and long='{long}'"):
+@pytest.mark.parametrize(
+    ("block_size", "long", "message"),
+    [
+        (0, "skip", "block_size is 0, expected an integer of at least 1"),
+        (-1, "truncate", "block_size is -1"),
+        (4, "wrap", "long is 'wrap', expected one of truncate, split, skip"),
+    ],
+)
+def test_way_to_fit_that_there_is_not_is_refused(block_size: int, long: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{message}"):
         Dataset.from_documents(["abc"]).fitted(block_size, long)
+
+
+def test_digest_is_of_the_vocabulary_and_the_documents() -> None:
+    dataset = Dataset.from_documents(["ab", "b"])
+    # Of the code that wrote the first snapshots: another one would keep them from being resumed.
+    assert dataset.digest().startswith("3019455a4961")
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chat = Dataset.from_conversations([talk])
+    assert chat.only_assistant().digest().startswith("ba6e628aad22")
+    others = (Dataset.from_documents(["ab", "a"]), Dataset.from_documents(["abb"]), chat)
+    assert len({each.digest() for each in (dataset, *others)}) == 4
 
 
 # ---------------------------------------------------------------- only what the assistant says

@@ -20,7 +20,7 @@ from microgpt import (
     generate,
     generate_from_prompt,
 )
-from microgpt.engines.decoding import sample_token
+from microgpt.engines.decoding import choose_token
 
 # Steps of 0.1, so that hypothesis finds equals, and rounding does not decide which is likelier.
 logit_lists = st.lists(st.integers(-200, 200).map(lambda n: n / 10), min_size=1, max_size=8)
@@ -63,7 +63,7 @@ def test_temperature_0_takes_the_first_of_the_likeliest_and_draws_nothing(
 ) -> None:
     rng = random.Random(seed)
     before = rng.getstate()
-    chosen = sample_token(logits, SamplingConfig(temperature=0), rng)
+    chosen = choose_token(logits, SamplingConfig(temperature=0), rng)
     assert chosen == logits.index(max(logits))
     assert rng.getstate() == before
 
@@ -73,7 +73,7 @@ def test_token_and_draws_are_those_of_random_choices(
     logits: list[float], temperature: float, seed: int
 ) -> None:
     rng, reference = random.Random(seed), random.Random(seed)
-    chosen = sample_token(logits, SamplingConfig(temperature=temperature), rng)
+    chosen = choose_token(logits, SamplingConfig(temperature=temperature), rng)
     expected = reference.choices(range(len(logits)), weights=softmax(logits, temperature))
     assert [chosen] == expected
     assert rng.getstate() == reference.getstate()
@@ -95,7 +95,7 @@ def test_filters_are_temperature_then_top_k_then_top_p(
     expected = random.Random(seed).choices(range(len(logits)), weights=weights)
     config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     rng, one_draw = random.Random(seed), random.Random(seed)
-    assert [sample_token(logits, config, rng)] == expected
+    assert [choose_token(logits, config, rng)] == expected
     one_draw.random()
     assert rng.getstate() == one_draw.getstate()
 
@@ -121,13 +121,13 @@ def test_worked_example_of_the_filters(options: dict[str, float], possible: set[
     logits = [math.log(probability) for probability in (0.1, 0.2, 0.3, 0.4)]
     config = SamplingConfig(**({"temperature": 1} | options))  # type: ignore[arg-type]
     rng = random.Random(42)
-    assert {sample_token(logits, config, rng) for _ in range(300)} == possible
+    assert {choose_token(logits, config, rng) for _ in range(300)} == possible
 
 
 def test_of_equally_likely_tokens_top_k_keeps_the_first() -> None:
     rng = random.Random(42)
     config = SamplingConfig(temperature=1, top_k=2)
-    chosen = {sample_token([0.0, 1.0, 1.0, 1.0], config, rng) for _ in range(100)}
+    chosen = {choose_token([0.0, 1.0, 1.0, 1.0], config, rng) for _ in range(100)}
     assert chosen == {1, 2}
 
 
@@ -135,7 +135,7 @@ def test_tokens_are_as_frequent_as_softmax_says() -> None:
     logits, n_draws = [1.0, -0.5, 0.3, 2.0, -3.0], 20_000
     rng = random.Random(42)
     config = SamplingConfig(temperature=0.8)
-    draws = [sample_token(logits, config, rng) for _ in range(n_draws)]
+    draws = [choose_token(logits, config, rng) for _ in range(n_draws)]
     for token_id, probability in enumerate(softmax(logits, 0.8)):
         # Four standard deviations of a binomial share: one run in 3,000 strays so far.
         allowed = 4 * math.sqrt(probability * (1 - probability) / n_draws)
@@ -148,29 +148,29 @@ def test_forbidden_tokens_are_never_chosen(
 ) -> None:
     likeliest = logits.index(max(logits))
     config = SamplingConfig(temperature=temperature)
-    assert sample_token(logits, config, random.Random(seed), {likeliest}) != likeliest
+    assert choose_token(logits, config, random.Random(seed), {likeliest}) != likeliest
 
 
 def test_forbidding_a_token_leaves_the_others_their_odds() -> None:
     config = SamplingConfig(temperature=1)
     forbidding, without = random.Random(42), random.Random(42)
     for _ in range(200):
-        chosen = sample_token([0.2, 9.0, 0.5, -1.0], config, forbidding, [1])
-        assert chosen == [0, 2, 3][sample_token([0.2, 0.5, -1.0], config, without)]
+        chosen = choose_token([0.2, 9.0, 0.5, -1.0], config, forbidding, [1])
+        assert chosen == [0, 2, 3][choose_token([0.2, 0.5, -1.0], config, without)]
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300])
 @pytest.mark.parametrize("logits", [[-700.0, 3.0, 700.0], [-1e300, 0.0, 1e300], [-9.0, 0.0, 1e-9]])
 def test_tiny_temperature_is_the_greedy_choice(logits: list[float], temperature: float) -> None:
     config = SamplingConfig(temperature=temperature)
-    assert sample_token(logits, config, random.Random(42)) == 2
+    assert choose_token(logits, config, random.Random(42)) == 2
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5])
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_numbers_are_an_error(strange: float, temperature: float) -> None:
     with pytest.raises(SamplingError, match="logits are not finite"):
-        sample_token([0.1, strange, 0.3], SamplingConfig(temperature=temperature), random.Random(1))
+        choose_token([0.1, strange, 0.3], SamplingConfig(temperature=temperature), random.Random(1))
 
 
 class Always(random.Random):
@@ -188,8 +188,8 @@ class Always(random.Random):
 def test_extreme_draws_take_a_token_that_has_weight(logits: list[float]) -> None:
     config = SamplingConfig(temperature=1, top_k=2)
     highest = Always(math.nextafter(1.0, 0.0))
-    assert sample_token(logits, config, highest) == 1
-    assert sample_token(logits[::-1], config, Always(0.0)) == 1
+    assert choose_token(logits, config, highest) == 1
+    assert choose_token(logits[::-1], config, Always(0.0)) == 1
 
 
 # ---------------------------------------------------------------- many tokens
@@ -212,7 +212,7 @@ def without_cache(
     """Read everything again for each token: what generation has to equal."""
     text: list[int] = []
     while len(prompt + text) <= model.config.block_size:
-        token_id = sample_token(model.logits(prompt + text)[-1], config, rng)
+        token_id = choose_token(model.logits(prompt + text)[-1], config, rng)
         if token_id == STOP:
             break
         text.append(token_id)
@@ -298,7 +298,7 @@ def test_long_prompt_is_refused_before_the_first_token_is_asked_for(model: Infer
 def test_share_that_is_reached_exactly_needs_no_further_token() -> None:
     config = SamplingConfig(temperature=1.0, top_p=0.5)
     rng = random.Random(1)
-    assert {sample_token([0.0, 0.0], config, rng) for _ in range(50)} == {0}
+    assert {choose_token([0.0, 0.0], config, rng) for _ in range(50)} == {0}
 
 
 def test_stop_signal_is_set_once_and_for_all() -> None:

@@ -20,7 +20,7 @@ from engine_cases import RAGGED, Case, assert_same_loss_and_grads, sizes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from microgpt import EngineError, SamplingConfig, SamplingError, ShapeError, StopSignal
-from microgpt.corpus.dataset import Batches
+from microgpt.corpus.batches import Batches
 from microgpt.engines import native, select
 from microgpt.engines.native import NativeEngine
 from microgpt.parameters import DTYPES, Parameters

@@ -1,9 +1,11 @@
 """The library from outside: save, load, generate, logits."""
 
 import copy
+import json
 import math
 import pickle
 import random
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +183,7 @@ def test_one_call_of_the_engine_is_short_enough_to_be_interrupted(
 ) -> None:
     expected = model.generate(5)
     monkeypatch.setattr(
-        "microgpt.inference.language_model.WORK_TOGETHER",
+        "microgpt.inference.samples.WORK_TOGETHER",
         2 * model.config.n_params * SIZES["block_size"],
     )
     sizes = []
@@ -260,3 +262,81 @@ def test_logits_refuse_what_the_model_cannot_read(
 ) -> None:
     with pytest.raises(error, match=message):
         untrained(block_size=4).logits(token_ids)
+
+
+# ---------------------------------------------------------------- one way to answer
+
+
+def test_generate_stream_and_reply_give_the_same_text(model: LanguageModel) -> None:
+    config = SamplingConfig(temperature=0.7, top_k=5, max_tokens=6, stop=["tt"], seed=3)
+    prompt = model.prompt("an")
+    options: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_k": 5,
+        "max_tokens": 6,
+        "stop": ["tt"],
+        "seed": 3,
+    }
+    reply = model.reply(prompt, config)
+    assert model.generate(1, prompt="an", **options) == ["an" + reply.content]
+    assert model.generate(1, prompt=prompt, **options) == ["an" + reply.content]
+    for stream in (model.stream(prompt, config), model.stream("an", **options)):
+        assert "".join(stream) == reply.content
+        assert (stream.finish_reason, stream.n_tokens) == (reply.finish_reason, reply.n_tokens)
+    assert reply.prompt is prompt
+
+
+def test_chat_is_the_reply_to_the_prompt_of_its_messages() -> None:
+    talk = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]
+    dataset = Dataset.from_conversations([talk])
+    model, trainer = microgpt.prepare(dataset, TrainConfig(steps=5))
+    trainer.advance(5)
+    reply = model.chat(talk[:1], seed=5)
+    prompt = model.prompt(talk[:1])
+    assert model.reply(prompt, SamplingConfig(seed=5)) == reply
+    assert "".join(model.stream_chat(talk[:1], seed=5)) == reply.content
+
+
+def test_unknown_characters_of_a_prompt_are_refused_unless_skipped(model: LanguageModel) -> None:
+    with pytest.raises(TokenError, match="does not know: 'x'"):
+        model.prompt("ax")
+    assert model.prompt("ax", unknown="skip").n_unknown == 1
+
+
+@pytest.mark.parametrize("engine", ["scalar", "vectorized", "native"])
+def test_stream_tells_the_tokens_of_each_piece_and_their_logits(engine: str) -> None:
+    model = untrained(block_size=8, engine=engine)
+    prompt = model.prompt("ab")
+    stream = model.stream(prompt, SamplingConfig(temperature=1.0, seed=7, stop=["cd", "da"]))
+    token_ids, rows = [], []
+    for piece in stream:
+        assert model.tokenizer.decode([token.token_id for token in stream.tokens]) == piece
+        token_ids += [token.token_id for token in stream.tokens]
+        rows += [token.logits for token in stream.tokens]
+    assert token_ids
+    expected = model.logits([*prompt.token_ids, *token_ids[:-1]])[len(prompt.token_ids) - 1 :]
+    np.testing.assert_allclose(rows, expected, rtol=1e-9)
+
+
+# ---------------------------------------------------------------- how it was made
+
+
+def test_model_keeps_how_it_was_made(tmp_path: Path) -> None:
+    model = microgpt.fit(DOCUMENTS, steps=6, seed=5, val_fraction=0.25, eval_every=3, **SIZES)
+    made = model.training
+    assert made is not None
+    assert (made.steps, made.seed, made.options["n_embd"]) == (6, 5, SIZES["n_embd"])
+    assert made.options["learning_rate"] == pytest.approx(0.01 * 16 / SIZES["n_embd"])
+    assert made.val_loss is not None
+    assert made.library_version == version("microgpt-lib")
+    model.save(tmp_path)
+    assert microgpt.load(tmp_path).training == made
+    assert copy.deepcopy(model).training == made
+    keys = list(json.loads((tmp_path / "meta.json").read_text()))
+    assert keys[-1] == "training"
+
+
+def test_model_that_does_not_say_how_it_was_made_loads(tmp_path: Path) -> None:
+    model = untrained(block_size=4)
+    model.save(tmp_path)
+    assert microgpt.load(tmp_path).training is None

@@ -21,6 +21,7 @@ from microgpt import (
     Tokenizer,
 )
 from microgpt import build_prompt as prompt_of
+from microgpt.inference.prompt import text_prompt
 
 TOKENIZER = Tokenizer(("a", "b", "c"), is_chat=True)
 USER, ASSISTANT, END, BOS = 3, 4, 5, 6
@@ -307,3 +308,29 @@ def test_real_conversations_are_counted_and_trained_on(shared: Path) -> None:
     _, trainer = microgpt.prepare(dataset, config, random.Random(42), block_size=64)
     losses = [report.loss for report in trainer]
     assert np.mean(losses[-5:]) < losses[0] - 0.1
+
+
+# ---------------------------------------------------------------- the prompt of a text
+
+
+def test_prompt_of_a_text_is_bos_and_its_characters() -> None:
+    tokenizer = Tokenizer.from_texts(["ab"])
+    prompt = text_prompt("ba", tokenizer)
+    assert prompt.token_ids == [2, 1, 0]
+    assert (prompt.stop_token, prompt.forbidden, prompt.n_unknown) == (2, (), 0)
+    assert (prompt.turns_dropped, prompt.tokens_dropped) == (0, 0)
+
+
+def test_unknown_characters_of_a_text_are_refused_or_left_out_and_counted() -> None:
+    tokenizer = Tokenizer.from_texts(["ab"])
+    with pytest.raises(TokenError, match="does not know: 'x', 'y'"):
+        text_prompt("xay", tokenizer)
+    prompt = text_prompt("xay", tokenizer, unknown="skip")
+    assert (prompt.token_ids, prompt.n_unknown) == ([2, 0], 2)
+
+
+def test_prompt_of_messages_ends_at_end_turn_and_forbids_roles_and_bos() -> None:
+    tokenizer = Tokenizer.from_texts(["ab"], is_chat=True)
+    prompt = prompt_of([{"role": "user", "content": "a"}], tokenizer, 16)
+    assert prompt.stop_token == tokenizer.special_id("end_turn")
+    assert prompt.forbidden == (2, 3, tokenizer.bos)

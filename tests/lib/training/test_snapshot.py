@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import microgpt
+import msgspec
 import numpy as np
 import pytest
 from faults import CALLS, FAULTS, MAX_CALLS, needs_strace, strike_each_call
@@ -162,7 +163,7 @@ def test_directory_without_snapshots_is_named(tmp_path: Path, name: str) -> None
     with pytest.raises(CheckpointError, match="holds no snapshot of training") as caught:
         read_snapshot(directory)
     assert directory in str(caught.value)
-    assert "train with --checkpoint-every" in str(caught.value.hint)
+    assert "train with --snapshot-every" in str(caught.value.hint)
 
 
 def rewritten(change: Callable[[dict[str, Any], dict[str, str]], object]) -> Damage:
@@ -234,7 +235,7 @@ DAMAGE: list[tuple[str, Damage, str]] = [
     ("sizes that cannot be", state_with(model=OTHER_MODEL | {"n_head": 3}), "must be divisible"),
     ("sizes of another model", state_with(model=OTHER_MODEL), "is damaged"),
     ("unknown size", state_with(model={"width": 3}), "invalid"),
-    ("unknown dtype", state_with(dtype="int8"), "is damaged"),
+    ("unknown dtype", state_with(dtype="int8"), "dtype is 'int8', expected one of float32"),
     ("characters", state_with(chars=["ab"]), "invalid"),
 ]
 
@@ -254,7 +255,7 @@ def test_snapshot_before_a_damaged_one_still_loads(saved: Path) -> None:
     cut(saved)
     with pytest.raises(CheckpointError) as caught:
         read_snapshot(saved.parents[1])
-    assert caught.value.hint == f"remove {saved.name} to go on from the one before"
+    assert caught.value.hint == f"remove {saved.name} to resume from the snapshot before"
     saved.unlink()
     assert read_snapshot(saved.parents[1]).step == 3
 
@@ -327,3 +328,33 @@ def test_save_that_fails_at_any_system_call_loses_nothing(
         before = {"step-00000002.safetensors", "step-00000003.safetensors"}
         assert set(names_in(directory)) - before == {"step-00000004.safetensors"}
         assert len(names_in(directory)) == 2
+
+
+# ---------------------------------------------------------------- the options of the run
+
+
+def test_snapshot_holds_the_resolved_options_of_the_run(tmp_path: Path) -> None:
+    trainer = trained(3)
+    write_snapshot(tmp_path, trainer, {"input": "names.txt"})
+    snapshot = read_snapshot(tmp_path)
+    assert snapshot.train_config == trainer.config
+    assert snapshot.train_config.engine == "vectorized"
+    assert snapshot.options == {"input": "names.txt"}
+
+
+def test_option_that_a_snapshot_lacks_has_its_default(saved: Path) -> None:
+    config = msgspec.to_builtins(trained(3).config)
+    del config["clip"]
+    state_with(train_config=config | {"option_of_a_later_version": 1})(saved)
+    found = read_snapshot(saved.parents[1]).train_config
+    assert (found.clip, found.weight_decay) == (TrainConfig().clip, 0.1)
+
+
+def test_older_snapshot_has_its_options_among_those_of_the_application(tmp_path: Path) -> None:
+    stored = {"lr": 0.05, "steps": 10, "seed": 9, "long": "split", "input": "a", "engine": "auto"}
+    path = write_snapshot(tmp_path, trained(3), stored)
+    state_with(train_config=...)(path)
+    config = read_snapshot(tmp_path).train_config
+    assert (config.learning_rate, config.steps, config.seed) == (0.05, 10, 9)
+    assert (config.long, config.n_embd, config.engine) == ("split", 8, "vectorized")
+    assert config.batch_size == TrainConfig().batch_size

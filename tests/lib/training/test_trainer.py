@@ -1,4 +1,3 @@
-import math
 import random
 from collections.abc import Iterable
 from typing import Any
@@ -16,136 +15,31 @@ from microgpt import (
     TokenError,
     TrainConfig,
     Trainer,
-    Value,
     train_step,
 )
 from microgpt.engines import ENGINES, select
 from microgpt.parameters import Parameters
-from microgpt.training.trainer import default_learning_rate
 
 DOCUMENTS = ["anna", "bob", "hannah", "otto", "abba", "noah", "nora"]
 FAST = [name for name in ENGINES if name not in {"auto", "scalar"}]
 
 
 def prepared(**options: Any) -> Trainer:
-    train = {key: options.pop(key) for key in list(options) if hasattr(TrainConfig(), key)}
-    dataset = Dataset.from_documents(DOCUMENTS)
+    others = {key: options.pop(key) for key in ("val_dataset", "threads") if key in options}
     sizes: dict[str, Any] = {"n_embd": 8, "n_head": 2, "block_size": 6, "dtype": "float64"}
-    _, trainer = microgpt.prepare(
-        dataset, TrainConfig(**train), random.Random(3), **(sizes | options)
-    )
+    config = TrainConfig(**(sizes | options))
+    dataset = Dataset.from_documents(DOCUMENTS)
+    _, trainer = microgpt.prepare(dataset, config, random.Random(3), **others)
     return trainer
 
 
-# ---------------------------------------------------------------- Adam
-
-
-def test_adam_is_what_its_paper_says() -> None:
-    parameters = [Value(0.5), Value(-2.0)]
-    adam = Adam(parameters)
-    rng = random.Random(1)
-    x, m, v = [0.5, -2.0], [0.0, 0.0], [0.0, 0.0]
-    for t in range(1, 6):
-        for i, parameter in enumerate(parameters):
-            parameter.grad = g = rng.gauss(0, 1)
-            m[i] = 0.85 * m[i] + 0.15 * g
-            v[i] = 0.99 * v[i] + 0.01 * g * g
-            x[i] -= 0.03 * (m[i] / (1 - 0.85**t)) / (math.sqrt(v[i] / (1 - 0.99**t)) + 1e-8)
-        adam.step(0.03)
-        assert [p.data for p in parameters] == pytest.approx(x, rel=1e-12)
-        assert [p.grad for p in parameters] == [0.0, 0.0]
-
-
-def test_first_step_of_adam_is_the_learning_rate_against_the_gradient() -> None:
-    parameters = [Value(1.0), Value(1.0)]
-    for parameter, grad in zip(parameters, (1e-3, -70.0), strict=True):
-        parameter.grad = grad
-    Adam(parameters).step(0.1)
-    # eps is 1e-5 of the smaller gradient
-    assert [p.data for p in parameters] == pytest.approx([0.9, 1.1], rel=1e-5)
-
-
-def test_train_step_returns_the_loss_before_its_update() -> None:
-    model = GPT.init(ModelConfig(vocab_size=3, n_embd=4), random.Random(1))
-    adam = Adam(model.parameters())
-    before = model.loss([2, 0, 1, 2]).data
-    assert train_step(model, adam, [2, 0, 1, 2], 0.01) == before
-    assert model.loss([2, 0, 1, 2]).data < before
-
-
-def test_train_step_changes_nothing_when_the_loss_is_not_finite() -> None:
-    model = GPT.init(ModelConfig(vocab_size=3, n_embd=4), random.Random(1))
-    model.weights["lm_head"][0][0].data = math.nan
-    before = [p.data for p in model.parameters()]
-    with pytest.raises(NonFiniteLossError, match=r"loss is nan at step 1 \(learning rate 0.5\)"):
-        train_step(model, Adam(model.parameters()), [2, 0, 1, 2], 0.5)
-    np.testing.assert_array_equal([p.data for p in model.parameters()], before)
-
-
-# ---------------------------------------------------------------- the learning rate
-
-
-@pytest.mark.parametrize(("n_embd", "rate"), [(16, 0.01), (32, 0.005), (128, 0.00125)])
-def test_default_rate_shrinks_with_the_width(n_embd: int, rate: float) -> None:
-    assert default_learning_rate(n_embd) == rate
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("linear", [1 / 3, 2 / 3, 1, 1, 0.75, 0.5, 0.25]),
-        ("constant", [1 / 3, 2 / 3, 1, 1, 1, 1, 1]),
-        (
-            "cosine",
-            [1 / 3, 2 / 3, 1, *((1 + math.cos(math.pi * x)) / 2 for x in (0, 0.25, 0.5, 0.75))],
-        ),
-    ],
-)
-def test_rate_rises_over_the_warmup_and_then_follows_its_schedule(
-    schedule: Any, expected: list[float]
-) -> None:
-    config = TrainConfig(steps=7, warmup_steps=3, schedule=schedule)
-    assert [config.rate_at(step) for step in range(7)] == pytest.approx(expected, rel=1e-12)
-
-
-def test_default_schedule_is_the_original_one() -> None:
-    config = TrainConfig(steps=1000)
-    assert [config.rate_at(step) for step in (0, 250, 999)] == [1.0, 0.75, 1 - 999 / 1000]
+# ---------------------------------------------------------------- Trainer
 
 
 def test_reports_tell_the_rate_of_their_step() -> None:
     trainer = prepared(steps=4, learning_rate=0.02, warmup_steps=2)
     rates = [report.learning_rate for report in trainer]
     assert rates == pytest.approx([0.01, 0.02, 0.02, 0.01])
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"steps": 0}, "steps is 0, expected an integer of at least 1"),
-        ({"steps": 2.5}, "steps is 2.5"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": True}, "batch_size is True"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0, expected a finite number above 0"),
-        ({"learning_rate": math.inf}, "learning_rate is inf"),
-        ({"learning_rate": math.nan}, "learning_rate is nan"),
-        ({"clip": -1.0}, "clip is -1.0"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
-        ({"weight_decay": math.nan}, "weight_decay is nan"),
-        (
-            {"warmup_steps": 1000},
-            "warmup_steps is 1000, expected at least 0 and less than the 1000",
-        ),
-        ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"schedule": "step"}, "schedule is 'step', expected one of linear, cosine, constant"),
-    ],
-)
-def test_numbers_out_of_their_domain_are_refused(option: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TrainConfig(**option)
-
-
-# ---------------------------------------------------------------- Trainer
 
 
 @pytest.mark.parametrize("engine", FAST)

@@ -225,8 +225,8 @@ def _set_up(
         n_head=options.n_head,
         n_layer=options.n_layer,
         block_size=options.block_size,
-        long=options.long,  # type: ignore[arg-type] # checked there
-        loss_on=options.loss_on,  # type: ignore[arg-type] # checked there
+        long=options.long,
+        loss_on=options.loss_on,
         shuffle=options.shuffle,
         val_fraction=options.val_fraction,
         val_dataset=val_dataset,

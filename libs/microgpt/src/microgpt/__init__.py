@@ -10,7 +10,8 @@ public too. Everything else may change without notice.
 """
 
 from microgpt.autograd import Value
-from microgpt.corpus.dataset import Batch, Batches, Dataset
+from microgpt.corpus.batches import Batch, Batches
+from microgpt.corpus.dataset import Dataset
 from microgpt.corpus.readers import (
     Conversations,
     read_conversations,
@@ -19,7 +20,13 @@ from microgpt.corpus.readers import (
 )
 from microgpt.data import Message, Tokenizer
 from microgpt.engines import ENGINES, unavailable_engines
-from microgpt.engines.decoding import SamplingConfig, StopSignal, generate, generate_from_prompt
+from microgpt.engines.decoding import (
+    ChosenToken,
+    SamplingConfig,
+    StopSignal,
+    generate,
+    generate_from_prompt,
+)
 from microgpt.errors import (
     ChatError,
     CheckpointError,
@@ -34,13 +41,17 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
-from microgpt.inference.language_model import ChatReply, LanguageModel, load
-from microgpt.inference.prompt import ChatPrompt, build_prompt
+from microgpt.inference.language_model import LanguageModel
+from microgpt.inference.loading import load
+from microgpt.inference.prompt import ChatPrompt, Prompt, build_prompt
 from microgpt.inference.score import Score
-from microgpt.inference.stream import TextStream
+from microgpt.inference.stream import ChatReply, Reply, TextStream
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
-from microgpt.storage.model_directory import check_writable, holds_model
+from microgpt.storage.commit import lock_directory
+from microgpt.storage.model_directory import TrainingRecord, check_writable, holds_model
+from microgpt.train import Adam, train_step
 from microgpt.training.fit import fit, prepare
+from microgpt.training.options import TrainConfig
 from microgpt.training.ranks import Ranks
 from microgpt.training.snapshot import (
     Snapshot,
@@ -50,15 +61,8 @@ from microgpt.training.snapshot import (
     restore,
     write_snapshot,
 )
-from microgpt.training.trainer import (
-    Adam,
-    Best,
-    StepReport,
-    TrainConfig,
-    Trainer,
-    Validation,
-    train_step,
-)
+from microgpt.training.trainer import StepReport, Trainer
+from microgpt.training.validation import Best, Validation
 
 __all__ = [
     "ENGINES",
@@ -71,6 +75,7 @@ __all__ = [
     "ChatPrompt",
     "ChatReply",
     "CheckpointError",
+    "ChosenToken",
     "ConfigError",
     "ContextLengthError",
     "Conversations",
@@ -84,8 +89,10 @@ __all__ = [
     "MicrogptError",
     "ModelConfig",
     "NonFiniteLossError",
+    "Prompt",
     "RankLostError",
     "Ranks",
+    "Reply",
     "SamplingConfig",
     "SamplingError",
     "Score",
@@ -98,6 +105,7 @@ __all__ = [
     "Tokenizer",
     "TrainConfig",
     "Trainer",
+    "TrainingRecord",
     "Validation",
     "Value",
     "build_prompt",
@@ -108,6 +116,7 @@ __all__ = [
     "holds_model",
     "holds_snapshot",
     "load",
+    "lock_directory",
     "prepare",
     "read_conversations",
     "read_documents",

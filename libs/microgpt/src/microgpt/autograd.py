@@ -2,11 +2,7 @@
 
 Each operation makes a new `Value` that remembers its operands and, for each of them, the local
 derivative. `Value.backward` walks that graph from the result to the leaves and applies the chain
-rule. A new operation goes here: its value, its derivative beside it, and a row in the table of
-`tests/lib/test_autograd.py`.
-
-The functions `exp`, `log`, `relu` and `number` take a `Value` or a plain float alike, so that one
-forward pass serves both training and inference.
+rule. The functions below take a `Value` or a float: one forward pass serves training and inference.
 """
 
 import math
@@ -103,8 +99,7 @@ class Value:
     def backward(self) -> None:
         """Add d(self)/d(v) to `v.grad` for every value `v` that this one was computed from.
 
-        Works on graphs of any depth: nothing here recurses. Gradients add up over calls; set
-        `grad` to 0.0 to start afresh.
+        Works on graphs of any depth: nothing here recurses. Gradients add up over calls.
         """
         order = _topological_order(self)
         for value in order:

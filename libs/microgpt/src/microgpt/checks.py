@@ -2,22 +2,29 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from microgpt.errors import ConfigError, DataError
+from microgpt.errors import ChatError, ConfigError, DataError
 
 __all__ = [
+    "ROLES",
     "PathLike",
-    "check_integer",
+    "cause_of",
+    "check_chars",
+    "check_choice",
     "check_type",
+    "checked_integer",
+    "checked_messages",
     "checked_path",
     "checked_texts",
     "is_integer",
     "is_number",
 ]
+
+ROLES = ("user", "assistant")  # of messages, in the order of their token ids
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -42,11 +49,18 @@ def is_number(value: Any) -> bool:
     return True
 
 
-def check_integer(name: str, value: Any, at_least: float = -math.inf) -> None:
-    """Raise ConfigError unless a value is an integer, of at least that."""
+def checked_integer(name: str, value: Any, at_least: float = -math.inf) -> int:
+    """Return a plain integer of at least that, or raise ConfigError."""
     if not is_integer(value) or value < at_least:
         smallest = f" of at least {at_least}" * (at_least > -math.inf)
         raise ConfigError(f"{name} is {value!r:.80}, expected an integer{smallest}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless a value is one of the choices."""
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r:.80}, expected one of {', '.join(choices)}")
 
 
 def check_type(name: str, value: Any, expected: type) -> None:
@@ -73,3 +87,40 @@ def checked_texts(documents: Iterable[Any]) -> Iterator[str]:
         if not isinstance(document, str):
             raise DataError(f"a document is {document!r:.80}, expected a string")
         yield document
+
+
+def checked_messages(messages: Any) -> Iterator[tuple[str, str]]:
+    """Yield role and content of each message, or raise ChatError."""
+    if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
+        raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
+    for message in messages:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ChatError(
+                f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}'
+            )
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str) or role not in ROLES:
+            raise ChatError(f"unknown role: {role!s:.80}", hint='expected "user" or "assistant"')
+        if not isinstance(content, str):
+            raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
+        yield role, content
+
+
+def check_chars(chars: Any) -> None:
+    """Raise DataError unless `chars` is a tuple of characters, each once."""
+    if not isinstance(chars, tuple) or any(
+        not isinstance(char, str) or len(char) != 1 for char in chars
+    ):
+        raise DataError(f"chars is {chars!r:.80}, expected a tuple of single characters")
+    if surrogates := [char for char in chars if "\ud800" <= char <= "\udfff"]:
+        raise DataError(
+            f"the text holds {surrogates[0]!r}, half of a character, expected Unicode text; "
+            'decode it anew, perhaps with errors="replace"'
+        )
+    if len(set(chars)) != len(chars):
+        raise DataError("chars holds a character twice, expected each once")
+
+
+def cause_of(error: Exception) -> object:
+    """Return the system's words for an error, or else the error itself."""
+    return (isinstance(error, OSError) and error.strerror) or error

@@ -1,40 +1,44 @@
-"""Characters to token ids and back, and the tokens that mark who speaks."""
+"""Text to token ids and back: characters, and the special tokens around documents and turns.
+
+A document is `BOS, characters, BOS`. A conversation is `BOS, turns, BOS`, and each of its turns is
+`role, characters, end_turn`. The layout functions are the one definition of that.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
-from microgpt.checks import checked_texts, is_integer
-from microgpt.errors import ChatError, ConfigError, DataError, TokenError
+from microgpt import checks
+from microgpt.errors import TokenError
 
-__all__ = ["ROLES", "Message", "Tokenizer", "check_conversation", "checked_message"]
+__all__ = ["Message", "Tokenizer", "conversation_layout", "document_layout", "turn_layout"]
 
-ROLES = ("user", "assistant")
-SPECIAL_TOKENS = (*ROLES, "end_turn")  # of chat models, in the order of their ids
-MAX_SHOWN = 10  # characters that an error message names
+SPECIAL_TOKENS = (
+    *checks.ROLES,
+    "end_turn",
+)  # of chat models, in the order of their ids; BOS follows
+MAX_SHOWN = 10  # unknown characters that an error message names
 
 Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
+Layout: TypeAlias = list[tuple[str, str]]  # special tokens, each with the text after it
 Unknown: TypeAlias = Literal["error", "skip"]
-UNKNOWN: tuple[Unknown, ...] = get_args(Unknown)
 
 
-def check_conversation(messages: Any) -> None:
-    """Raise ChatError unless it may be a list of messages."""
-    if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
-        raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
+def document_layout(text: str) -> Layout:
+    """Return BOS, the text, BOS."""
+    return [("bos", text), ("bos", "")]
 
 
-def checked_message(message: Any) -> tuple[str, str]:
-    """Return role and content of what should be a message, or raise ChatError."""
-    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        raise ChatError(f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}')
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise ChatError(f"unknown role: {role!s:.80}", hint='expected "user" or "assistant"')
-    if not isinstance(content, str):
-        raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
-    return role, content
+def turn_layout(role: str, content: str) -> Layout:
+    """Return the role, the text, end_turn."""
+    return [(role, content), ("end_turn", "")]
+
+
+def conversation_layout(messages: Iterable[Message]) -> Layout:
+    """Return BOS, every turn, BOS; raise ChatError for messages of another form."""
+    turns = [turn_layout(role, content) for role, content in checks.checked_messages(messages)]
+    return [("bos", ""), *chain.from_iterable(turns), ("bos", "")]
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Tokenizer:
         is_chat: whether the chat tokens exist.
 
     Raises:
-        DataError: `chars` holds something else than single characters, a lone surrogate, or one of
-            them twice.
+        DataError: `chars` holds something other than single characters, a lone surrogate, or one
+            character twice.
 
     Example:
         >>> tokenizer = Tokenizer.from_texts(["anna", "bob"])
@@ -64,28 +68,18 @@ class Tokenizer:
     is_chat: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.chars, tuple) or any(
-            not isinstance(char, str) or len(char) != 1 for char in self.chars
-        ):
-            raise DataError(f"chars is {self.chars!r:.80}, expected a tuple of single characters")
-        if surrogates := [char for char in self.chars if "\ud800" <= char <= "\udfff"]:
-            raise DataError(
-                f"the text holds {surrogates[0]!r}, half of a character, expected Unicode text; "
-                'decode it anew, perhaps with errors="replace"'
-            )
-        if len(set(self.chars)) != len(self.chars):
-            raise DataError("chars holds a character twice, expected each once")
+        checks.check_chars(self.chars)
         object.__setattr__(self, "_ids", {char: i for i, char in enumerate(self.chars)})
 
     @classmethod
     def from_texts(cls, texts: Iterable[str], *, is_chat: bool = False) -> "Tokenizer":
-        """Return a tokenizer for every character that occurs in `texts`.
+        """Return a tokenizer for every character of `texts`.
 
         Args:
-            texts: any, read once.
+            texts: read once.
             is_chat: whether the chat tokens exist.
         """
-        return cls(tuple(sorted(set().union(*checked_texts(texts)))), is_chat)
+        return cls(tuple(sorted(set().union(*checks.checked_texts(texts)))), is_chat)
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -94,7 +88,7 @@ class Tokenizer:
 
     @property
     def bos(self) -> int:
-        """Id of the token before and after every document; always the last one."""
+        """Id of the token before and after every document: the last id."""
         return len(self.chars) + len(self.special_tokens)
 
     @property
@@ -122,16 +116,14 @@ class Tokenizer:
 
         Args:
             text: any text.
-            unknown: what to do about characters that are not in the vocabulary.
+            unknown: "error", or "skip" to leave out characters that are not in the vocabulary.
 
         Raises:
             TokenError: there are such characters and `unknown` is "error"; they are named.
-            ConfigError: `unknown` is something else.
         """
         if not isinstance(text, str):
             raise TokenError(f"the text is {text!r:.80}, expected a string")
-        if unknown not in UNKNOWN:
-            raise ConfigError(f"unknown is {unknown!r:.80}, expected one of {', '.join(UNKNOWN)}")
+        checks.check_choice("unknown", unknown, get_args(Unknown))
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]  # set in __post_init__
         if unknown == "error" and (strange := sorted(set(text) - ids.keys())):
             shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + ", ..." * (len(strange) > MAX_SHOWN)
@@ -141,16 +133,20 @@ class Tokenizer:
             )
         return [ids[char] for char in text if char in ids]
 
+    def _encode_layout(self, layout: Layout, unknown: Unknown = "error") -> list[int]:
+        token_ids = []
+        for name, text in layout:
+            token_ids.append(self.bos if name == "bos" else self.special_id(name))
+            token_ids += self.encode(text, unknown=unknown)
+        return token_ids
+
     def encode_document(self, text: str) -> list[int]:
         """Return BOS, the characters, BOS.
 
         Args:
             text: any text.
-
-        Raises:
-            TokenError: a character is not in the vocabulary.
         """
-        return [self.bos, *self.encode(text), self.bos]
+        return self._encode_layout(document_layout(text))
 
     def encode_turn(self, role: str, content: str, *, unknown: Unknown = "error") -> list[int]:
         """Return the role's token, the characters, end_turn.
@@ -159,26 +155,16 @@ class Tokenizer:
             role: "user" or "assistant".
             content: any text.
             unknown: see `encode`.
-
-        Raises:
-            TokenError: the role is not in the vocabulary, or see `encode`.
         """
-        ids = self.encode(content, unknown=unknown)
-        return [self.special_id(role), *ids, self.special_id("end_turn")]
+        return self._encode_layout(turn_layout(role, content), unknown)
 
     def encode_conversation(self, messages: Iterable[Message]) -> list[int]:
         """Return BOS, every turn, BOS.
 
         Args:
             messages: each with "role" and "content".
-
-        Raises:
-            TokenError: a character is not in the vocabulary, or this is no tokenizer for chat.
-            ChatError: the messages, or one of them, are not as expected.
         """
-        check_conversation(messages)
-        turns = (self.encode_turn(*checked_message(message)) for message in messages)
-        return [self.bos, *chain.from_iterable(turns), self.bos]
+        return self._encode_layout(conversation_layout(messages))
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the characters of `token_ids`; special tokens yield nothing.
@@ -187,14 +173,14 @@ class Tokenizer:
             token_ids: 0 to V - 1 each.
 
         Raises:
-            TokenError: an id is not in the vocabulary, or these are no ids.
+            TokenError: an id is not in the vocabulary, or no integer.
         """
         if not isinstance(token_ids, Iterable):
             raise TokenError(f"token ids are {token_ids!r:.80}, expected a list of integers")
         text = []
-        chars, vocab_size = self.chars, self.vocab_size  # half the time of looking each time
+        chars, vocab_size = self.chars, self.vocab_size  # local: read once for many tokens
         for token_id in token_ids:
-            if not is_integer(token_id) or not 0 <= token_id < vocab_size:
+            if not checks.is_integer(token_id) or not 0 <= token_id < vocab_size:
                 raise TokenError(f"token id {token_id!r:.80}, expected 0 to {vocab_size - 1}")
             if token_id < len(chars):
                 text.append(chars[token_id])

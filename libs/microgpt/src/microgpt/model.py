@@ -1,7 +1,7 @@
 """Decoder-only transformer: token ids in, next-token logits out, one position at a time.
 
-The whole model in plain Python. `forward` is the one definition of it: over `Value` it trains
-(`GPT`), over floats it infers (`InferenceGPT`), and every faster engine is proven equal to it.
+`forward` is the one definition of the model: over `Value` it trains (`GPT`), over floats it infers
+(`InferenceGPT`), and every faster engine is proven equal to it.
 
     x = rmsnorm(wte[token] + wpe[position])
     per layer:  x += attn_wo @ attention(rmsnorm(x));  x += mlp_fc2 @ relu(mlp_fc1 @ rmsnorm(x))
@@ -16,25 +16,13 @@ Source: Radford et al. 2019 (GPT-2), simplified as in Karpathy's microgpt.py.
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Generic
+from typing import Generic
 
 from microgpt.autograd import Scalar, Value, exp, log, number, relu
+from microgpt.checks import checked_integer
 from microgpt.errors import ConfigError, ContextLengthError, ShapeError, TokenError
 
-__all__ = [
-    "GPT",
-    "INIT_STD",
-    "RMSNORM_EPS",
-    "InferenceGPT",
-    "KVCache",
-    "ModelConfig",
-    "Weights",
-    "check_token_ids",
-    "cross_entropy",
-    "init_weights",
-    "parameter_shapes",
-    "softmax",
-]
+__all__ = ["GPT", "InferenceGPT", "KVCache", "ModelConfig", "init_weights", "parameter_shapes"]
 
 RMSNORM_EPS = 1e-5  # inside the root, in the units of x squared
 INIT_STD = 0.08
@@ -55,8 +43,7 @@ class ModelConfig:
         block_size: the most tokens that the model can attend to.
 
     Raises:
-        ConfigError: a size is not a positive integer, n_head does not divide n_embd, or there are
-            more than 2**48 parameters.
+        ConfigError: a size below 1, n_head does not divide n_embd, or more than 2**48 parameters.
 
     Example:
         >>> ModelConfig(vocab_size=27).n_params
@@ -71,9 +58,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            size = getattr(self, field.name)
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise ConfigError(f"{field.name} is {size!r}, expected an integer of at least 1")
+            size = checked_integer(field.name, getattr(self, field.name), 1)
+            object.__setattr__(self, field.name, size)
         if self.n_embd % self.n_head:
             raise ConfigError(f"n_embd ({self.n_embd}) must be divisible by n_head ({self.n_head})")
         if self.n_params > MAX_PARAMS:
@@ -96,12 +82,8 @@ class ModelConfig:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return the shape (out, in) of every parameter, in the order they are drawn and stored."""
-    n_embd = config.n_embd
-    shapes = {
-        "wte": (config.vocab_size, n_embd),
-        "wpe": (config.block_size, n_embd),
-        "lm_head": (config.vocab_size, n_embd),
-    }
+    n_embd, embedding = config.n_embd, (config.vocab_size, config.n_embd)
+    shapes = {"wte": embedding, "wpe": (config.block_size, n_embd), "lm_head": embedding}
     for i in range(config.n_layer):
         shapes |= {f"layer{i}.attn_w{kind}": (n_embd, n_embd) for kind in "qkvo"}
         shapes[f"layer{i}.mlp_fc1"] = (4 * n_embd, n_embd)
@@ -110,15 +92,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def init_weights(config: ModelConfig, rng: random.Random) -> Iterator[float]:
-    """Yield the initial weights, normal with mean 0 and deviation 0.08, row by row."""
+    """Yield the initial weights, normal with mean 0 and standard deviation 0.08, row by row."""
     return (rng.gauss(0.0, INIT_STD) for _ in range(config.n_params))
-
-
-def check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
-    """Raise TokenError unless every id lies in 0..vocab_size-1."""
-    for token_id in token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise TokenError(f"token id {token_id}, expected 0 to {vocab_size - 1}")
 
 
 def dot(a: Sequence[Scalar], b: Sequence[Scalar]) -> Scalar:
@@ -149,32 +124,32 @@ def rmsnorm(x: Sequence[Scalar]) -> list[Scalar]:
     return [a * scale for a in x]
 
 
-def softmax(logits: Sequence[Scalar]) -> list[Scalar]:
-    """Return probabilities proportional to exp(logits), shape as given, at least 1 long."""
+def shifted_exps(logits: Sequence[Scalar]) -> tuple[float, list[Scalar], Scalar]:
+    """Return the largest logit, exp(logits - largest), shape (V,), and the sum of these."""
     largest = max(map(number, logits))  # a float: the shift cancels, so it needs no gradient
     exps = [exp(z - largest) for z in logits]
-    total = sum(exps[1:], start=exps[0])
+    return largest, exps, sum(exps[1:], start=exps[0])
+
+
+def softmax(logits: Sequence[Scalar]) -> list[Scalar]:
+    """Return probabilities proportional to exp(logits), shape as given, at least 1 long."""
+    _, exps, total = shifted_exps(logits)
     return [e / total for e in exps]
 
 
 def cross_entropy(logits: Sequence[Scalar], target: int) -> Scalar:
-    """Return -log softmax(logits)[target] in nats, without forming the probability.
-
-    The probability of a very unlikely target would round to 0, and its logarithm fail.
-    """
-    largest = max(map(number, logits))
-    exps = [exp(z - largest) for z in logits]
-    total = sum(exps[1:], start=exps[0])
+    """Return -log softmax(logits)[target] in nats, finite where the probability rounds to 0."""
+    largest, _, total = shifted_exps(logits)
     return log(total) - (logits[target] - largest)
 
 
 @dataclass
 class KVCache(Generic[Scalar]):
-    """What attention has to remember: per layer, the key and value of every position so far.
+    """Keys and values of every position so far, for attention.
 
     Args:
         keys: per layer a list of vectors, each of shape (C,).
-        values: the same.
+        values: as `keys`.
     """
 
     keys: list[list[list[Scalar]]]
@@ -192,16 +167,13 @@ def attention(
     values: Sequence[Sequence[Scalar]],
     n_head: int,
 ) -> list[Scalar]:
-    """Return, head by head, the mean of `values` weighted by how well `keys` match `q`.
+    """Return per head the mean of `values`, weighted by how well `keys` match `q`: shape (C,).
 
     Args:
         q: query of the newest position, shape (C,).
-        keys: of every position up to it, shape (T, C); causality comes from what is in here.
-        values: the same.
+        keys: of every position up to the newest, shape (T, C): attention is causal.
+        values: as `keys`.
         n_head: H; head h owns columns h*D to (h+1)*D.
-
-    Returns:
-        shape (C,).
 
     Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
@@ -211,25 +183,20 @@ def attention(
         head = slice(start, start + head_dim)
         scores = [dot(q[head], k[head]) / head_dim**0.5 for k in keys]  # (T,)
         probs = softmax(scores)  # (T,)
-        mixed += [
-            dot(probs, [v[column] for v in values]) for column in range(*head.indices(len(q)))
-        ]
+        mixed += [dot(probs, column) for column in zip(*(v[head] for v in values), strict=True)]
     return mixed
 
 
 def forward(
     weights: Weights[Scalar], config: ModelConfig, token_id: int, cache: KVCache[Scalar]
 ) -> list[Scalar]:
-    """Run one token through the model at the next position of `cache`, which it extends.
+    """Return the logits after one token, shape (V,), and append its keys and values to `cache`.
 
     Args:
         weights: every parameter of `parameter_shapes`, by name.
         config: sizes.
         token_id: in 0..V-1.
-        cache: what earlier tokens left; shorter than block_size.
-
-    Returns:
-        Logits of the token that follows, shape (V,).
+        cache: keys and values of the earlier tokens, fewer than block_size.
     """
     x = rmsnorm(add(weights["wte"][token_id], weights["wpe"][cache.length]))  # (C,)
     for i in range(config.n_layer):
@@ -245,15 +212,14 @@ def forward(
 
 
 class _Transformer(Generic[Scalar]):
-    """What `GPT` and `InferenceGPT` share: sizes, weights, and ways to run `forward`."""
+    """The common part of `GPT` and `InferenceGPT`: sizes, weights, and ways to run `forward`."""
 
     def __init__(self, config: ModelConfig, weights: Weights[Scalar]) -> None:
         shapes = parameter_shapes(config)
         if weights.keys() != shapes.keys():
             raise ShapeError(f"got parameters {sorted(weights)}, expected {sorted(shapes)}")
         for name, (n_rows, n_columns) in shapes.items():
-            lengths = [len(row) for row in weights[name]]
-            if lengths != [n_columns] * n_rows:
+            if [len(row) for row in weights[name]] != [n_columns] * n_rows:
                 raise ShapeError(f"{name} is not a matrix of shape ({n_rows}, {n_columns})")
         self.config = config
         self.weights: Weights[Scalar] = {name: weights[name] for name in shapes}
@@ -264,13 +230,8 @@ class _Transformer(Generic[Scalar]):
         return KVCache([[] for _ in layers], [[] for _ in layers])
 
     def decode(self, token_id: int, cache: KVCache[Scalar]) -> list[Scalar]:
-        """Append one token to `cache` and return the logits of the next, shape (V,).
-
-        Raises:
-            TokenError: the id is not in the vocabulary.
-            ContextLengthError: the cache already holds block_size tokens.
-        """
-        check_token_ids([token_id], self.config.vocab_size)
+        """Append one token to `cache` and return the logits of the next, shape (V,)."""
+        self._check_token(token_id)
         if cache.length >= self.config.block_size:
             raise ContextLengthError(
                 f"got token {cache.length + 1}, expected at most block_size="
@@ -291,6 +252,10 @@ class _Transformer(Generic[Scalar]):
         cache = self.new_cache() if cache is None else cache
         return [self.decode(token_id, cache) for token_id in token_ids]
 
+    def _check_token(self, token_id: int) -> None:
+        if not 0 <= token_id < self.config.vocab_size:
+            raise TokenError(f"token id {token_id}, expected 0 to {self.config.vocab_size - 1}")
+
 
 class GPT(_Transformer[Value]):
     """The model over `Value`: slow, exact, differentiable.
@@ -298,9 +263,6 @@ class GPT(_Transformer[Value]):
     Args:
         config: sizes.
         weights: parameter name to matrix of `Value`, all of `parameter_shapes`.
-
-    Raises:
-        ShapeError: a parameter is missing, unknown or of another shape.
 
     Example:
         >>> model = GPT.init(ModelConfig(vocab_size=3, n_embd=4), random.Random(42))
@@ -312,29 +274,28 @@ class GPT(_Transformer[Value]):
 
     @classmethod
     def init(cls, config: ModelConfig, rng: random.Random) -> "GPT":
-        """Return a model with initial weights drawn from `rng`, parameter after parameter.
+        """Return a model with initial weights.
 
         Args:
-            config: sizes of the model.
+            config: sizes.
             rng: one `gauss` is drawn per weight.
         """
         return cls.from_numbers(config, init_weights(config, rng))
 
     @classmethod
     def from_numbers(cls, config: ModelConfig, numbers: Iterator[float]) -> "GPT":
-        """Return a model whose weights are the next n_params of `numbers`, row by row.
+        """Return a model with given weights.
 
         Args:
-            config: sizes of the model.
+            config: sizes.
             numbers: at least n_params, in the order of `parameters`.
         """
-        return cls(
-            config,
-            {
-                name: [[Value(next(numbers)) for _ in range(columns)] for _ in range(rows)]
-                for name, (rows, columns) in parameter_shapes(config).items()
-            },
-        )
+        values = map(Value, numbers)
+        weights = {
+            name: [[next(values) for _ in range(n_in)] for _ in range(n_out)]
+            for name, (n_out, n_in) in parameter_shapes(config).items()
+        }
+        return cls(config, weights)
 
     def parameters(self) -> list[Value]:
         """Return every weight, in the order of `parameter_shapes`, row by row."""
@@ -344,7 +305,7 @@ class GPT(_Transformer[Value]):
         """Return the mean loss in nats of predicting each token from those before it.
 
         Args:
-            token_ids: one document, at least 2 tokens; what exceeds block_size + 1 is left out.
+            token_ids: one document, at least 2 tokens; cut after block_size + 1.
 
         Raises:
             ShapeError: fewer than 2 tokens.
@@ -352,7 +313,7 @@ class GPT(_Transformer[Value]):
         if len(token_ids) < 2:  # noqa: PLR2004 - one to read and one to predict
             raise ShapeError(f"the number of tokens is {len(token_ids)}, expected at least 2")
         targets = token_ids[1 : self.config.block_size + 1]
-        check_token_ids(targets, self.config.vocab_size)
+        self._check_token(targets[-1])  # the others are inputs too
         logits = self.logits(token_ids[: len(targets)])
         losses = [cross_entropy(z, target) for z, target in zip(logits, targets, strict=True)]
         return sum(losses[1:], start=losses[0]) / len(losses)
@@ -364,26 +325,14 @@ class InferenceGPT(_Transformer[float]):
     Args:
         config: sizes.
         weights: parameter name to matrix of floats, all of `parameter_shapes`.
-
-    Raises:
-        ShapeError: a parameter is missing, unknown or of another shape.
-
-    Example:
-        >>> trained = GPT.init(ModelConfig(vocab_size=3, n_embd=4), random.Random(42))
-        >>> model = InferenceGPT.from_gpt(trained)
-        >>> [round(z, 3) for z in model.decode(0, model.new_cache())]
-        [0.053, 0.234, -0.199]
     """
 
     @classmethod
     def from_gpt(cls, model: GPT) -> "InferenceGPT":
-        """Return the same model without its gradients.
+        """Return a copy of the model without gradients.
 
         Args:
-            model: whose weights are copied, so that training it further changes nothing here.
+            model: over `Value`.
         """
-        weights: dict[str, Any] = {
-            name: [[weight.data for weight in row] for row in matrix]
-            for name, matrix in model.weights.items()
-        }
+        weights = {k: [[w.data for w in row] for row in w_k] for k, w_k in model.weights.items()}
         return cls(model.config, weights)

@@ -1,185 +1,28 @@
-"""Documents and conversations as token ids: encoded once into one array, and cut into batches.
+"""Documents and conversations as token ids, encoded once into one array and cut into batches.
 
-Texts are encoded as they come, so that a file of any size needs little more memory than its token
-ids. This module knows nothing of models.
+A file of any size needs little more memory than its token ids.
 """
 
 import hashlib
 import math
 import random
 from array import array
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from microgpt.checks import checked_texts, is_integer
-from microgpt.data import (
-    ROLES,
-    SPECIAL_TOKENS,
-    Message,
-    Tokenizer,
-    check_conversation,
-    checked_message,
-)
-from microgpt.errors import ChatError, ConfigError, DataError
+from microgpt.checks import ROLES, check_choice, checked_integer, checked_texts
+from microgpt.corpus.batches import Batch, Batches, starts_of
+from microgpt.corpus.encoder import Encoder
+from microgpt.data import Message, Tokenizer, conversation_layout, document_layout
+from microgpt.errors import ChatError, DataError
 
-__all__ = ["Batch", "Batches", "Dataset"]
+__all__ = ["Dataset", "Long"]
 
 Long: TypeAlias = Literal["truncate", "split", "skip"]
-LONG: tuple[Long, ...] = get_args(Long)
-
-
-class Batch(NamedTuple):
-    """Documents laid end to end, ready for an engine.
-
-    Args:
-        inputs: token ids, shape (N,), N the sum of `lengths`.
-        targets: the token that follows each, shape (N,); -1 where it does not count.
-        lengths: positions of each document, shape (B,), each at least 1.
-    """
-
-    inputs: NDArray[np.int32]
-    targets: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-
-
-class Batches:
-    """One batch for each of several steps, all laid end to end; iterating yields each.
-
-    Args:
-        together: their documents, as one batch.
-        n_documents: of each, shape (n_steps,), at least 1.
-
-    Attributes:
-        starts: where each document begins in `together.inputs`, and the end.
-        first_documents: where each begins in `together.lengths`, and the end, shape (n_steps + 1,).
-        first_rows: where each begins in `together.inputs`, and the end, shape (n_steps + 1,).
-    """
-
-    def __init__(self, together: Batch, n_documents: ArrayLike) -> None:
-        self.together = together
-        self.first_documents = starts_of(n_documents)
-        self.starts = starts_of(together.lengths)
-        self.first_rows = self.starts[self.first_documents]
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch]) -> "Batches":
-        """Return batches laid end to end.
-
-        Args:
-            batches: at least one.
-        """
-        together = Batch(*map(np.concatenate, zip(*batches, strict=True)))
-        return cls(together, [batch.lengths.size for batch in batches])
-
-    def __len__(self) -> int:
-        return len(self.first_documents) - 1
-
-    def __iter__(self) -> Iterator[Batch]:
-        inputs, targets, lengths = self.together
-        rows, documents = pairwise(self.first_rows), pairwise(self.first_documents)
-        for (row, end_row), (document, end) in zip(rows, documents, strict=True):
-            yield Batch(inputs[row:end_row], targets[row:end_row], lengths[document:end])
-
-
-def starts_of(lengths: ArrayLike) -> NDArray[np.int64]:
-    """Return where parts of these lengths begin when they lie end to end, and the end of all."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _code_points(text: str) -> NDArray[np.uint32]:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-class _Encoder:
-    """Encodes a stream of texts in one pass, before their characters are all known.
-
-    Ids are given in order of appearance, special tokens first, and put in their final order at
-    the end. Texts are gathered and encoded some hundred thousand characters at a time.
-    """
-
-    _SPECIAL = ("bos", *SPECIAL_TOKENS)
-    _CODE_POINTS = 0x110000  # special token s stands as code point 0x110000 + s
-    _CHUNK = 1 << 18
-    _NEW = -2  # in place of an id: seen, but not numbered yet
-
-    def __init__(self) -> None:
-        self._texts: list[str] = []  # not yet encoded; _marks[i] stands before _texts[i]
-        self._marks: list[int] = []
-        self._n_pending = 0
-        self._n_tokens = 0
-        self._offsets = array("q")
-        self._tokens = np.empty(0, np.uint16)
-        self._ids = np.full(self._CODE_POINTS + len(self._SPECIAL), -1, np.int32)
-        self._ids[self._CODE_POINTS :] = range(len(self._SPECIAL))
-        self._code_points = list(range(self._CODE_POINTS, len(self._ids)))  # by id
-
-    def start_document(self) -> None:
-        self._offsets.append(self._n_tokens + self._n_pending)
-        self.special("bos")
-
-    def special(self, name: str) -> None:
-        if self._n_pending > self._CHUNK:
-            self._flush()
-        self._marks.append(self._CODE_POINTS + self._SPECIAL.index(name))
-        self._texts.append("")
-        self._n_pending += 1
-
-    def extend(self, text: str) -> None:
-        """Append characters after the latest special token."""
-        if len(text) <= self._CHUNK:
-            self._texts[-1] = text
-            self._n_pending += len(text)
-            return
-        self._flush()
-        for start in range(0, len(text), self._CHUNK):
-            self._append(_code_points(text[start : start + self._CHUNK]))
-
-    def finish(self, *, is_chat: bool) -> tuple[Tokenizer, NDArray[Any], NDArray[np.int64]]:
-        """Return the tokenizer, all tokens and the offsets, the final BOS included."""
-        self.start_document()
-        self._flush()
-        chars = sorted(self._code_points[len(self._SPECIAL) :])
-        tokenizer = Tokenizer(tuple(map(chr, chars)), is_chat)
-        final = np.zeros(len(self._code_points), self._tokens.dtype)
-        final[self._ids[chars]] = range(len(chars))
-        for i, name in enumerate(self._SPECIAL):
-            if name in tokenizer.special_tokens:
-                final[i] = tokenizer.special_id(name)
-        final[0] = tokenizer.bos
-        for start in range(0, len(self._tokens), self._CHUNK):
-            chunk = self._tokens[start : start + self._CHUNK]
-            chunk[:] = final[chunk]
-        return tokenizer, self._tokens, np.frombuffer(self._offsets, np.int64)
-
-    def _flush(self) -> None:
-        lengths = np.fromiter(map(len, self._texts), np.int64, len(self._texts))
-        marks_at = np.cumsum(lengths + 1) - lengths - 1
-        code_points = np.empty(self._n_pending, np.int32)
-        is_char = np.ones(self._n_pending, np.bool_)
-        is_char[marks_at] = False
-        code_points[marks_at] = self._marks
-        code_points[is_char] = _code_points("".join(self._texts))
-        self._append(code_points)
-        self._texts, self._marks, self._n_pending = [], [], 0
-
-    def _append(self, code_points: NDArray[np.integer[Any]]) -> None:
-        """Encode what follows, shape (N,)."""
-        ids = self._ids[code_points]
-        self._ids[code_points[ids < 0]] = self._NEW
-        new = np.flatnonzero(self._ids == self._NEW)  # np.unique would import numpy.ma, 20 ms
-        self._ids[new] = range(len(self._code_points), len(self._code_points) + len(new))
-        self._code_points += new.tolist()
-        if len(self._code_points) > np.iinfo(self._tokens.dtype).max:
-            self._tokens = self._tokens.astype(np.uint32)
-        # In place, so that growing needs no second copy of all tokens.
-        self._tokens.resize(self._n_tokens + len(code_points), refcheck=False)
-        self._tokens[self._n_tokens :] = self._ids[code_points]
-        self._n_tokens += len(code_points)
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
@@ -229,15 +72,11 @@ class Dataset:
         Raises:
             DataError: there is no document, or one is no string or holds a lone surrogate.
         """
-        encoder = _Encoder()
+        encoder = Encoder()
         for document in checked_texts(documents):
             if text := document.strip():
-                encoder.start_document()
-                encoder.extend(text)
-        tokenizer, tokens, offsets = encoder.finish(is_chat=False)
-        if len(offsets) == 1:
-            raise DataError("dataset is empty")
-        return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets))
+                encoder.add(document_layout(text))
+        return cls._from_encoder(encoder, is_chat=False)
 
     @classmethod
     def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
@@ -257,18 +96,16 @@ class Dataset:
             raise ChatError(
                 f"the conversations are {conversations!r:.80}, expected a list of lists of messages"
             )
-        encoder = _Encoder()
+        encoder = Encoder()
         for messages in conversations:
-            check_conversation(messages)
-            encoder.start_document()
-            for message in messages:
-                role, content = checked_message(message)
-                encoder.special(role)
-                encoder.extend(content)
-                encoder.special("end_turn")
-        tokenizer, tokens, offsets = encoder.finish(is_chat=True)
+            encoder.add(conversation_layout(messages))
+        return cls._from_encoder(encoder, is_chat=True)
+
+    @classmethod
+    def _from_encoder(cls, encoder: Encoder, *, is_chat: bool) -> "Dataset":
+        tokenizer, tokens, offsets = encoder.finish(is_chat=is_chat)
         if len(offsets) == 1:
-            raise DataError("chat dataset is empty")
+            raise DataError("chat dataset is empty" if is_chat else "dataset is empty")
         return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets))
 
     def __len__(self) -> int:
@@ -317,8 +154,11 @@ class Dataset:
         return replace(self, starts=self.starts[at], lengths=self.lengths[at])
 
     def digest(self) -> str:
-        """Return a hash of everything here: two datasets with the same one train alike."""
-        digest = hashlib.sha256(repr(self.tokenizer).encode("utf-8", "surrogatepass"))
+        """Return a hash of the vocabulary and all documents: equal datasets have equal digests."""
+        # Spelled out, since snapshots hold the digest of their data.
+        chars, is_chat = self.tokenizer.chars, self.tokenizer.is_chat
+        vocabulary = f"Tokenizer(chars={chars!r}, is_chat={is_chat!r})"
+        digest = hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass"))
         for numbers in (self.tokens, self.starts, self.lengths, self.counted):
             if numbers is not None:
                 digest.update(np.ascontiguousarray(numbers).data)
@@ -338,11 +178,8 @@ class Dataset:
             DataError: no document is left.
             ConfigError: `long` is unknown, or block_size below 1.
         """
-        if long not in LONG or not is_integer(block_size) or block_size < 1:
-            raise ConfigError(
-                f"got block_size={block_size!r:.80} and long={long!r:.80}, expected at least 1 and "
-                f"one of {', '.join(LONG)}"
-            )
+        checked_integer("block_size", block_size, 1)
+        check_choice("long", long, get_args(Long))
         is_long = self.lengths > block_size
         if not is_long.any():
             return self
@@ -423,16 +260,20 @@ class Dataset:
         """
         return self.batches(indices, len(indices), block_size).together
 
-    def batches(self, indices: Collection[int], batch_size: int, block_size: int) -> Batches:
-        """Return the chosen documents, `batch_size` to a batch; see `batch`.
+    def batches(
+        self, indices: Collection[int], batch_size: int, block_size: int | None = None
+    ) -> Batches:
+        """Return the chosen documents, `batch_size` to a batch.
 
         Args:
             indices: of the documents of all batches, one batch after another.
-            batch_size: documents to a batch; divides the number of indices.
-            block_size: the most positions of a document.
+            batch_size: documents per batch; divides the number of indices.
+            block_size: the most positions of a document; None for whole documents.
         """
+        if block_size is not None:
+            return self.fitted(block_size).batches(indices, batch_size)
         index = np.fromiter(indices, np.int64, len(indices))
-        lengths = np.minimum(self.lengths[index], block_size)
+        lengths = self.lengths[index]
         *first_rows, n_rows = starts_of(lengths)
         gather = np.repeat(self.starts[index] - first_rows, lengths) + np.arange(n_rows)
         inputs, targets = (self.tokens[at].astype(np.int32) for at in (gather, gather + 1))

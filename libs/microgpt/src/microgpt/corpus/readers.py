@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from microgpt.checks import PathLike, checked_path
-from microgpt.data import ROLES, Message, check_conversation, checked_message
+from microgpt.checks import ROLES, PathLike, cause_of, checked_messages, checked_path
+from microgpt.data import Message
 from microgpt.errors import DataError
 
 __all__ = ["Conversations", "read_conversations", "read_documents", "read_json_lines"]
@@ -20,8 +20,9 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        cause = (isinstance(error, OSError) and error.strerror) or error
-        raise DataError(f"failed to read {path}: {cause}; expected a UTF-8 text file") from error
+        raise DataError(
+            f"failed to read {path}: {cause_of(error)}; expected a UTF-8 text file"
+        ) from error
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -132,8 +133,7 @@ class Conversations:
         Raises:
             ChatError: the messages, or one of them, are not as expected.
         """
-        check_conversation(messages)
-        roles = [checked_message(message)[0] for message in messages]
+        roles = [role for role, _ in checked_messages(messages)]
         answered = [i for i, role in enumerate(roles, 1) if role == "assistant"]
         if not answered:
             self.n_skipped += 1

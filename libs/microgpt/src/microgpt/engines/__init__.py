@@ -1,6 +1,6 @@
 """Interchangeable ways to compute the same model, from clear to fast."""
 
-from microgpt.checks import check_integer
+from microgpt.checks import checked_integer
 from microgpt.engines.base import Engine
 from microgpt.engines.native import NativeEngine, why_unavailable
 from microgpt.engines.scalar import ScalarEngine
@@ -8,7 +8,7 @@ from microgpt.engines.vectorized import VectorizedEngine
 from microgpt.errors import EngineError
 from microgpt.parameters import Parameters
 
-__all__ = ["ENGINES", "select", "unavailable_engines"]
+__all__ = ["ENGINES", "resolved_engine", "select", "unavailable_engines"]
 
 _CLASSES: dict[str, type[Engine]] = {
     engine.name: engine for engine in (NativeEngine, VectorizedEngine, ScalarEngine)
@@ -23,17 +23,26 @@ def unavailable_engines() -> dict[str, str]:
     return {} if reason is None else {NativeEngine.name: reason}
 
 
+def resolved_engine(name: str) -> str:
+    """Return the name of an engine that exists; "auto" becomes the fastest that runs here.
+
+    Raises:
+        EngineError: there is no such engine.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")
+    if name == "auto":
+        return next(name for name in _CLASSES if name not in unavailable_engines())
+    return name
+
+
 def select(name: str, parameters: Parameters, threads: int | None = None) -> Engine:
-    """Return the engine of that name, on `parameters`; "auto" is the fastest that runs here.
+    """Return the engine of that name, on `parameters`; see `resolved_engine`.
 
     Raises:
         EngineError: there is no such engine, or it cannot run here.
         ConfigError: `threads` is below 1.
     """
     if threads is not None:
-        check_integer("threads", threads, 1)
-    if name not in ENGINES:
-        raise EngineError(f"engine is {name!r}, expected one of {', '.join(ENGINES)}")
-    if name == "auto":
-        name = next(name for name in _CLASSES if name not in unavailable_engines())
-    return _CLASSES[name](parameters, threads)
+        threads = checked_integer("threads", threads, 1)
+    return _CLASSES[resolved_engine(name)](parameters, threads)

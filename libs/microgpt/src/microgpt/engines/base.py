@@ -1,8 +1,8 @@
-"""What every engine is: one model's numbers, and the ways to train and to run it.
+"""The protocol of engines: one model's numbers, and the ways to train and to run it.
 
 An engine keeps weights, gradients and Adam's moments as flat buffers (`Parameters`). Subclasses
-compute gradients and logits; the optimizer, and training many steps in one call, are here for all
-of them, and a compiled engine overrides those too.
+compute gradients and logits. The update, many steps in one call and sampling have definitions here,
+which a subclass may override.
 """
 
 import math
@@ -15,26 +15,23 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from microgpt.corpus.dataset import Batch, Batches
+from microgpt.corpus.batches import Batch, Batches
 from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
+from microgpt.engines.optimizers import adam_update, clip_gradient
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
 
-__all__ = ["ADAM_EPS", "BETA1", "BETA2", "ArrayCache", "Engine", "StepResult"]
-
-BETA1 = 0.85
-BETA2 = 0.99
-ADAM_EPS = 1e-8
+__all__ = ["ArrayCache", "Engine", "StepResult", "documents_of"]
 
 
 class StepResult(NamedTuple):
-    """What one training step did.
+    """Result of one training step.
 
     Args:
         loss: mean over the batch's predicted tokens, in nats, before the update.
         n_tokens: number of those tokens.
-        grad_norm: Euclidean norm of the gradient, before clipping; None where it was not needed.
+        grad_norm: Euclidean norm of the gradient before clipping; None without clipping.
     """
 
     loss: float
@@ -57,8 +54,8 @@ class ArrayCache:
     length: int = 0
 
 
-class _Given:
-    """Draws that were made before."""
+class _Replayed:
+    """A source of numbers that were drawn ahead."""
 
     def __init__(self, draws: Iterator[float]) -> None:
         self.random = draws.__next__
@@ -69,11 +66,10 @@ class Engine(ABC):
 
     Args:
         parameters: the weights; used in place, so training changes them.
-        threads: how many processor cores to use; None for all, and more than there are count as
-            all. Results do not depend on it.
+        threads: most processor cores to use; None for all. Results do not depend on it.
 
     Attributes:
-        name: what `--engine` calls it.
+        name: value of `--engine`.
         n_updates: optimizer steps taken so far; Adam's bias correction depends on it.
     """
 
@@ -85,7 +81,7 @@ class Engine(ABC):
         self.n_updates = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only what an engine is made of; the rest are views and addresses, of no use to a copy.
+        # Arrays only: views and addresses are of no use to a copy.
         names = {"n_updates", "grads", "adam_m", "adam_v"} & vars(self).keys()
         state = {name: vars(self)[name] for name in names}
         return type(self), (self.parameters, self.threads), state
@@ -129,7 +125,7 @@ class Engine(ABC):
         """
 
     def loss(self, batch: Batch) -> tuple[float, int]:
-        """Compute the loss of a batch as `loss_and_grads` does; what `grads` holds is undefined."""
+        """Compute the loss of a batch as `loss_and_grads` does; `grads` is undefined afterwards."""
         return self.loss_and_grads(batch)
 
     def update(
@@ -139,27 +135,23 @@ class Engine(ABC):
 
         Args:
             learning_rate: step size.
-            clip: scale the gradient down to this norm if it is longer; None leaves it.
-            weight_decay: share of each weight, times the learning rate, that is taken off first.
+            clip: scale a longer gradient down to this norm; None for no clipping.
+            weight_decay: share of each weight, times the learning rate, taken off first.
 
         Returns:
-            The gradient's norm before clipping, or None without `clip`.
-
-        Source: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
+            The gradient's norm before clipping; None without `clip`.
         """
         self.n_updates += 1
-        weights, grads = self.parameters.flat, self.grads.flat
-        m, v = self.adam_m.flat, self.adam_v.flat
-        norm = None if clip is None else clip_gradient(grads, clip)
-        if weight_decay:
-            weights *= 1.0 - learning_rate * weight_decay
-        m *= BETA1
-        m += (1.0 - BETA1) * grads
-        v *= BETA2
-        v += (1.0 - BETA2) * grads * grads
-        denominator = np.sqrt(v / (1.0 - BETA2**self.n_updates))
-        denominator += ADAM_EPS
-        weights -= (learning_rate / (1.0 - BETA1**self.n_updates)) * m / denominator
+        norm = None if clip is None else clip_gradient(self.grads.flat, clip)
+        adam_update(
+            self.parameters.flat,
+            self.grads.flat,
+            self.adam_m.flat,
+            self.adam_v.flat,
+            n_updates=self.n_updates,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+        )
         return norm
 
     def train_steps(
@@ -169,7 +161,7 @@ class Engine(ABC):
         clip: float | None = None,
         weight_decay: float = 0.0,
     ) -> list[StepResult]:
-        """Take one training step per batch and return what each did.
+        """Take one training step per batch and return the result of each.
 
         Args:
             batches: at least one target each that counts.
@@ -182,7 +174,7 @@ class Engine(ABC):
         """
         return self.take_steps(self.loss_and_grads, batches, learning_rates, clip, weight_decay)
 
-    @np.errstate(over="ignore", invalid="ignore")  # a model that diverges is told by its loss
+    @np.errstate(over="ignore", invalid="ignore")  # divergence is reported by the loss
     def take_steps(
         self,
         loss_and_grads: Callable[[Batch], tuple[float, int]],
@@ -191,7 +183,7 @@ class Engine(ABC):
         clip: float | None,
         weight_decay: float,
     ) -> list[StepResult]:
-        """Do what `train_steps` does, with losses and `grads` from a function like that one."""
+        """Take training steps as `train_steps` does, with another `loss_and_grads`."""
         results = []
         for batch, learning_rate in zip(batches, learning_rates, strict=True):
             nll, n_tokens = loss_and_grads(batch)
@@ -270,7 +262,7 @@ class Engine(ABC):
             generate_from_prompt(
                 self,
                 prompt,
-                _Given(iter(row)),
+                _Replayed(iter(row)),
                 config,
                 stop=stop,
                 forbidden=forbidden,
@@ -348,14 +340,6 @@ class Engine(ABC):
             raise TokenError(
                 f"token id {strange}, expected {smallest} to {self.config.vocab_size - 1}"
             )
-
-
-def clip_gradient(grads: FloatArray, clip: float) -> float:
-    """Scale `grads` in place to a norm of at most `clip`; return the norm before."""
-    norm = math.sqrt(float(np.dot(grads, grads)))
-    if norm > clip:
-        grads *= clip / norm
-    return norm
 
 
 def documents_of(batch: Batch) -> Iterator[tuple[IntArray, IntArray]]:

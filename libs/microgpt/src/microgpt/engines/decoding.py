@@ -10,55 +10,73 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from ctypes import c_int64
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Protocol
+from itertools import accumulate, islice
+from typing import Any, NamedTuple, Protocol
 
-from microgpt.checks import check_integer, is_number
+from microgpt.checks import checked_integer, is_number
 from microgpt.errors import ConfigError, ContextLengthError, SamplingError, ShapeError
 from microgpt.model import ModelConfig
+from microgpt.sampling import TEMPERATURE
 
 __all__ = [
+    "ChosenToken",
     "Decoder",
     "Draws",
     "SamplingConfig",
     "StopSignal",
+    "choose_token",
+    "chosen_tokens",
     "generate",
     "generate_from_prompt",
     "room_after",
-    "sample_token",
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen; filters apply in the order of the fields.
+    """How a text is drawn; the filters apply in the order of the fields.
 
     Args:
         temperature: logits are divided by it; 0 always takes the most likely token.
         top_k: keep only the k most likely tokens; None keeps all.
-        top_p: of those, keep the fewest most likely ones whose probabilities reach p; 1 keeps all.
+        top_p: of those, keep the fewest most likely tokens whose probabilities reach p; 1 keeps
+            all.
+        max_tokens: the most tokens of the text; None for as many as the block leaves.
+        stop: texts that end the text before them.
+        seed: of the draws.
 
     Raises:
-        ConfigError: temperature negative or not finite, top_k below 1, top_p outside (0, 1].
+        ConfigError: temperature negative or not finite, top_k or max_tokens below 1, top_p outside
+            (0, 1], a seed that is no integer, or a stop text that is empty or no string.
     """
 
-    temperature: float = 0.5
+    temperature: float = TEMPERATURE
     top_k: int | None = None
     top_p: float = 1.0
+    max_tokens: int | None = None
+    stop: Sequence[str] = ()
+    seed: int = 42
 
     def __post_init__(self) -> None:
         if not is_number(self.temperature) or not 0.0 <= self.temperature < math.inf:
             raise ConfigError(
                 f"temperature is {self.temperature!r:.80}, expected a finite number of at least 0"
             )
-        if self.top_k is not None:
-            check_integer("top_k", self.top_k, 1)
+        for name in ("top_k", "max_tokens"):
+            if getattr(self, name) is not None:
+                checked_integer(name, getattr(self, name), 1)
         if not is_number(self.top_p) or not 0.0 < self.top_p <= 1.0:
             raise ConfigError(f"top_p is {self.top_p!r:.80}, expected above 0 and at most 1")
+        is_list = isinstance(self.stop, Collection) and not isinstance(self.stop, str)
+        if not is_list or not all(isinstance(text, str) and text for text in self.stop):
+            raise ConfigError(
+                f"stop is {self.stop!r:.80}, expected a list of strings that are not empty"
+            )
+        checked_integer("seed", self.seed)
 
 
 class StopSignal:
-    """Ends texts that are being drawn, from any thread and within one token.
+    """Ends the texts that are being drawn, from any thread and within one token.
 
     Example:
         >>> signal = StopSignal()
@@ -68,7 +86,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.flag = c_int64(0)  # compiled code looks at it too
+        self.flag = c_int64(0)  # compiled code reads it too
 
     def set(self) -> None:
         """End the texts."""
@@ -81,14 +99,14 @@ class StopSignal:
 
 
 class Draws(Protocol):
-    """Where draws come from: a `random.Random`, or anything with its `random()`."""
+    """A source of draws: a `random.Random`, or any object with its `random()`."""
 
     def random(self) -> float:
         """Return the next number in [0, 1)."""
 
 
 class Decoder(Protocol):
-    """What generation needs of a model; `InferenceGPT` and every engine are one."""
+    """The part of a model that generation needs; `InferenceGPT` and every engine have it."""
 
     @property
     def config(self) -> ModelConfig:
@@ -109,7 +127,7 @@ def _most_likely_first(weights: Sequence[float]) -> list[int]:
     return sorted(range(len(weights)), key=lambda i: -weights[i])
 
 
-def sample_token(
+def choose_token(
     logits: Sequence[float],
     config: SamplingConfig,
     rng: Draws,
@@ -131,7 +149,7 @@ def sample_token(
 
     Example:
         >>> import random
-        >>> sample_token([1.0, 3.0, 2.0], SamplingConfig(temperature=0), random.Random(42))
+        >>> choose_token([1.0, 3.0, 2.0], SamplingConfig(temperature=0), random.Random(42))
         1
     """
     if not math.isfinite(sum(logits)):  # one pass in C finds any NaN or infinity
@@ -169,7 +187,7 @@ def _choose(weights: Sequence[float], draw: float) -> int:
 
 
 def room_after(prompt: Sequence[int], block_size: int) -> int:
-    """Return the most tokens that can follow `prompt`; the last need not be read again.
+    """Return the most tokens that can follow `prompt`; the model need not read the last one.
 
     Raises:
         ShapeError: the prompt is empty.
@@ -183,6 +201,45 @@ def room_after(prompt: Sequence[int], block_size: int) -> int:
             "shorten it or load a model with a larger block_size"
         )
     return block_size - len(prompt) + 1
+
+
+class ChosenToken(NamedTuple):
+    """A token of a text.
+
+    Args:
+        token_id: 0 to V - 1.
+        logits: the logits that it was chosen from, shape (V,); empty where they were not kept.
+    """
+
+    token_id: int
+    logits: Sequence[float] = ()
+
+
+def chosen_tokens(
+    model: Decoder,
+    prompt: Sequence[int],
+    rng: Draws,
+    config: SamplingConfig,
+    *,
+    stop: int,
+    forbidden: Collection[int] = (),
+) -> Iterator[ChosenToken]:
+    """Yield what `generate_from_prompt` yields, with the logits of each token."""
+    room = room_after(prompt, model.config.block_size)
+    n_tokens = room if config.max_tokens is None else min(config.max_tokens, room)
+
+    def tokens() -> Iterator[ChosenToken]:  # apart, so that the checks above run at the call
+        cache = model.new_cache()
+        logits = model.prefill(prompt, cache)
+        for n_left in reversed(range(n_tokens)):
+            token_id = choose_token(logits, config, rng, forbidden)
+            if token_id == stop:
+                return
+            yield ChosenToken(token_id, logits)
+            if n_left:
+                logits = model.decode(token_id, cache)
+
+    return tokens()
 
 
 def generate_from_prompt(
@@ -201,31 +258,17 @@ def generate_from_prompt(
         model: any decoder.
         prompt: 1 to block_size token ids.
         rng: one draw per token.
-        config: temperature and filters.
+        config: temperature, filters and `max_tokens`; its stop texts and seed are not used.
         stop: token id that ends the text; not yielded.
         forbidden: token ids that are never chosen.
-        max_tokens: the most to yield; None for what the block leaves (see `room_after`), which
-            also is the upper bound.
+        max_tokens: a further bound on the tokens; the block is one in any case.
 
     Raises:
         ShapeError: the prompt is empty.
         ContextLengthError: the prompt is longer than block_size.
     """
-    room = room_after(prompt, model.config.block_size)
-    n_tokens = room if max_tokens is None else min(max_tokens, room)
-
-    def tokens() -> Iterator[int]:  # apart, so that the checks above run at the call
-        cache = model.new_cache()
-        logits = model.prefill(prompt, cache)
-        for n_left in reversed(range(n_tokens)):
-            token_id = sample_token(logits, config, rng, forbidden)
-            if token_id == stop:
-                return
-            yield token_id
-            if n_left:
-                logits = model.decode(token_id, cache)
-
-    return tokens()
+    tokens = chosen_tokens(model, prompt, rng, config, stop=stop, forbidden=forbidden)
+    return (token.token_id for token in islice(tokens, max_tokens))
 
 
 def generate(
@@ -242,7 +285,7 @@ def generate(
         model: any decoder.
         bos: token id that begins the document and ends it.
         rng: one draw per token.
-        config: temperature and filters; None for temperature 0.5.
+        config: temperature and filters; None for the defaults.
         forbidden: token ids that are never chosen.
     """
     config = config or SamplingConfig()

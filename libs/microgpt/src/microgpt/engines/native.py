@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.corpus.dataset import Batch, Batches
-from microgpt.engines.base import ADAM_EPS, BETA1, BETA2, Engine, StepResult
+from microgpt.corpus.batches import Batch, Batches
+from microgpt.engines.base import Engine, StepResult
 from microgpt.engines.decoding import SamplingConfig, StopSignal
 from microgpt.errors import EngineError, NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
+from microgpt.train import ADAM_EPS, BETA1, BETA2
 
 __all__ = ["NativeEngine", "why_unavailable"]
 

@@ -1,6 +1,6 @@
-"""The reference engine: the model of `model.py`, differentiated by `autograd.py`.
+"""The reference engine: the algorithm of `model.py`, `autograd.py` and `train.py`, as it is.
 
-Four orders of magnitude slower than it need be, and right. Arithmetic is Python's float64; with
+Four orders of magnitude slower than it could be, and right. Arithmetic is Python's float64; with
 dtype float32 the weights are rounded when they are stored.
 """
 
@@ -9,23 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from microgpt.corpus.dataset import Batch
+from microgpt.corpus.batches import Batch
 from microgpt.engines.base import Engine, documents_of
 from microgpt.model import GPT, InferenceGPT, KVCache, cross_entropy
 from microgpt.parameters import FloatArray
+from microgpt.train import Adam
 
 __all__ = ["ScalarEngine"]
 
 
 class ScalarEngine(Engine):
-    """Every number a `Value`: the definition of what the other engines must compute."""
+    """Every number a `Value`: the definition that the other engines must equal."""
 
     name = "scalar"
+
+    def _model(self) -> GPT:
+        return GPT.from_numbers(self.config, iter(self.parameters.flat.tolist()))
 
     def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss_and_grads`."""
         self.check_batch(batch)
-        model = GPT.from_numbers(self.config, iter(self.parameters.flat.tolist()))
+        model = self._model()
         losses = []
         for inputs, targets in documents_of(batch):
             logits = model.logits(inputs.tolist())
@@ -41,6 +45,22 @@ class ScalarEngine(Engine):
         nll.backward()
         self.grads.flat[:] = [weight.grad for weight in model.parameters()]
         return nll.data, len(losses)
+
+    def update(
+        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+    ) -> float | None:
+        """See `Engine.update`."""
+        weights = self._model().parameters()
+        for weight, grad in zip(weights, self.grads.flat.tolist(), strict=True):
+            weight.grad = grad
+        adam = Adam(weights)
+        adam.m, adam.v = self.adam_m.flat.tolist(), self.adam_v.flat.tolist()
+        adam.n_updates = self.n_updates
+        norm = adam.step(learning_rate, clip, weight_decay)
+        self.n_updates = adam.n_updates
+        self.parameters.flat[:] = [weight.data for weight in weights]
+        self.adam_m.flat[:], self.adam_v.flat[:] = adam.m, adam.v
+        return norm
 
     def _inference_model(self) -> InferenceGPT:
         return InferenceGPT(
@@ -63,7 +83,7 @@ class ScalarEngine(Engine):
 
 
 class _ModelCache:
-    """A cache, with the floats of the weights as they were when the text began."""
+    """A cache, and the model at the time when its text began."""
 
     def __init__(self, model: InferenceGPT) -> None:
         self.model = model

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from microgpt.corpus.dataset import Batch
+from microgpt.corpus.batches import Batch
 from microgpt.engines.base import ArrayCache, Engine
 from microgpt.model import RMSNORM_EPS
 from microgpt.parameters import FloatArray, IntArray, Parameters

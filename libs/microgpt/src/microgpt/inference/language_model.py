@@ -1,53 +1,43 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
-from microgpt.checks import PathLike, check_integer, check_type, checked_texts
+from microgpt.checks import PathLike, check_type, checked_integer, checked_texts
 from microgpt.corpus.dataset import Dataset
-from microgpt.data import ROLES, Message, Tokenizer, Unknown
+from microgpt.data import Message, Tokenizer, Unknown
 from microgpt.engines import select
-from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
+from microgpt.engines.decoding import (
+    ChosenToken,
+    SamplingConfig,
+    StopSignal,
+    chosen_tokens,
+)
 from microgpt.errors import ConfigError
-from microgpt.inference.prompt import ChatPrompt, TooLong, build_prompt
+from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
+from microgpt.inference.samples import (
+    draw_and_rewind,
+    draw_by_seed,
+    draw_texts,
+    max_tokens_after,
+)
 from microgpt.inference.score import Score, score_dataset, summed_loss
-from microgpt.inference.stream import FinishReason, TextStream, check_limits
+from microgpt.inference.stream import Reply, TextStream
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
-from microgpt.storage.model_directory import Checkpoint, Format, read_checkpoint, write_checkpoint
+from microgpt.storage.model_directory import (
+    StoredModel,
+    TrainingRecord,
+    write_model,
+)
+from microgpt.storage.weights import Format
 
-__all__ = ["ChatReply", "LanguageModel", "load"]
+__all__ = ["LanguageModel"]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
-SAMPLES_TOGETHER = 1024  # at most, since their draws are in memory
-WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
-
-
-@dataclass(frozen=True)
-class ChatReply:
-    """What a chat model answered.
-
-    Args:
-        content: the text.
-        finish_reason: "stop" if the model ended it or a stop string did, "length" if it was cut at
-            `max_tokens` or the model's block.
-        n_tokens: tokens of the reply.
-        prompt: what the model read before, and what had to be left out of it.
-    """
-
-    content: str
-    finish_reason: FinishReason
-    n_tokens: int
-    prompt: ChatPrompt
-
-    @property
-    def tokens_dropped(self) -> int:
-        """Tokens of the messages that did not fit into the block."""
-        return self.prompt.tokens_dropped
 
 
 class LanguageModel:
@@ -58,6 +48,7 @@ class LanguageModel:
         parameters: its sizes and weights.
         engine: name of the engine that runs it; see `ENGINES`.
         threads: cores to use; None for all.
+        training: how the model was made, where that is known.
 
     Raises:
         EngineError: there is no such engine.
@@ -83,6 +74,7 @@ class LanguageModel:
         *,
         engine: str = "auto",
         threads: int | None = None,
+        training: TrainingRecord | None = None,
     ) -> None:
         if tokenizer.vocab_size != parameters.config.vocab_size:
             raise ConfigError(
@@ -90,11 +82,17 @@ class LanguageModel:
                 f"vocab_size={parameters.config.vocab_size}"
             )
         self.tokenizer = tokenizer
+        self.training = training
         self.engine = select(engine, parameters, threads)
 
     def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[Tokenizer, Parameters]]:
-        """Let a model be pickled and copied: tokenizer and weights, and the engine's name."""
-        make = partial(LanguageModel, engine=self.engine.name, threads=self.engine.threads)
+        """Support pickling and copying: tokenizer, weights, and the engine's name."""
+        make = partial(
+            LanguageModel,
+            engine=self.engine.name,
+            threads=self.engine.threads,
+            training=self.training,
+        )
         return make, (self.tokenizer, self.parameters)
 
     @property
@@ -126,32 +124,85 @@ class LanguageModel:
             directory: made if it does not exist; a model that it holds is replaced.
             format: "json" for `weights.json`, which the Rust system reads too, or "safetensors" for
                 `weights.safetensors`, smaller and faster to read.
-            half: round weights to float16, three digits, to halve the latter; they are read back
-                as float32.
-            before_replacing: called when the new files lie on the disk, just before they take
-                their places: for instance to remove what belongs to the model before. What it
-                raises keeps that one.
+            half: round weights to float16, three digits, to halve a safetensors file; they are
+                read back as float32.
+            before_replacing: called when the new files are on the disk, just before they replace
+                the old ones, for instance to remove files of the old model; an error that it
+                raises keeps the old model.
 
         Raises:
-            ConfigError: there is no such format, or `half` is asked of JSON.
+            ConfigError: there is no such format, or `half` with JSON.
             CheckpointError: a weight is not finite, or the directory cannot be written.
         """
-        checkpoint = Checkpoint(self.tokenizer, self.parameters)
-        write_checkpoint(
-            directory, checkpoint, format, half=half, before_replacing=before_replacing
-        )
+        model = StoredModel(self.tokenizer, self.parameters, self.training)
+        write_model(directory, model, format, half=half, before_replacing=before_replacing)
+
+    def prompt(
+        self,
+        text: str | Sequence[Message],
+        *,
+        unknown: Unknown = "error",
+        too_long: TooLong = "error",
+    ) -> Prompt:
+        """Return the prompt of a text or of messages, for `reply`, `stream` and `generate`.
+
+        Args:
+            text: the beginning of a document; or messages, at least one, to be replied to.
+            unknown: "skip" leaves out characters that the model does not know, "error" refuses.
+            too_long: see `build_prompt`; a document's beginning must fit into the block.
+
+        Raises:
+            ChatError, TokenError, ConfigError, ContextLengthError: see `build_prompt`.
+        """
+        if isinstance(text, str):
+            return text_prompt(text, self.tokenizer, unknown=unknown)
+        return self._chat_prompt(text, unknown, too_long)
+
+    def reply(
+        self,
+        prompt: Prompt,
+        config: SamplingConfig | None = None,
+        *,
+        signal: StopSignal | None = None,
+    ) -> Reply:
+        """Return one text that continues a prompt.
+
+        Args:
+            prompt: made by `prompt`.
+            config: temperature, filters, limits and seed; None for the defaults.
+            signal: ends the text where it is, once it is set.
+
+        Raises:
+            ContextLengthError: the prompt does not fit into block_size.
+            SamplingError: the model's logits are not finite.
+
+        Example:
+            >>> import microgpt
+            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> config = microgpt.SamplingConfig(temperature=0, max_tokens=3)
+            >>> reply = model.reply(model.prompt("h"), config)
+            >>> reply.content, reply.finish_reason
+            ('ann', 'length')
+        """
+        config = config or SamplingConfig()
+        rng = random.Random(int(config.seed))
+        (token_ids,) = draw_texts(self.engine, prompt, [rng], config, signal)
+        stream = self._stream(iter(token_ids), prompt, config)
+        content = "".join(stream)
+        assert stream.finish_reason, "a text that was read to its end"
+        return Reply(content, stream.finish_reason, stream.n_tokens, prompt)
 
     def generate(
         self,
         num_samples: int = 1,
         *,
-        temperature: float = 0.5,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        prompt: str = "",
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 42,
+        temperature: float = SamplingConfig.temperature,
+        top_k: int | None = SamplingConfig.top_k,
+        top_p: float = SamplingConfig.top_p,
+        prompt: str | Prompt = "",
+        max_tokens: int | None = SamplingConfig.max_tokens,
+        stop: Sequence[str] = SamplingConfig.stop,
+        seed: int = SamplingConfig.seed,
         rng: random.Random | None = None,
         signal: StopSignal | None = None,
     ) -> list[str]:
@@ -164,10 +215,10 @@ class LanguageModel:
             top_p: choose among the most likely characters that together reach this probability.
             prompt: how every document begins; it is part of what is returned.
             max_tokens: the most characters after the prompt; None for what the block leaves.
-            stop: strings before which a document is cut.
+            stop: texts before which a document is cut.
             seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
                 are asked for.
-            rng: draw all samples from this generator, one after another, in place of `seed`.
+            rng: draw all samples from this generator, one after another; `seed` is not used.
             signal: ends all documents where they are, once it is set.
 
         Raises:
@@ -182,45 +233,44 @@ class LanguageModel:
             >>> model.generate(2, prompt="h", temperature=0)
             ['hannah', 'hannah']
         """
-        check_integer("num_samples", num_samples, 0)
+        checked_integer("num_samples", num_samples, 0)
         if num_samples > MAX_SAMPLES:
             raise ConfigError(
                 f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
                 "ask for more in several calls, each with its own seed"
             )
-        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop, seed)
-        prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
-        n_tokens = self._limit(prompt_ids, max_tokens)
+        config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
+        made = self._as_prompt(prompt)
         if rng is None:
-            seeds = range(int(seed), int(seed) + num_samples)
-            texts = self._sample_groups(prompt_ids, seeds, config, n_tokens, signal)
+            texts = draw_by_seed(self.engine, made, num_samples, config, signal)
         else:
             check_type("rng", rng, random.Random)
             texts = [
-                self._sample_and_rewind(prompt_ids, rng, config, n_tokens, signal)
-                for _ in range(num_samples)
+                draw_and_rewind(self.engine, made, rng, config, signal) for _ in range(num_samples)
             ]
+        beginning = self.tokenizer.decode(made.token_ids)
         if not stop:
-            return [prompt + self.tokenizer.decode(token_ids) for token_ids in texts]
-        streams = (TextStream(iter(ids), self.tokenizer, n_tokens, stop) for ids in texts)
-        return [prompt + "".join(stream) for stream in streams]
+            return [beginning + self.tokenizer.decode(token_ids) for token_ids in texts]
+        streams = (self._stream(iter(token_ids), made, config) for token_ids in texts)
+        return [beginning + "".join(stream) for stream in streams]
 
     def stream(
         self,
-        prompt: str = "",
+        prompt: str | Prompt = "",
+        config: SamplingConfig | None = None,
         *,
-        temperature: float = 0.5,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 42,
+        temperature: float = SamplingConfig.temperature,
+        top_k: int | None = SamplingConfig.top_k,
+        top_p: float = SamplingConfig.top_p,
+        max_tokens: int | None = SamplingConfig.max_tokens,
+        stop: Sequence[str] = SamplingConfig.stop,
+        seed: int = SamplingConfig.seed,
     ) -> TextStream:
-        """Return what `generate` adds to the prompt of one document, piece by piece.
+        """Return a text that continues a prompt, piece by piece as the model chooses it.
 
         Args:
-            prompt: how the document begins; not part of what is yielded.
+            prompt: how a document begins, or what `prompt` made; not part of what is yielded.
+            config: all options at once; without it, those that follow.
             temperature: see `generate`.
             top_k: see `generate`.
             top_p: see `generate`.
@@ -237,34 +287,32 @@ class LanguageModel:
             >>> "|".join(model.stream("h", temperature=0))
             'a|n|n|a|h'
         """
-        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop, seed)
-        prompt_ids = [self.tokenizer.bos, *self.tokenizer.encode(prompt)]
-        n_tokens = self._limit(prompt_ids, max_tokens)
-        token_ids = generate_from_prompt(
+        config = config or SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
+        made = self._as_prompt(prompt)
+        tokens = chosen_tokens(
             self.engine,
-            prompt_ids,
-            random.Random(int(seed)),
+            made.token_ids,
+            random.Random(int(config.seed)),
             config,
-            stop=self.tokenizer.bos,
-            max_tokens=n_tokens,
+            stop=made.stop_token,
+            forbidden=made.forbidden,
         )
-        return TextStream(token_ids, self.tokenizer, n_tokens, stop)
+        return self._stream(tokens, made, config)
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
-        temperature: float = 0.5,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 42,
+        temperature: float = SamplingConfig.temperature,
+        top_k: int | None = SamplingConfig.top_k,
+        top_p: float = SamplingConfig.top_p,
+        max_tokens: int | None = SamplingConfig.max_tokens,
+        stop: Sequence[str] = SamplingConfig.stop,
+        seed: int = SamplingConfig.seed,
         unknown: Unknown = "skip",
         too_long: TooLong = "error",
         signal: StopSignal | None = None,
-    ) -> ChatReply:
+    ) -> Reply:
         """Return the assistant's reply to messages.
 
         Args:
@@ -274,10 +322,10 @@ class LanguageModel:
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
             max_tokens: the most characters; None for what the block leaves.
-            stop: strings before which the reply is cut.
+            stop: texts before which the reply is cut.
             seed: of the draws.
-            unknown: what to do about characters that the model does not know.
-            too_long: what to do if the last message alone does not fit; see `build_prompt`.
+            unknown: see `build_prompt`.
+            too_long: see `build_prompt`.
             signal: ends the reply where it is, once it is set.
 
         Raises:
@@ -285,46 +333,21 @@ class LanguageModel:
             ConfigError: an argument is out of its domain.
             TokenError, ContextLengthError: see `build_prompt`.
             SamplingError: the model's logits are not finite.
-
-        Example:
-            >>> import microgpt
-            >>> talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hey"}]
-            >>> dataset = microgpt.Dataset.from_conversations([talk])
-            >>> config = microgpt.TrainConfig(steps=100)
-            >>> model, trainer = microgpt.prepare(dataset, config, random.Random(42))
-            >>> losses = [report.loss for report in trainer]
-            >>> model.chat([{"role": "user", "content": "hi"}], temperature=0).content
-            'hey'
         """
-        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop, seed)
+        config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         prompt = self._chat_prompt(messages, unknown, too_long)
-        n_tokens = self._limit(prompt.token_ids, max_tokens)
-        end = self.tokenizer.special_id("end_turn")
-        (token_ids,) = self._sample(
-            prompt.token_ids,
-            [random.Random(int(seed))],
-            config,
-            n_tokens,
-            end,
-            forbidden=self._not_said,
-            signal=signal,
-        )
-        stream = TextStream(iter(token_ids), self.tokenizer, n_tokens, stop, prompt)
-        text = "".join(stream)
-        assert stream.finish_reason, "a text that was read to its end"
-        return ChatReply(text, stream.finish_reason, stream.n_tokens, prompt)
+        return self.reply(prompt, config, signal=signal)
 
     def stream_chat(
         self,
         messages: Sequence[Message],
         *,
-        temperature: float = 0.5,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        seed: int = 42,
+        temperature: float = SamplingConfig.temperature,
+        top_k: int | None = SamplingConfig.top_k,
+        top_p: float = SamplingConfig.top_p,
+        max_tokens: int | None = SamplingConfig.max_tokens,
+        stop: Sequence[str] = SamplingConfig.stop,
+        seed: int = SamplingConfig.seed,
         unknown: Unknown = "skip",
         too_long: TooLong = "error",
     ) -> TextStream:
@@ -344,102 +367,32 @@ class LanguageModel:
         Raises:
             ChatError, ConfigError, TokenError, ContextLengthError, SamplingError: see `chat`.
         """
-        config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-        check_limits(max_tokens, stop, seed)
-        prompt = self._chat_prompt(messages, unknown, too_long)
-        n_tokens = self._limit(prompt.token_ids, max_tokens)
-        token_ids = generate_from_prompt(
-            self.engine,
-            prompt.token_ids,
-            random.Random(int(seed)),
-            config,
-            stop=self.tokenizer.special_id("end_turn"),
-            forbidden=self._not_said,
-            max_tokens=n_tokens,
-        )
-        return TextStream(token_ids, self.tokenizer, n_tokens, stop, prompt)
+        config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
+        return self.stream(self._chat_prompt(messages, unknown, too_long), config)
 
     def _chat_prompt(
         self, messages: Sequence[Message], unknown: Unknown, too_long: TooLong
-    ) -> ChatPrompt:
+    ) -> Prompt:
+        # Not `prompt`, where a string would be a document's beginning.
+        block_size = self.config.block_size
         return build_prompt(
-            messages,
-            self.tokenizer,
-            self.config.block_size,
-            unknown=unknown,
-            too_long=too_long,
+            messages, self.tokenizer, block_size, unknown=unknown, too_long=too_long
         )
 
-    @property
-    def _not_said(self) -> list[int]:
-        """Tokens that cannot be part of a reply."""
-        return [*map(self.tokenizer.special_id, ROLES), self.tokenizer.bos]
+    def _as_prompt(self, prompt: str | Prompt) -> Prompt:
+        return prompt if isinstance(prompt, Prompt) else text_prompt(prompt, self.tokenizer)
 
-    def _limit(self, prompt_ids: Sequence[int], max_tokens: int | None) -> int:
-        """Return the most tokens that may follow a prompt."""
-        room = room_after(prompt_ids, self.config.block_size)
-        return room if max_tokens is None else min(max_tokens, room)
-
-    def _sample(
+    def _stream(
         self,
-        prompt_ids: list[int],
-        generators: Iterable[random.Random],
+        tokens: Iterator[int] | Iterator[ChosenToken],
+        prompt: Prompt,
         config: SamplingConfig,
-        n_tokens: int,
-        stop: int,
-        *,
-        forbidden: Collection[int] = (),
-        signal: StopSignal | None = None,
-    ) -> list[list[int]]:
-        """Return one text per generator, from which as much is drawn as the longest text takes."""
-        if signal is not None:
-            check_type("signal", signal, StopSignal)
-        draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
-        uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
-        return self.engine.sample(
-            prompt_ids, uniforms, config, stop=stop, forbidden=forbidden, signal=signal
-        )
-
-    def _sample_groups(
-        self,
-        prompt_ids: list[int],
-        seeds: range,
-        config: SamplingConfig,
-        n_tokens: int,
-        signal: StopSignal | None,
-    ) -> list[list[int]]:
-        """Return one text per seed, some in each call of the engine."""
-        texts = []
-        work = self.config.n_params * max(1, n_tokens)
-        n_together = max(1, min(SAMPLES_TOGETHER, WORK_TOGETHER // work))
-        for first in range(0, len(seeds), n_together):
-            generators = map(random.Random, seeds[first : first + n_together])
-            texts += self._sample(
-                prompt_ids, generators, config, n_tokens, self.tokenizer.bos, signal=signal
-            )
-        return texts
-
-    def _sample_and_rewind(
-        self,
-        prompt_ids: list[int],
-        rng: random.Random,
-        config: SamplingConfig,
-        n_tokens: int,
-        signal: StopSignal | None,
-    ) -> list[int]:
-        """Return one text, and leave `rng` as if each token had been drawn when it was due."""
-        before = rng.getstate()
-        (token_ids,) = self._sample(
-            prompt_ids, [rng], config, n_tokens, self.tokenizer.bos, signal=signal
-        )
-        rng.setstate(before)
-        if config.temperature > 0.0:
-            for _ in range(min(len(token_ids) + 1, n_tokens)):  # the stop token is drawn too
-                rng.random()
-        return token_ids
+    ) -> TextStream:
+        n_tokens = max_tokens_after(prompt, config, self.config.block_size)
+        return TextStream(tokens, self.tokenizer, n_tokens, config.stop, prompt)
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
-        """Return what the model expects after each token, before softmax, shape (T, V).
+        """Return the logits after each token, before softmax, shape (T, V).
 
         Args:
             token_ids: 1 to block_size ids; documents begin with `tokenizer.bos`.
@@ -487,32 +440,3 @@ class LanguageModel:
         """
         check_type("dataset", dataset, Dataset)
         return score_dataset(self.engine, dataset.encoded_with(self.tokenizer))
-
-
-def load(
-    directory: PathLike,
-    *,
-    engine: str = "auto",
-    dtype: str | None = None,
-    threads: int | None = None,
-) -> LanguageModel:
-    """Load a model from its directory.
-
-    Args:
-        directory: holds `meta.json` and the weights.
-        engine: see `ENGINES`.
-        dtype: float32 or float64; None for the one it was saved from.
-        threads: cores to use; None for all.
-
-    Returns:
-        The model, ready to use.
-
-    Raises:
-        CheckpointError: the directory does not hold a sound model.
-        ConfigError: there is no such dtype.
-        EngineError: there is no such engine, or it cannot run here.
-    """
-    checkpoint = read_checkpoint(directory, dtype)
-    return LanguageModel(
-        checkpoint.tokenizer, checkpoint.parameters, engine=engine, threads=threads
-    )

@@ -1,37 +1,53 @@
-"""From messages to the tokens that a chat model goes on from, within its block."""
+"""From a text or from messages to a prompt: the tokens that a model continues, within its block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal, TypeAlias, get_args
 
-from microgpt.checks import check_integer
-from microgpt.data import Message, Tokenizer, Unknown, checked_message
-from microgpt.errors import ChatError, ConfigError, ContextLengthError
+from microgpt.checks import ROLES, check_choice, checked_integer, checked_messages
+from microgpt.data import Message, Tokenizer, Unknown
+from microgpt.errors import ChatError, ContextLengthError
 
-__all__ = ["ChatPrompt", "build_prompt"]
+__all__ = ["ChatPrompt", "Prompt", "TooLong", "build_prompt", "text_prompt"]
 
 TooLong: TypeAlias = Literal["error", "truncate"]
-TOO_LONG: tuple[TooLong, ...] = get_args(TooLong)
 
 MARKS = 2  # of a turn, the role's token and end_turn; of a prompt, BOS and the assistant's token
 
 
 @dataclass(frozen=True)
-class ChatPrompt:
-    """What a model reads before it replies.
+class Prompt:
+    """The tokens that a model reads before its text, and how that text ends.
 
     Args:
-        token_ids: BOS, the turns that fit, the assistant's token.
+        token_ids: BOS and the text; or BOS, the turns that fit, the assistant's token.
         turns_dropped: oldest turns that did not fit.
-        tokens_dropped: tokens of these turns, and those cut off the front of a too long one.
+        tokens_dropped: tokens of these turns, and those cut off the front of a too long turn.
         n_unknown: characters that the model does not know, left out.
+        stop_token: token id that ends the text; -1 for a text that fills the block.
+        forbidden: token ids that are never chosen.
     """
 
     token_ids: list[int]
-    turns_dropped: int
-    tokens_dropped: int
-    n_unknown: int
+    turns_dropped: int = 0
+    tokens_dropped: int = 0
+    n_unknown: int = 0
+    stop_token: int = -1
+    forbidden: tuple[int, ...] = ()
+
+
+ChatPrompt = Prompt  # its name while only messages became a prompt
+
+
+def text_prompt(text: str, tokenizer: Tokenizer, *, unknown: Unknown = "error") -> Prompt:
+    """Return the prompt of a document that begins with `text`.
+
+    Raises:
+        TokenError: there are unknown characters and `unknown` is "error".
+    """
+    token_ids = [tokenizer.bos, *tokenizer.encode(text, unknown=unknown)]
+    return Prompt(token_ids, n_unknown=1 + len(text) - len(token_ids), stop_token=tokenizer.bos)
 
 
 def build_prompt(
@@ -41,55 +57,58 @@ def build_prompt(
     *,
     unknown: Unknown = "skip",
     too_long: TooLong = "error",
-) -> ChatPrompt:
-    """Return the tokens for a reply to `messages`, with room for it: a quarter of the block.
+) -> Prompt:
+    """Return the prompt of a reply to `messages`, with room for the reply: a quarter of the block.
 
-    Where not all fit, whole turns are dropped, the oldest first.
+    Where not all turns fit, the oldest are dropped, whole.
 
     Args:
         messages: at least one, each with "role" (user or assistant) and "content".
         tokenizer: of a chat model.
         block_size: the most tokens that the model can attend to.
-        unknown: what to do about characters that the model does not know.
-        too_long: what to do if the last turn does not fit by itself; "truncate" keeps its end.
+        unknown: "skip" leaves out characters that the model does not know, "error" refuses them.
+        too_long: "truncate" keeps the end of a last turn that alone does not fit, "error" refuses.
 
     Raises:
         ChatError: the tokenizer has no chat tokens, or a message is not as expected.
         TokenError: there are unknown characters and `unknown` is "error".
-        ConfigError: `unknown` or `too_long` is none of these, or block_size no integer.
+        ConfigError: `unknown` or `too_long` has another value, or block_size is no integer.
         ContextLengthError: the last turn does not fit and `too_long` is "error", or the block
             cannot hold any.
 
     Example:
         >>> tokenizer = Tokenizer.from_texts(["hi"], is_chat=True)
-        >>> build_prompt([{"role": "user", "content": "hi!"}], tokenizer, block_size=16)
-        ChatPrompt(token_ids=[5, 2, 0, 1, 4, 3], turns_dropped=0, tokens_dropped=0, n_unknown=1)
+        >>> prompt = build_prompt([{"role": "user", "content": "hi!"}], tokenizer, block_size=16)
+        >>> prompt.token_ids, prompt.n_unknown, prompt.stop_token
+        ([5, 2, 0, 1, 4, 3], 1, 4)
     """
     if not tokenizer.is_chat:
         raise ChatError(
             "this model was not trained with chat tokens",
             hint="retrain with --chat to enable chat support",
         )
-    if too_long not in TOO_LONG:
-        raise ConfigError(f"too_long is {too_long!r:.80}, expected one of {', '.join(TOO_LONG)}")
-    check_integer("block_size", block_size)
+    check_choice("too_long", too_long, get_args(TooLong))
+    checked_integer("block_size", block_size)
     if isinstance(messages, str | dict) or not isinstance(messages, Sequence):
         raise ChatError(f"messages is {messages!r:.80}, expected a list of messages")
     if not messages:
         raise ChatError("messages must not be empty")
     turns, n_unknown = [], 0
-    for message in messages:
-        role, content = checked_message(message)
+    for role, content in checked_messages(messages):
         turns.append(tokenizer.encode_turn(role, content, unknown=unknown))
         n_unknown += len(content) + MARKS - len(turns[-1])
     room = block_size - max(1, block_size // 4) - MARKS
     n_that_fit = sum(used <= room for used in accumulate(map(len, reversed(turns))))
-    kept = turns[len(turns) - n_that_fit :]
-    if not kept:
-        kept = [_truncated(turns[-1], room, block_size, too_long)]
-    token_ids = [tokenizer.bos, *chain.from_iterable(kept), tokenizer.special_id("assistant")]
-    n_tokens = sum(map(len, turns))
-    return ChatPrompt(token_ids, len(turns) - len(kept), n_tokens - sum(map(len, kept)), n_unknown)
+    kept = turns[len(turns) - n_that_fit :] or [_truncated(turns[-1], room, block_size, too_long)]
+    roles = {role: tokenizer.special_id(role) for role in ROLES}
+    return Prompt(
+        [tokenizer.bos, *chain.from_iterable(kept), roles["assistant"]],
+        turns_dropped=len(turns) - len(kept),
+        tokens_dropped=sum(map(len, turns)) - sum(map(len, kept)),
+        n_unknown=n_unknown,
+        stop_token=tokenizer.special_id("end_turn"),
+        forbidden=(*roles.values(), tokenizer.bos),
+    )
 
 
 def _truncated(turn: list[int], room: int, block_size: int, too_long: TooLong) -> list[int]:

@@ -1,4 +1,4 @@
-"""How well a model predicts documents, however long they are."""
+"""Scores: the loss of documents of any length, in overlapping windows."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from microgpt.corpus.dataset import Batch, Dataset
+from microgpt.corpus.batches import Batch
+from microgpt.corpus.dataset import Dataset
 from microgpt.engines.base import Engine
 from microgpt.parameters import IntArray
 

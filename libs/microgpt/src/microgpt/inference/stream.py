@@ -1,92 +1,121 @@
-"""Text as it is chosen, piece by piece, until it ends or has to."""
+"""Generated texts: a whole reply, or a stream of pieces until a stop text or the last token."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, TypeAlias
 
-from microgpt.checks import check_integer
 from microgpt.data import Tokenizer
-from microgpt.errors import ConfigError
-from microgpt.inference.prompt import ChatPrompt
+from microgpt.engines.decoding import ChosenToken
+from microgpt.inference.prompt import Prompt
 
-__all__ = ["FinishReason", "TextStream", "check_limits"]
+__all__ = ["ChatReply", "FinishReason", "Reply", "TextStream"]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
-def check_limits(max_tokens: int | None, stop: Sequence[str], seed: int = 0) -> None:
-    """Raise ConfigError unless a text can be limited by these and drawn from that seed."""
-    check_integer("seed", seed)
-    if max_tokens is not None:
-        check_integer("max_tokens", max_tokens, 1)
-    is_list = isinstance(stop, Collection) and not isinstance(stop, str)
-    if not is_list or not all(isinstance(text, str) and text for text in stop):
-        raise ConfigError(f"stop is {stop!r:.80}, expected a list of strings that are not empty")
+@dataclass(frozen=True)
+class Reply:
+    """A text that a model generated.
+
+    Args:
+        content: the text.
+        finish_reason: "stop" if the model or a stop text ended it, "length" if it was cut at
+            `max_tokens` or at the model's block.
+        n_tokens: tokens of the text.
+        prompt: the tokens read before, and what was left out of them.
+    """
+
+    content: str
+    finish_reason: FinishReason
+    n_tokens: int
+    prompt: Prompt
+
+    @property
+    def tokens_dropped(self) -> int:
+        """Tokens of the messages that did not fit into the block."""
+        return self.prompt.tokens_dropped
+
+
+ChatReply = Reply  # its name while only messages had replies
 
 
 def _until_stop(text: str, stop: Sequence[str]) -> str | None:
-    """Return what comes before the stop string that is completed first, None if there is none."""
+    """Return the text before the stop text that is completed first, None if there is none."""
     found = [(at + len(string), at) for string in stop if (at := text.find(string)) >= 0]
     return text[: min(found)[1]] if found else None
 
 
 def _n_pending(text: str, stop: Sequence[str]) -> int:
-    """Return how many characters at the end of `text` may yet become a stop string."""
+    """Return how many characters at the end of `text` may yet become a stop text."""
     longest = min(max(map(len, stop), default=1) - 1, len(text))
     return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
 
 
 class TextStream(Iterator[str]):
-    """Pieces of one text as they come; made by `LanguageModel.stream` and `stream_chat`.
+    """Pieces of one text as they are generated; made by `LanguageModel.stream` and `stream_chat`.
 
-    Close it, or let go of it, to end the text early.
+    Close the stream, or drop it, to end the text early.
 
     Args:
-        token_ids: the text's tokens, as they are chosen.
+        token_ids: the text's tokens as they are chosen, plain or each a `ChosenToken`.
         tokenizer: decodes them.
-        max_tokens: how many there are at most.
-        stop: strings that end the text; they are not part of it.
-        prompt: what was read before, for a chat.
+        max_tokens: the most tokens of the text.
+        stop: texts that end the text; they are not part of it.
+        prompt: the tokens read before.
 
     Attributes:
         n_tokens: tokens chosen so far.
-        finish_reason: why it ended: "stop" for by itself or at a stop string, "length" for cut at
-            `max_tokens` or the model's block; None before it ends.
+        tokens: the tokens of the latest piece, each with the logits that it was chosen from.
+        finish_reason: "stop" for a text that ended by itself or at a stop text, "length" for one
+            cut at `max_tokens` or at the model's block; None before the end.
     """
 
     def __init__(
         self,
-        token_ids: Iterator[int],
+        token_ids: Iterator[int] | Iterator[ChosenToken],
         tokenizer: Tokenizer,
         max_tokens: int,
         stop: Sequence[str] = (),
-        prompt: ChatPrompt | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
         self.prompt = prompt
         self.n_tokens = 0
+        self.tokens: list[ChosenToken] = []
         self.finish_reason: FinishReason | None = None
-        self._pieces = self._decoded(token_ids, tokenizer, max_tokens, stop)
+        self._tokenizer, self._stop = tokenizer, stop
+        self._pending: list[ChosenToken] = []  # chosen, not part of a piece yet
+        self._pieces = self._decoded(token_ids, max_tokens)
 
     def __next__(self) -> str:
         """Return the next piece, one character or more."""
         return next(self._pieces)
 
     def _decoded(
-        self, token_ids: Iterator[int], tokenizer: Tokenizer, max_tokens: int, stop: Sequence[str]
+        self, token_ids: Iterator[int] | Iterator[ChosenToken], max_tokens: int
     ) -> Iterator[str]:
-        pending = ""
-        for token_id in token_ids:
+        text = ""  # of the pending tokens
+        for token in token_ids:
             self.n_tokens += 1
-            pending += tokenizer.decode([token_id])
-            before = _until_stop(pending, stop)
+            chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
+            self._pending.append(chosen)
+            text += self._tokenizer.decode([chosen.token_id])
+            before = _until_stop(text, self._stop)
             if before is not None:
                 self.finish_reason = "stop"
                 if before:
-                    yield before
+                    yield self._piece(before)
                 return
-            n_ready = len(pending) - _n_pending(pending, stop)
-            if n_ready:
-                yield pending[:n_ready]
-                pending = pending[n_ready:]
+            if n_ready := len(text) - _n_pending(text, self._stop):
+                yield self._piece(text[:n_ready])
+                text = text[n_ready:]
         self.finish_reason = "length" if self.n_tokens == max_tokens else "stop"
-        if pending:
-            yield pending
+        if text:
+            yield self._piece(text)
+
+    def _piece(self, text: str) -> str:
+        """Return `text`, the beginning of the pending text, and take its tokens as `tokens`."""
+        lengths = [len(self._tokenizer.decode([token.token_id])) for token in self._pending]
+        n = sum(total <= len(text) for total in accumulate(lengths))
+        self.tokens, self._pending = self._pending[:n], self._pending[n:]
+        return text

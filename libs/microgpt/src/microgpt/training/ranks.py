@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microgpt.corpus.dataset import Batch
+from microgpt.corpus.batches import Batch
 from microgpt.errors import ConfigError, EngineError, RankLostError
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""Snapshots of training: all that is needed to go on as if it had never stopped.
+"""Snapshots of training: all that it takes to resume a run as if it had never stopped.
 
 A snapshot is one safetensors file in `checkpoints/` of the model directory, named after its step:
-weights, Adam's moments, the best weights so far, and as metadata the rest. It appears by one
-rename, so that it is whole or not there.
+weights, Adam's moments, the best weights so far, and as metadata the options and the rest. It
+appears by one rename, so that it is whole or not there.
 """
 
 import hashlib
@@ -16,13 +16,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from microgpt.checks import PathLike, checked_path
+from microgpt.checks import PathLike, cause_of, checked_path
 from microgpt.data import Tokenizer
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
-from microgpt.storage.model_directory import SNAPSHOTS, STAGED, sync_directory, write_durably
-from microgpt.training.trainer import Best, Trainer
+from microgpt.storage.commit import STAGED, sync_directory, write_durably
+from microgpt.storage.model_directory import SNAPSHOTS
+from microgpt.training.options import TrainConfig
+from microgpt.training.trainer import Trainer
+from microgpt.training.validation import Best
 
 __all__ = [
     "Snapshot",
@@ -38,7 +41,7 @@ NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 class _State(msgspec.Struct, kw_only=True):
-    """The metadata of a snapshot."""
+    """The metadata of a snapshot; fields with a default are newer than the format."""
 
     model: dict[str, int]
     chars: list[str]
@@ -51,11 +54,12 @@ class _State(msgspec.Struct, kw_only=True):
     best_step: int | None
     data_digest: str
     options: dict[str, Any]
+    train_config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a training run stood.
+    """The state of a training run after some step.
 
     Args:
         path: the file.
@@ -64,10 +68,12 @@ class Snapshot:
         engine: name of the engine that ran it.
         step: steps taken.
         n_updates: updates of the optimizer.
-        data_digest: `Dataset.digest` of what it was trained on.
-        options: what the application stored with it.
+        data_digest: `Trainer.digest` of its data.
+        options: stored by the application.
         arrays: "weights", "adam_m", "adam_v", each of shape (n_params,).
         best: the best model until then, with validation.
+        train_config: options of the run, resolved; those that an older snapshot lacks have their
+            defaults.
     """
 
     path: Path
@@ -80,18 +86,19 @@ class Snapshot:
     options: Mapping[str, Any]
     arrays: Mapping[str, FloatArray]
     best: Best | None
+    train_config: TrainConfig
 
 
 def write_snapshot(
     directory: PathLike, trainer: Trainer, options: Mapping[str, Any], *, keep: int = 3
 ) -> Path:
-    """Save where `trainer` stands, and remove all snapshots but the latest.
+    """Save the state of a trainer, and remove all snapshots but the latest.
 
     Args:
         directory: of the model; made if it does not exist.
-        trainer: between two steps.
-        options: what the application needs to set up the same run again; JSON values.
-        keep: how many snapshots stay.
+        trainer: between two steps; its `config` is saved too.
+        options: whatever else the application needs to set up the same run again; JSON values.
+        keep: number of snapshots that are not removed.
 
     Returns:
         The file written.
@@ -122,9 +129,8 @@ def write_snapshot(
     except (OSError, ValueError) as error:
         with suppress(OSError):
             staged.unlink(missing_ok=True)
-        cause = (isinstance(error, OSError) and error.strerror) or error
         raise CheckpointError(
-            f"cannot write {path}: {cause}", hint="earlier snapshots are intact"
+            f"cannot write {path}: {cause_of(error)}", hint="earlier snapshots are intact"
         ) from error
     return path
 
@@ -163,7 +169,17 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
         best_step=best.step if best else None,
         data_digest=trainer.digest,
         options=dict(options),
+        train_config=msgspec.to_builtins(trainer.config),
     )
+
+
+def _train_config(state: _State) -> TrainConfig:
+    """Return the options of the run; snapshots of version 0.1 hold them among the application's."""
+    stored = state.train_config
+    if stored is None:
+        stored = state.options | {"learning_rate": state.options.get("lr")} | state.model
+    known = {name: stored[name] for name in TrainConfig.__struct_fields__ if name in stored}
+    return TrainConfig(**(known | {"dtype": state.dtype, "engine": state.engine}))
 
 
 def _snapshots(folder: Path) -> list[Path]:
@@ -184,7 +200,7 @@ def holds_snapshot(directory: PathLike) -> bool:
 
 
 def remove_snapshots(directory: PathLike) -> None:
-    """Remove the snapshots in a model directory, so that those of a new run do not mix with them.
+    """Remove the snapshots in a model directory.
 
     Args:
         directory: of a model; may be missing.
@@ -197,7 +213,7 @@ def remove_snapshots(directory: PathLike) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            raise CheckpointError(f"cannot remove {path}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot remove {path}: {cause_of(error)}") from error
 
 
 def read_snapshot(directory: PathLike) -> Snapshot:
@@ -217,9 +233,9 @@ def read_snapshot(directory: PathLike) -> Snapshot:
     if not paths:
         raise CheckpointError(
             f"{directory} holds no snapshot of training: there is nothing in {folder}",
-            hint="train with --checkpoint-every, or interrupt training with Ctrl-C, to have one",
+            hint="train with --snapshot-every, or interrupt training with Ctrl-C, to have one",
         )
-    hint = f"remove {paths[-1].name} to go on from the one before" if paths[1:] else None
+    hint = f"remove {paths[-1].name} to resume from the snapshot before" if paths[1:] else None
     try:
         return _read(paths[-1])
     except CheckpointError as error:
@@ -239,11 +255,12 @@ def _read(path: Path) -> Snapshot:
         if metadata.get("format") != FORMAT:
             raise CheckpointError(
                 f"{path} has the format {metadata.get('format')!r}, expected {FORMAT!r}",
-                hint="go on with the version of microgpt that wrote it",
+                hint="resume with the version of microgpt that wrote it",
             )
         state = msgspec.json.decode(metadata["state"], type=_State)
         config = ModelConfig(**state.model)
         tokenizer = Tokenizer(tuple(state.chars), state.is_chat)
+        train_config = _train_config(state)
     except (safetensors.SafetensorError, msgspec.DecodeError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -274,15 +291,16 @@ def _read(path: Path) -> Snapshot:
         state.options,
         arrays,
         best,
+        train_config,
     )
 
 
 def restore(trainer: Trainer, snapshot: Snapshot) -> None:
-    """Put a trainer that was just set up for the same run where the snapshot was taken.
+    """Give a trainer, set up for the same run, the state of a snapshot.
 
     Args:
         trainer: set up with the same data, sizes, type and engine; changed in place.
-        snapshot: what `read_snapshot` gave.
+        snapshot: of the run.
 
     Raises:
         CheckpointError: the data or the model is not the one of the snapshot.

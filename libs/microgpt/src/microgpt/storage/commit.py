@@ -1,0 +1,192 @@
+"""Replacing several files of a directory as one, and keeping other processes out meanwhile.
+
+A save must never lose a model. New files are written beside the old ones under other names and
+flushed to disk; then a list of them (`commit.json`) appears, in one rename; then they replace the
+old files, and the list is removed. Every reader and writer completes a commit that it finds, so a
+save that is cut short at any point leaves either the old files or the new ones.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from microgpt.checks import PathLike, cause_of, checked_path
+from microgpt.errors import CheckpointError
+
+__all__ = [
+    "COMMIT",
+    "FILES",
+    "STAGED",
+    "check_commit",
+    "complete_commit",
+    "current_path",
+    "lock_directory",
+    "replace_together",
+    "sync_directory",
+    "write_durably",
+]
+
+FILES = ("meta.json", "weights.json", "weights.safetensors")  # that may be replaced together
+COMMIT = "commit.json"
+STAGED = ".staged"  # suffix of a new file before it replaces the old one
+LOCK = "train.lock"  # held by a run that trains into the directory
+
+
+def replace_together(
+    path: Path, contents: dict[str, bytes], before_replacing: Callable[[], None]
+) -> None:
+    """Replace several files in `path` such that all of them change or none does."""
+    with _locked(path):
+        complete_commit(path)
+        try:
+            for name, content in contents.items():
+                write_durably(path / (name + STAGED), content)
+            write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
+            sync_directory(path)
+            before_replacing()
+            (path / (COMMIT + STAGED)).replace(path / COMMIT)
+        except BaseException:
+            for name in (*contents, COMMIT):
+                with suppress(OSError):
+                    (path / (name + STAGED)).unlink()
+            raise
+        sync_directory(path)
+        complete_commit(path)
+        _remove_others(path, contents)
+
+
+def _remove_others(path: Path, kept: Collection[str]) -> None:
+    """Remove the other files of the model before, and staged files of a save that failed."""
+    for name in (*FILES, COMMIT):
+        (path / (name + STAGED)).unlink(missing_ok=True)
+        if name not in kept:
+            (path / name).unlink(missing_ok=True)
+
+
+def complete_commit(path: Path) -> None:
+    """Replace files by their staged successors if a commit lists them."""
+    try:
+        names = check_commit(path)
+        for name in names:
+            with suppress(FileNotFoundError):  # replaced already
+                (path / (name + STAGED)).replace(path / name)
+        if names:
+            sync_directory(path)
+            (path / COMMIT).unlink()
+    except FileNotFoundError:
+        pass  # another process has completed it
+
+
+def check_commit(path: Path) -> Sequence[str]:
+    """Return the files that a commit in `path` lists, none without a commit.
+
+    Raises:
+        CheckpointError: `commit.json` is not one of ours.
+    """
+    try:
+        names = msgspec.json.decode((path / COMMIT).read_bytes(), type=list[str])
+    except FileNotFoundError:
+        return ()
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"invalid {path / COMMIT}: {error}", hint="it is not one of ours: move it away"
+        ) from error
+    if strange := set(names) - {*FILES}:
+        raise CheckpointError(f"invalid {path / COMMIT}: it names {sorted(strange)}")
+    return names
+
+
+def current_path(path: Path) -> Path:
+    """Return the path of the committed content of `path`: its staged file before the rename."""
+    staged = path.with_name(path.name + STAGED)
+    is_committed = path.name in check_commit(path.parent) and staged.exists()
+    return staged if is_committed else path
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file, and flush it to disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory to disk, so that its renames survive a loss of power."""
+    if os.name == "posix":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write to a directory."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which also releases the lock
+
+
+@contextmanager
+def lock_directory(directory: PathLike) -> Iterator[None]:
+    """Yield with other processes kept from training into a directory.
+
+    Args:
+        directory: of the model; made if it does not exist.
+
+    Raises:
+        CheckpointError: another process trains into it, or it cannot be written.
+    """
+    path = checked_path(directory)
+    if os.name != "posix":
+        yield
+        return
+    is_new = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = _open_locked(path / LOCK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise CheckpointError(f"cannot write {path}: {cause_of(error)}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (path / LOCK).unlink()
+        os.close(descriptor)  # which also releases the lock
+        if is_new:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def _open_locked(path: Path) -> int:
+    """Return the descriptor of a lock file, locked."""
+    import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another process trains into {path.parent}",
+                hint="wait until it has ended, or choose another directory",
+            ) from error
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # of a file that its last holder has removed: open the new one
