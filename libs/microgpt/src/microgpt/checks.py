@@ -1,4 +1,4 @@
-"""Checks of what callers pass: each names what was got and what is expected."""
+"""Checks of arguments: each error names the value and the expected domain."""
 
 import math
 import os
@@ -31,14 +31,14 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 def is_integer(value: Any) -> bool:
     """Return whether a value is an integer, of Python or NumPy."""
-    if type(value) is int:  # an eighth of the time, and asked of every token
+    if type(value) is int:  # an eighth of the time; called for every token
         return True
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a real number, of Python or NumPy, that a float can hold."""
-    if type(value) is float:  # sooner told than below
+    if type(value) is float:  # the common case, an eighth of the time
         return True
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
@@ -122,5 +122,5 @@ def check_chars(chars: Any) -> None:
 
 
 def cause_of(error: Exception) -> object:
-    """Return the system's words for an error, or else the error itself."""
+    """Return the operating system's message for an error, or the error itself."""
     return (isinstance(error, OSError) and error.strerror) or error

@@ -1,4 +1,4 @@
-"""Every error that the library raises on purpose: one tree, `MicrogptError` at its root."""
+"""The errors that the library raises: one tree, with `MicrogptError` at its root."""
 
 __all__ = [
     "ChatError",
@@ -17,10 +17,10 @@ __all__ = [
 
 
 class MicrogptError(Exception):
-    """Base of all errors of this library; its text says what was got, expected and what to do.
+    """Base of all errors of this library: the message names the value, the expectation, the remedy.
 
     Attributes:
-        hint: one more sentence on what to do next, or None.
+        hint: the next step, or None.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -57,7 +57,7 @@ class SamplingError(MicrogptError, ArithmeticError):
 
 
 class CheckpointError(MicrogptError):
-    """A model directory cannot be read or written, or does not hold what it says."""
+    """A model directory or snapshot cannot be read or written, or is damaged."""
 
 
 class EngineError(MicrogptError):

@@ -1,4 +1,4 @@
-"""All numbers of a model in one array: a flat buffer, and named matrices that look into it.
+"""All numbers of a model in one array: a flat buffer, and named matrices that are views of it.
 
 Weights, gradients and Adam's moments each are one such buffer, so saving, clipping, averaging over
 processes and the kernel handle one array apiece.
@@ -58,7 +58,7 @@ class Parameters(Mapping[str, FloatArray]):
             )
         self.config = config
         self.flat = flat
-        self._spans: dict[str, tuple[int, int]] = {}  # where each starts and ends in `flat`
+        self._spans: dict[str, tuple[int, int]] = {}  # start and end of each in `flat`
         self._views: dict[str, FloatArray] = {}
         start = 0
         for name, (rows, columns) in parameter_shapes(config).items():
@@ -68,7 +68,7 @@ class Parameters(Mapping[str, FloatArray]):
             start = end
 
     def __reduce__(self) -> tuple[type["Parameters"], tuple[ModelConfig, FloatArray]]:
-        """Keep the views of a copy, or of what is unpickled, views of its own buffer."""
+        """Support copying and pickling: the copy's views are of its own buffer."""
         return type(self), (self.config, self.flat)
 
     @classmethod

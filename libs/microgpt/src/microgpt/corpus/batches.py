@@ -28,13 +28,15 @@ class Batches:
     """One batch for each of several steps, all laid end to end; iterating yields each.
 
     Args:
-        together: their documents, as one batch.
-        n_documents: of each, shape (n_steps,), at least 1.
+        together: the documents of all batches, as one batch.
+        n_documents: number of documents of each batch, shape (n_steps,), at least 1.
 
     Attributes:
-        starts: where each document begins in `together.inputs`, and the end.
-        first_documents: where each begins in `together.lengths`, and the end, shape (n_steps + 1,).
-        first_rows: where each begins in `together.inputs`, and the end, shape (n_steps + 1,).
+        starts: start of each document in `together.inputs`, and the end of the last.
+        first_documents: start of each batch in `together.lengths`, and the end of the last, shape
+            (n_steps + 1,).
+        first_rows: start of each batch in `together.inputs`, and the end of the last, shape
+            (n_steps + 1,).
     """
 
     def __init__(self, together: Batch, n_documents: ArrayLike) -> None:
@@ -64,5 +66,5 @@ class Batches:
 
 
 def starts_of(lengths: ArrayLike) -> NDArray[np.int64]:
-    """Return where parts of these lengths begin when they lie end to end, and the end of all."""
+    """Return the starts of parts of these lengths, laid end to end, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

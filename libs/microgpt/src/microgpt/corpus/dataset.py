@@ -61,7 +61,7 @@ class Dataset:
 
     @classmethod
     def from_documents(cls, documents: Iterable[str]) -> "Dataset":
-        """Encode documents; blank ones are left out, the others stripped.
+        """Encode documents; texts are stripped, and blank texts left out.
 
         Args:
             documents: texts, read once.
@@ -117,7 +117,7 @@ class Dataset:
         return self.tokens[start : start + self.lengths[index] + 1]
 
     def length_percentiles(self, *percents: float) -> list[int]:
-        """Return how many positions so many percent of the documents have at most.
+        """Return percentiles of the documents' lengths, in positions.
 
         Args:
             *percents: 0 to 100 each.
@@ -127,14 +127,14 @@ class Dataset:
         return [int(length) for length in found]
 
     def encoded_with(self, tokenizer: Tokenizer) -> "Dataset":
-        """Return the same documents as another tokenizer encodes them.
+        """Return the same documents, encoded by another tokenizer.
 
         Args:
             tokenizer: of a model, for instance.
 
         Raises:
-            TokenError: it does not know a character that is in here.
-            DataError: one of the two is for chat and the other is not.
+            TokenError: a character of the documents is not in the tokenizer's vocabulary.
+            DataError: only one of the dataset and the tokenizer is for chat.
         """
         if tokenizer.is_chat != self.tokenizer.is_chat:
             raise DataError("got conversations and plain documents, expected both of one kind")
@@ -145,10 +145,10 @@ class Dataset:
         return replace(self, tokenizer=tokenizer, tokens=new_ids[self.tokens])
 
     def only(self, index: int) -> "Dataset":
-        """Return a dataset of one document of this one.
+        """Return a dataset of one of the documents.
 
         Args:
-            index: which, from 0.
+            index: of the document, from 0.
         """
         at = slice(index, index + 1)
         return replace(self, starts=self.starts[at], lengths=self.lengths[at])
@@ -165,14 +165,13 @@ class Dataset:
         return digest.hexdigest()
 
     def fitted(self, block_size: int, long: Long = "truncate") -> "Dataset":
-        """Return the documents as a model of that block size can learn them.
+        """Return the documents, each of at most `block_size` positions.
 
         Args:
             block_size: the most positions of a document.
-            long: what becomes of longer documents. "truncate" keeps their beginning; "skip" leaves
-                them out; "split" makes several documents of each, which together cover it: for
-                chat these begin where a turn does, and only a turn that is longer than the block
-                is cut inside.
+            long: treatment of longer documents. "truncate" keeps the beginning; "skip" leaves them
+                out; "split" divides each into several documents, which for chat begin at a turn:
+                only a turn that is longer than the block is cut inside.
 
         Raises:
             DataError: no document is left.
@@ -221,12 +220,12 @@ class Dataset:
         return replace(self, starts=np.array(starts), lengths=np.array(lengths))
 
     def only_assistant(self) -> "Dataset":
-        """Return conversations of which only what the assistant says counts, and its end_turn.
+        """Return conversations with targets in the assistant's turns only, end_turn included.
 
-        Those in which it says nothing, perhaps because they were cut before, are left out.
+        Conversations without such a target are left out; a cut may have removed the turn.
 
         Raises:
-            DataError: these are no conversations, or none is left.
+            DataError: the dataset holds plain documents, or no conversation is left.
         """
         if not self.tokenizer.is_chat:
             raise DataError("got plain documents, expected conversations")
@@ -242,10 +241,10 @@ class Dataset:
         return replace(self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted)
 
     def shuffled(self, rng: random.Random) -> Sequence[int]:
-        """Return the indices of the documents in an order drawn from `rng`.
+        """Return the indices of the documents in a random order.
 
         Args:
-            rng: what `random.Random.shuffle` draws is drawn from it.
+            rng: source of the draws of `random.Random.shuffle`.
         """
         order = array("i" if len(self) < 1 << 31 else "q", range(len(self)))
         rng.shuffle(order)

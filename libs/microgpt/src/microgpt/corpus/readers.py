@@ -69,8 +69,8 @@ def read_json_lines(path: PathLike, kind: Any, expected: str) -> Iterator[tuple[
 
     Args:
         path: a UTF-8 file.
-        kind: what a line is decoded to; a type that msgspec knows.
-        expected: what a line looks like, for the message about one that does not.
+        kind: type of a decoded line; any type that msgspec knows.
+        expected: form of a line, for the error about a line of another form.
 
     Raises:
         DataError: the file cannot be read, or a line is not of this kind (the line is named).
@@ -96,9 +96,9 @@ def read_json_lines(path: PathLike, kind: Any, expected: str) -> Iterator[tuple[
 
 
 def _lone_surrogate(text: str) -> str | None:
-    """Return what to say about JSON with half a surrogate pair; None if there is none.
+    """Return the error message for JSON with half a surrogate pair; None if there is none.
 
-    msgspec takes one near the end of a line for a line that is cut short.
+    msgspec reports half a pair near the end of a line as a line that is cut short.
     """
     try:
         json.dumps(json.loads(text), ensure_ascii=False).encode()
@@ -112,7 +112,7 @@ def _lone_surrogate(text: str) -> str | None:
 
 @dataclass
 class Conversations:
-    """Conversations ready for training, and what had to be left out of them.
+    """Conversations ready for training, and counts of the changes to them.
 
     Args:
         conversations: each a list of messages that ends with the assistant.
@@ -125,7 +125,7 @@ class Conversations:
     n_skipped: int = 0
 
     def add(self, messages: Sequence[Message]) -> None:
-        """Append one conversation, trimmed; count it where it changes.
+        """Append one conversation without its unanswered turns at the end; count the change.
 
         Args:
             messages: each with "role" and "content".

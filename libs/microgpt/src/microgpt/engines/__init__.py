@@ -1,4 +1,4 @@
-"""Interchangeable ways to compute the same model, from clear to fast."""
+"""Interchangeable engines for the same model, from clear to fast."""
 
 from microgpt.checks import checked_integer
 from microgpt.engines.base import Engine

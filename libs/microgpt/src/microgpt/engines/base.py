@@ -41,7 +41,7 @@ class StepResult(NamedTuple):
 
 @dataclass
 class ArrayCache:
-    """Keys and values of one stream of text, and how many positions they hold.
+    """Keys and values of one stream of text.
 
     Args:
         keys: shape (n_layer, block_size, C).

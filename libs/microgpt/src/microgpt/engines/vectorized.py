@@ -1,7 +1,7 @@
-"""The same step in NumPy: whole documents at a time, with the backward pass written out.
+"""The vectorized engine: the same step in NumPy, with the backward pass written out.
 
 Documents of a batch are padded to the longest with targets that do not count; causal attention
-never looks ahead, so padding changes nothing. Rows are all positions of all documents: R = B * T.
+never reads ahead, so padding changes nothing. Rows are all positions of all documents: R = B * T.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def _cross_entropy(logits: FloatArray, targets: IntArray) -> tuple[float, int, F
 class _BlockWeights:
     """Views of one block's weights, or of their gradients."""
 
-    w_qkv: FloatArray  # (3C, C): wq, wk and wv lie side by side
+    w_qkv: FloatArray  # (3C, C): wq, wk and wv, one after another in the flat buffer
     w_o: FloatArray  # (C, C)
     w_1: FloatArray  # (4C, C)
     w_2: FloatArray  # (C, 4C)
@@ -91,7 +91,7 @@ class _BlockWeights:
 
 @dataclass
 class _BlockTrace:
-    """What the backward pass of one block needs from its forward pass."""
+    """Results of one block's forward pass that its backward pass needs."""
 
     normed_attn: FloatArray  # (R, C)
     scale_attn: FloatArray  # (R, 1)
@@ -143,8 +143,8 @@ class VectorizedEngine(Engine):
         return _BlockWeights.of(self.grads)
 
     def _causal_mask(self, n_tokens: int) -> FloatArray:
-        """Return what is added to scores, shape (T, T): -inf where a key is ahead of its query."""
-        # One for the whole block would take gigabytes where that is long and documents are short.
+        """Return the mask added to scores, shape (T, T): -inf where a key is ahead of its query."""
+        # A mask for the whole block would take gigabytes where it is long and documents are short.
         dtype = self.parameters.flat.dtype.type
         ahead = np.triu(np.ones((n_tokens, n_tokens), np.bool_), k=1)
         return np.where(ahead, dtype(-np.inf), dtype(0))

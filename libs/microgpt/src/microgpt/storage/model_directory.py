@@ -218,12 +218,12 @@ def read_model(directory: PathLike, dtype: str | None = None) -> StoredModel:
 
     Args:
         directory: holds `meta.json` and the weights.
-        dtype: of the weights in memory; None for the one they were saved from (float64 where the
-            metadata does not say, as in files of the Rust system).
+        dtype: of the weights in memory; None for the type they were saved from (float64 where the
+            metadata has none, as in files of the Rust system).
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the other; it says which, what
-            was found and what was expected.
+        CheckpointError: a file is missing, damaged, or does not fit the other; file, content and
+            expectation are named.
     """
     path = checked_path(directory)
     for _ in range(3):  # a writer may replace the files between our two reads: read again

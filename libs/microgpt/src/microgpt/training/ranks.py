@@ -1,4 +1,4 @@
-"""Training on several processes, perhaps of several machines: each learns a share of every batch.
+"""Training on several processes, on one machine or more: each takes a share of every batch.
 
 The processes are those of an MPI job, and all hold the same weights. At each step their gradients
 are added up, one all-reduce of the flat buffer, so each takes the update that a single process
@@ -26,16 +26,16 @@ PATIENCE_SECONDS = 0.1  # an MPI job that is to end is killed a quarter of a sec
 
 
 class Ranks:
-    """The processes of an MPI job, of which this is one.
+    """The processes of an MPI job, this process among them.
 
     Args:
         communicator: of mpi4py; None for all processes of the job.
 
     Attributes:
         rank: number of this process, counted from 0.
-        size: how many there are.
-        is_leaving: asked while this process waits for others; once it returns True, and they do
-            not answer soon, waiting ends with RankLostError.
+        size: number of processes.
+        is_leaving: called while this process waits for the others; once it returns True, and they
+            do not answer soon, waiting ends with RankLostError.
 
     Raises:
         EngineError: mpi4py or an MPI library is not installed.
@@ -57,7 +57,7 @@ class Ranks:
         self.is_leaving: Callable[[], bool] = lambda: False
 
     def share(self, batch: Batch) -> Batch:
-        """Return the documents of a batch that this process learns: every `size`-th by length.
+        """Return this process's share of a batch: every `size`-th document by length.
 
         Args:
             batch: the same on every process.
@@ -102,7 +102,7 @@ class Ranks:
         return float(sums[0]), int(sums[1])
 
     def least(self, number: int) -> int:
-        """Return the least of all processes' numbers; so they agree on what to do next.
+        """Return the least of all processes' numbers, on which they thus agree.
 
         Args:
             number: this process's.
@@ -118,7 +118,7 @@ class Ranks:
         """Raise ConfigError unless all processes give things that print alike.
 
         Args:
-            *things: what must be alike: digests, options, sizes.
+            *things: digests, options, sizes.
         """
         digest = hashlib.sha256(repr(things).encode("utf-8", "surrogatepass")).hexdigest()
         for rank, other in enumerate(self._communicator.allgather(digest)):
@@ -137,8 +137,8 @@ class Ranks:
         self._communicator.Abort(status)
 
     def _wait(self, request: "MPI.Request") -> None:
-        # A blocking call would keep the interpreter from handling signals, so that a process whose
-        # peers are dead could not save what it has.
+        # A blocking call would keep the interpreter from handling signals: a process whose peers
+        # are dead could not save its model.
         deadline = math.inf
         while not request.Test():
             if deadline == math.inf:
@@ -146,6 +146,6 @@ class Ranks:
                     deadline = time.monotonic() + PATIENCE_SECONDS
             elif time.monotonic() > deadline:
                 raise RankLostError(
-                    f"rank {self.rank} was told to end, and the other {self.size - 1} did not "
-                    f"finish the step within {PATIENCE_SECONDS} s: perhaps one of them has died"
+                    f"rank {self.rank} was asked to end, and the other {self.size - 1} did not "
+                    f"finish the step within {PATIENCE_SECONDS} s; one of them may have died"
                 )
