@@ -29,6 +29,7 @@ CHAPTER = LIBRARY / "ladder.md"
 MEASURED = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)  # written by us
 KERNEL = LIBRARY.parent / "src/microgpt/engines/kernel"
 ENGINES = ("scalar", "vectorized", "native")
+WING = "autograd, data, model, train, sampling"
 
 INK, LINE = "#1f2933", "#52606d"
 PLAIN, WARM, COOL, FRESH = "#f5f7fa", "#fdf0d5", "#dceaf7", "#e2f2e3"
@@ -140,44 +141,34 @@ def draw_model() -> None:
 
 def draw_rooms() -> None:
     """Draw the distributions, and the rooms of the library; arrows point at what is imported."""
-    board = Board(92, 68)
-    board.box(24, 63, "microgpt-cli\ncommands of the terminal", 34, 7, FRESH)
-    board.box(68, 63, "microgpt-serve\nHTTP: OpenAI's, our own, a page", 34, 7, FRESH)
+    board = Board(92, 64)
+    board.box(24, 59, "microgpt-cli\ncommands of the terminal", 34, 7, FRESH)
+    board.box(68, 59, "microgpt-serve\nHTTP: OpenAI's, our own, a page", 34, 7, FRESH)
     board.axes.add_patch(
-        FancyBboxPatch((2, 2), 88, 52, "round,pad=0", facecolor="white", edgecolor=LINE)
+        FancyBboxPatch((2, 2), 88, 48, "round,pad=0", facecolor="white", edgecolor=LINE)
     )
-    board.note(4, 51.6, "microgpt-lib: applications see only what microgpt.__all__ lists")
-    board.arrow((24, 59.5), (24, 54.2))
-    board.arrow((68, 59.5), (68, 54.2))
+    board.note(4, 47.6, "microgpt-lib: applications see only what microgpt.__all__ lists")
+    board.arrow((24, 55.5), (24, 50.2))
+    board.arrow((68, 55.5), (68, 50.2))
     rooms = {
-        "language_model": (46, 46, "fitting, language_model,\nscoring: fit, load", 30, FRESH),
-        "snapshot": (14, 36, "snapshot\ngo on after a stop", 20, PLAIN),
-        "train": (38, 36, "train\nAdam, Trainer", 20, WARM),
-        "checkpoint": (14, 25, "checkpoint\nfiles of a model", 20, PLAIN),
-        "engines": (38, 25, "engines: scalar,\nvectorized, native", 20, WARM),
-        "sampling": (60, 25, "sampling\nlogits to tokens", 17, COOL),
-        "chat": (80, 25, "chat, streaming\nprompts, replies", 17, PLAIN),
-        "parameters": (14, 15, "parameters\none flat buffer", 20, PLAIN),
-        "model": (38, 15, "model\nthe transformer", 20, COOL),
-        "autograd": (60, 15, "autograd\nValue", 17, COOL),
-        "data": (80, 15, "tokenizer, documents,\ndata: text to ids", 17, PLAIN),
-        "errors": (46, 6, "errors", 40, PLAIN),
+        "training": (46, 42, "training: options, trainer,\nsnapshots, fit", 30, WARM),
+        "inference": (46, 33, "inference: LanguageModel,\nprompts, streams, scores", 30, FRESH),
+        "storage": (15, 24, "storage\nthe model directory", 22, PLAIN),
+        "engines": (46, 24, "engines: scalar, vectorized,\nnative; filters, optimizers", 30, WARM),
+        "corpus": (77, 24, "corpus: readers,\ndatasets, batches", 22, PLAIN),
+        "parameters": (30, 15, "parameters\none flat buffer", 22, PLAIN),
+        "wing": (46, 6, f"the algorithm, in plain Python: {WING}", 84, COOL),
     }
     for x, y, text, width, color in rooms.values():
         board.box(x, y, text, width, 6 if "\n" in text else 4, color)
     for above, below in [
-        *(("language_model", "train"), ("language_model", "sampling")),
-        *(("language_model", "chat"), ("snapshot", "train"), ("snapshot", "checkpoint")),
-        *(("train", "engines"), ("engines", "sampling"), ("engines", "parameters")),
-        *(("engines", "model"), ("checkpoint", "parameters"), ("parameters", "model")),
-        *(("sampling", "model"), ("model", "autograd"), ("chat", "data")),
+        *(("training", "inference"), ("inference", "engines"), ("inference", "storage")),
+        *(("inference", "corpus"), ("engines", "corpus"), ("engines", "parameters")),
+        ("storage", "parameters"),
     ]:
         board.arrow(*edges(rooms[above], rooms[below]))
-    board.axes.plot([31, 26, 26], [46, 46, 25], color=LINE, linewidth=1)  # between the rooms
-    board.arrow((26, 25), (24, 25))
-    for name in ("parameters", "model", "data"):
-        x, y, *_ = rooms[name]
-        board.arrow((x, y - 3), (min(max(x, 27), 65), 8))
+    for x, y in [(30, 12), (46, 21), (77, 21)]:
+        board.arrow((x, y), (x, 8))
     board.save(LIBRARY / "architecture.svg")
 
 
