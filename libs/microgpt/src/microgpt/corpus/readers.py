@@ -133,7 +133,9 @@ class Conversations:
         Raises:
             ChatError: the messages, or one of them, are not as expected.
         """
-        roles = [role for role, _ in checked_messages(messages)]
+        self._append(messages, [role for role, _ in checked_messages(messages)])
+
+    def _append(self, messages: Sequence[Message], roles: list[str]) -> None:
         answered = [i for i, role in enumerate(roles, 1) if role == "assistant"]
         if not answered:
             self.n_skipped += 1
@@ -154,8 +156,7 @@ class _Conversation(msgspec.Struct):
     messages: list[_Turn]
 
 
-def _checked_messages(number: int, line: list[_Turn] | _Conversation) -> list[Message]:
-    turns = line.messages if isinstance(line, _Conversation) else line
+def _check_roles(number: int, turns: list[_Turn]) -> None:
     for turn in turns:
         if turn.role == "system":
             raise DataError(
@@ -166,7 +167,6 @@ def _checked_messages(number: int, line: list[_Turn] | _Conversation) -> list[Me
             raise DataError(
                 f'line {number}: unknown role "{turn.role:.80}" (expected "user" or "assistant")'
             )
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
 
 
 def read_conversations(path: PathLike) -> Conversations:
@@ -187,6 +187,9 @@ def read_conversations(path: PathLike) -> Conversations:
     """
     result = Conversations()
     for number, line in read_json_lines(path, list[_Turn] | _Conversation, EXPECTED):
-        if messages := _checked_messages(number, line):
-            result.add(messages)
+        turns = line.messages if isinstance(line, _Conversation) else line
+        _check_roles(number, turns)
+        if turns:
+            messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+            result._append(messages, [turn.role for turn in turns])  # noqa: SLF001 - checked above
     return result
