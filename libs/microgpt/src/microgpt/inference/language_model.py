@@ -248,7 +248,7 @@ class LanguageModel:
             texts = [
                 draw_and_rewind(self.engine, made, rng, config, signal) for _ in range(num_samples)
             ]
-        beginning = self.tokenizer.decode(made.token_ids)
+        beginning = prompt if isinstance(prompt, str) else self.tokenizer.decode(made.token_ids)
         if not stop:
             return [beginning + self.tokenizer.decode(token_ids) for token_ids in texts]
         streams = (self._stream(iter(token_ids), made, config) for token_ids in texts)
