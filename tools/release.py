@@ -1,7 +1,7 @@
 """Build and release the distributions, each on its own version.
 
     hatch run package:build                      # sdists, wheels, bills of materials, sums: dist/
-    hatch run package:api                        # the library against its last release
+    hatch run package:api                        # public names against those of the last release
     hatch run package:bump microgpt-lib 0.1.1    # version, changelog, commit and tag
     hatch run package:lock                       # versions and hashes of what CI installs
 
@@ -11,6 +11,7 @@ commit gives the same bytes wherever the compiler and the locked tools are the s
 
 import argparse
 import hashlib
+import importlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.version import InvalidVersion, Version
+from public_names import breaking_changes, describe
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = "microgpt-lib"
@@ -34,6 +36,7 @@ FOLDERS = {
     "microgpt-cli": "apps/microgpt_cli",
     "microgpt-serve": "apis/microgpt_serve",
 }
+PUBLIC_NAMES = ROOT / "libs/microgpt/api"  # one file per release
 LOCK = Path(".ci/requirements.lock")
 HATCH_LOCK = Path(".ci/hatch.lock")  # what installs all the rest
 UNRELEASED = "## Unreleased\n"
@@ -169,22 +172,29 @@ def released_versions(distribution: str) -> list[Version]:
     return sorted(Version(tag.removeprefix(prefix)) for tag in tags)
 
 
+def public_names(version: Version) -> str:
+    """Return the description of this checkout's public names, with its title."""
+    sys.path.insert(0, str(ROOT / FOLDERS[LIBRARY] / "src"))
+    title = f"# Public names of {LIBRARY} {version}, written by `hatch run package:bump`."
+    return f"{title}\n\n{describe(importlib.import_module('microgpt'))}"
+
+
 def check_api(now: Version) -> None:
     """Compare the library's public names with its last release; a new minor may break them."""
-    released = released_versions(LIBRARY)
-    if not released:
-        print(f"no tag {LIBRARY}-v* in this clone: there is no release to compare with")
+    described = [Version(path.stem) for path in PUBLIC_NAMES.glob("*.pyi")]
+    if not described:
+        print(f"no release is described in {PUBLIC_NAMES.relative_to(ROOT)}: nothing to compare")
         return
-    last = released[-1]
-    tag, source = f"{LIBRARY}-v{last}", f"{FOLDERS[LIBRARY]}/src"
-    try:
-        run(tool("griffe"), "check", "microgpt", "--search", source, "--against", tag)
-    except ReleaseError as error:
-        if now.release[:2] == last.release[:2]:
-            raise
-        print(f"{error}\n{now} is a new minor version, so it may")
-    else:
-        print(f"what used {LIBRARY} {last} can use {now}")
+    last = max(described)
+    old = (PUBLIC_NAMES / f"{last}.pyi").read_text(encoding="utf-8")
+    changes = breaking_changes(old, public_names(now))
+    if not changes:
+        print(f"code written for {LIBRARY} {last} can use {now}")
+        return
+    broken = "\n".join([f"code written for {LIBRARY} {last} cannot use {now}:", *changes])
+    if now.release[:2] == last.release[:2]:
+        raise ReleaseError(f"{broken}\nkeep these names, or raise the minor version")
+    print(f"{broken}\n{now} is a new minor version, so this is allowed")
 
 
 def range_of(application: str) -> Requirement:
@@ -252,6 +262,7 @@ def bump(distribution: str, version: Version) -> None:
     check_ranges(distribution, version)
     if distribution == LIBRARY:
         check_api(version)
+        (PUBLIC_NAMES / f"{version}.pyi").write_text(public_names(version), encoding="utf-8")
     folder = ROOT / FOLDERS[distribution]
     project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
     today = datetime.now(UTC).date().isoformat()
@@ -261,7 +272,8 @@ def bump(distribution: str, version: Version) -> None:
     set_version = re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', content, count=1)
     project.write_text(set_version, encoding="utf-8")
     tag = f"{distribution}-v{version}"
-    run("git", "commit", "--all", "--message", f"Release {distribution} {version}")
+    run("git", "add", "--all")
+    run("git", "commit", "--message", f"Release {distribution} {version}")
     run("git", "tag", "--annotate", tag, "--message", f"{distribution} {version}")
     print(f"committed and tagged; publish with: git push origin HEAD {tag}")
 
@@ -285,7 +297,7 @@ def main() -> None:
     builder.add_argument("--output", type=Path, default=ROOT / "dist")
     builder.add_argument("--worktree", action="store_true", help="take what is not committed too")
     commands.add_parser("lock", help="choose the versions that CI installs")
-    commands.add_parser("api", help="compare the library with its last release")
+    commands.add_parser("api", help="compare public names with the last release")
     bumper = commands.add_parser("bump", help="set a version, date its changelog, commit and tag")
     bumper.add_argument("distribution", choices=FOLDERS)
     bumper.add_argument("version", type=a_version)

@@ -13,7 +13,7 @@ TODAY = datetime.now(UTC).date().isoformat()
 
 
 class Clone:
-    """A checkout of its own, without tags, in which everything is at version 0.1.0."""
+    """A checkout of its own, without releases, in which everything is at version 0.1.0."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -22,7 +22,10 @@ class Clone:
         )
         self.git("config", "user.name", "Tester")
         self.git("config", "user.email", "tester@example.org")
-        (folder / "tools/release.py").write_bytes((ROOT / "tools/release.py").read_bytes())
+        for name in ("tools/public_names.py", "tools/release.py"):
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+        for described in (folder / "libs/microgpt/api").glob("*"):
+            described.unlink()
         for name in ("libs/microgpt", "apps/microgpt_cli", "apis/microgpt_serve"):
             project = (ROOT / name / "pyproject.toml").read_text()
             project = re.sub(r'(?m)^version = ".*"$', 'version = "0.1.0"', project)
@@ -39,6 +42,11 @@ class Clone:
     def commit(self) -> None:
         self.git("add", "--all")
         self.git("commit", "--quiet", "--allow-empty", "--message", "Change")
+
+    def append(self, path: str, line: str) -> None:
+        with (self.folder / path).open("a") as file:
+            file.write(f"\n{line}\n")
+        self.commit()
 
     def replace(self, path: str, old: str, new: str) -> None:
         content = (self.folder / path).read_text()
@@ -58,6 +66,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 CHANGELOG, PROJECT = "libs/microgpt/CHANGELOG.md", "libs/microgpt/pyproject.toml"
+PACKAGE = "libs/microgpt/src/microgpt/__init__.py"
 
 
 def with_fresh_changelog(clone: Clone, released: str = "") -> None:
@@ -144,40 +153,91 @@ def test_version_that_is_none_is_wrong_usage(clone: Clone, version: str) -> None
     assert "X.Y.Z" in output
 
 
+# ---------------------------------------------------------------- public names
+
+
+@pytest.fixture
+def released(clone: Clone) -> Clone:
+    """A checkout whose library is released as 0.1.0."""
+    with_fresh_changelog(clone)
+    status, output = clone.release("bump", "microgpt-lib", "0.1.0")
+    assert status == 0, output
+    return clone
+
+
 def test_compatibility_check_passes_without_a_release(clone: Clone) -> None:
     status, output = clone.release("api")
-    assert status == 0
-    assert "no tag microgpt-lib-v* in this clone" in output
+    assert (status, output.partition(":")[0]) == (0, "no release is described in libs/microgpt/api")
 
 
-def test_broken_public_name_is_refused_in_a_patch_and_told_in_a_minor(clone: Clone) -> None:
-    clone.git("tag", "microgpt-lib-v0.1.0")
-    assert clone.release("api") == (0, "what used microgpt-lib 0.1.0 can use 0.1.0\n")
-    source = "libs/microgpt/src/microgpt/language_model.py"
-    clone.replace(source, "    num_samples: int = 1,", "    n_samples: int = 1,")
-    status, output = clone.release("api")
-    assert status == 1
-    assert "num_samples" in output
-    clone.replace(PROJECT, 'version = "0.1.0"', 'version = "0.2.0"')
-    status, output = clone.release("api")
-    assert status == 0
-    assert "0.2.0 is a new minor version, so it may" in output
+def test_release_describes_the_public_names(released: Clone) -> None:
+    description = (released.folder / "libs/microgpt/api/0.1.0.pyi").read_text()
+    assert description.startswith("# Public names of microgpt-lib 0.1.0, ")
+    assert "\nclass ConfigError(MicrogptError, ValueError, Exception):\n" in description
+    assert "\ndef read_documents(path): ...\n" in description
+    for member in (
+        "def __init__(self, *, vocab_size, n_embd=16, n_head=4,",  # a dataclass
+        "def __init__(self, *, steps=1000, learning_rate=None,",  # a Struct
+        "@classmethod\n    def from_documents(cls, documents): ...",
+        "def __add__(self, other): ...",
+        "perplexity: ...",  # a property
+        "tokenizer: ...",  # set by a constructor
+    ):
+        assert f"\n    {member}" in description
+    assert "\n    def _" not in description.replace("def __", "")
 
 
-def test_bump_judges_a_broken_public_name_by_the_version_asked_for(clone: Clone) -> None:
-    clone.git("tag", "microgpt-lib-v0.1.0")
-    clone.replace(
-        "libs/microgpt/src/microgpt/language_model.py",
-        "    num_samples: int = 1,",
-        "    n_samples: int = 1,",
+def test_names_that_are_added_pass_without_a_tag(released: Clone) -> None:
+    released.git("tag", "--delete", "microgpt-lib-v0.1.0")
+    released.append(PACKAGE, '__all__.append("more")\ndef more(): ...')
+    released.append(
+        PACKAGE, "def train_step(model, optimizer, token_ids, learning_rate, clip=1): ..."
     )
+    assert released.release("api") == (0, "code written for microgpt-lib 0.1.0 can use 0.1.0\n")
+
+
+def test_names_that_are_removed_or_changed_are_refused_and_listed(released: Clone) -> None:
+    for change in (
+        '__all__.remove("Conversations")',
+        "class Score:\n    n_tokens: int",
+        "class ConfigError(MicrogptError): ...",
+        "def read_documents(file): ...",
+        "def load(directory, *, engine=None, dtype, threads=None): ...",
+        "def train_step(optimizer, model, token_ids, learning_rate): ...",
+        "def fit(documents, *options): ...",
+    ):
+        released.append(PACKAGE, change)
+    status, output = released.release("api")
+    assert status == 1
+    assert output.startswith("error: code written for microgpt-lib 0.1.0 cannot use 0.1.0:\n")
+    for complaint in (
+        "`Conversations`: *Public object was removed*",
+        "`Score.perplexity`: *Public object was removed*",
+        "`ConfigError`: *Base class was removed*: `ValueError`",
+        "`read_documents(path)`: *Parameter was removed*",
+        "`load(engine)`: *Parameter default was changed*: `'auto'` -> `None`",
+        "`load(dtype)`: *Parameter is now required*",
+        "`train_step(model)`: *Positional parameter was moved*",
+        "`fit(steps)`: *Parameter was removed*",
+    ):
+        assert f"\n- {complaint}\n" in output
+
+
+def test_new_minor_version_may_break_public_names(released: Clone) -> None:
+    released.append(PACKAGE, '__all__.remove("Score")')
+    with_fresh_changelog(released)
+    assert "`Score`" in refusal(released, "microgpt-lib", "0.1.1")
     for application in ("apps/microgpt_cli", "apis/microgpt_serve"):
-        clone.replace(f"{application}/pyproject.toml", "microgpt-lib>=0.1,<0.2", "microgpt-lib<0.3")
-    with_fresh_changelog(clone)
-    assert "num_samples" in refusal(clone, "microgpt-lib", "0.1.1")
-    status, output = clone.release("bump", "microgpt-lib", "0.2.0")
+        project = f"{application}/pyproject.toml"
+        released.replace(project, "microgpt-lib>=0.1,<0.2", "microgpt-lib<0.3")
+    status, output = released.release("bump", "microgpt-lib", "0.2.0")
     assert status == 0, output
-    assert "0.2.0 is a new minor version, so it may" in output
+    assert "0.2.0 is a new minor version, so this is allowed" in output
+    assert "class Score" not in (released.folder / "libs/microgpt/api/0.2.0.pyi").read_text()
+    assert released.release("api") == (0, "code written for microgpt-lib 0.2.0 can use 0.2.0\n")
+
+
+# ---------------------------------------------------------------- the rest
 
 
 def test_build_into_what_is_no_folder_is_one_error(clone: Clone) -> None:

@@ -72,7 +72,7 @@ def test_sdists_hold_what_compiling_takes(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {Path(name).name for name in archive.getnames()}
     assert {"kernel.c", "hatch_build.py", "pyproject.toml", "README.md", "LICENSE"} <= names
-    assert not any(name.endswith((".so", ".sha256")) for name in names)
+    assert not any(name.endswith((".pyi", ".so", ".sha256")) for name in names)
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
