@@ -23,7 +23,7 @@ from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray
 from microgpt.storage.commit import STAGED, sync_directory, write_durably
 from microgpt.storage.model_directory import SNAPSHOTS
-from microgpt.training.options import TrainConfig
+from microgpt.training.options import DEFAULTS, TrainConfig
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Best
 
@@ -86,7 +86,7 @@ class Snapshot:
     options: Mapping[str, Any]
     arrays: Mapping[str, FloatArray]
     best: Best | None
-    train_config: TrainConfig
+    train_config: TrainConfig = DEFAULTS
 
 
 def write_snapshot(
