@@ -2,6 +2,12 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +156,44 @@ def test_engines_begin_with_the_gradients_of_the_original(
     for name, grads in of_shared_names.figures["grad_after_step1_backward"].items():
         found = trainer.engine.grads[name] / n_tokens
         np.testing.assert_allclose(found, grads, rtol=0, atol=1e-12, err_msg=name)
+
+
+# ---------------------------------------------------------------- the algorithm as a program
+
+
+@contextmanager
+def figures_printed(path: Path) -> Iterator[Iterator[str]]:
+    """Run `python -m microgpt` on a file, yield the lines with figures, and end the program."""
+    command = [sys.executable, "-W", "error", "-m", "microgpt", str(path)]
+    is_figure = re.compile(r"(num|vocab|step|sample) ").match
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        try:
+            yield filter(is_figure, map(str.rstrip, program.stdout))
+        finally:
+            program.terminate()
+
+
+def expected_lines(original: Run) -> list[str]:
+    figures = original.figures
+    sizes = [
+        f"num docs: {figures['num_docs']}",
+        f"vocab size: {figures['vocab_size']}",
+        f"num params: {figures['num_params']}",
+    ]
+    return [*sizes, *original.printed_steps(), *original.printed_samples()]
+
+
+def test_program_begins_as_the_original(of_sample_names: Run) -> None:
+    expected = expected_lines(of_sample_names)[:23]
+    with figures_printed(of_sample_names.input) as lines:
+        assert list(islice(lines, 23)) == expected
+
+
+@pytest.mark.long
+def test_program_prints_every_figure_of_the_original(original: Run) -> None:
+    with figures_printed(original.input) as lines:
+        assert list(lines) == expected_lines(original)
 
 
 # ---------------------------------------------------------------- a model of the Rust system
