@@ -90,7 +90,8 @@ def run(library: Path, n_cases: int, *before: str, **variables: str) -> str:
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("kernel") / "libmicrogpt.so"
-    compile_to(library, ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+    # -O0 compiles in a quarter of the time of -O1, and optimizes no faulty access away.
+    compile_to(library, ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
     return library
 
 
