@@ -1,12 +1,14 @@
 """Change the code in many small ways, and see whether a test fails each time.
 
-    hatch run mutation:run             # autograd, model, sampling and checkpoint: half an hour
-    hatch run mutation:run sampling    # one of them
-    hatch run mutation:show NAME       # what a mutant that survived changes
+    hatch run mutation:run                     # every module of MODULES: half an hour
+    hatch run mutation:run sampling            # one of them, or any other module
+    hatch run mutation:run storage.commit
+    hatch run mutation:show NAME               # the change of a mutant that survived
 
 Works on a copy, in which the library stands where mutmut expects it. Fails below 90 %.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -16,15 +18,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build/mutation"
-MODULES = ("autograd", "model", "sampling", "checkpoint")
+MODULES = (
+    *("autograd", "model", "sampling", "engines.decoding"),
+    *("storage.commit", "storage.model_directory", "storage.weights"),
+)
 LEAST_KILLED = 0.9
 CAUGHT = {"killed", "timeout", "caught by type check", "suspicious", "segfault"}
 
 SETTINGS = """
 [tool.mutmut]
 source_paths = ["src"]
-only_mutate = [{mutated}]
-pytest_add_cli_args_test_selection = [{tests}]
+only_mutate = {mutated}
+pytest_add_cli_args_test_selection = {tests}
 also_copy = ["src"]
 
 [tool.pytest.ini_options]
@@ -36,20 +41,28 @@ filterwarnings = ["error"]
 """
 
 
+def tests_of(module: str) -> Path:
+    """Return the tests of a module: a file of its name, or all tests of its folder."""
+    *folders, name = module.split(".")
+    folder = Path("tests/lib", *folders)
+    file = folder / f"test_{name}.py"
+    return file if (ROOT / file).exists() else folder
+
+
 def prepare(modules: list[str]) -> None:
     """Copy the library and its tests, without what was built."""
     shutil.rmtree(COPY, ignore_errors=True)
     built = shutil.ignore_patterns("*.so", "*.sha256", "__pycache__")
     shutil.copytree(ROOT / "libs/microgpt/src", COPY / "src", ignore=built)
     shutil.copytree(ROOT / "tests", COPY / "tests", ignore=built)
-    mutated = (f'"src/microgpt/{module}.py"' for module in modules)
-    tests = (f'"tests/lib/test_{module}.py"' for module in modules)
-    settings = SETTINGS.format(mutated=", ".join(mutated), tests=", ".join(tests))
+    mutated = [f"src/microgpt/{module.replace('.', '/')}.py" for module in modules]
+    tests = sorted({str(tests_of(module)) for module in modules})
+    settings = SETTINGS.format(mutated=json.dumps(mutated), tests=json.dumps(tests))
     (COPY / "pyproject.toml").write_text(settings, encoding="utf-8")
 
 
 def mutmut(*arguments: str) -> str:
-    """Return what mutmut prints."""
+    """Return the output of a mutmut command."""
     program = Path(sys.executable).with_name("mutmut")
     done = subprocess.run(
         [program, *arguments], cwd=COPY, stdout=subprocess.PIPE, text=True, check=False
@@ -61,7 +74,7 @@ def report() -> bool:
     """Print the share of mutants that tests caught, of each module; return whether it is enough."""
     counts: dict[str, Counter[str]] = {}
     for module, status in re.findall(
-        r"microgpt\.(\w+)\..*: ([\w ]+)", mutmut("results", "--all", "true")
+        r"microgpt\.([\w.]+)\.\w+: ([\w ]+)", mutmut("results", "--all", "true")
     ):
         counts.setdefault(module, Counter())[status] += 1
     enough = bool(counts)
@@ -69,12 +82,12 @@ def report() -> bool:
         caught = sum(number for status, number in statuses.items() if status in CAUGHT)
         total = statuses.total()
         enough &= caught >= LEAST_KILLED * total
-        print(f"{module:<12}{caught:>6} of {total} caught, {caught / total:.1%}  {dict(statuses)}")
+        print(f"{module:<24}{caught:>6} of {total} caught, {caught / total:.1%}  {dict(statuses)}")
     return enough
 
 
 def main() -> None:
-    """Mutate the modules that are named, or all."""
+    """Mutate the named modules, by default those of MODULES."""
     if sys.argv[1:2] == ["show"]:
         print(mutmut("show", *sys.argv[2:]))
         return
