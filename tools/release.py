@@ -262,15 +262,17 @@ def bump(distribution: str, version: Version) -> None:
     check_ranges(distribution, version)
     if distribution == LIBRARY:
         check_api(version)
-        (PUBLIC_NAMES / f"{version}.pyi").write_text(public_names(version), encoding="utf-8")
     folder = ROOT / FOLDERS[distribution]
-    project, changelog = folder / "pyproject.toml", folder / "CHANGELOG.md"
+    changelog = folder / "CHANGELOG.md"
     today = datetime.now(UTC).date().isoformat()
     dated = dated_changelog(changelog.read_text(encoding="utf-8"), version, today)
     changelog.write_text(dated, encoding="utf-8")
-    content = project.read_text(encoding="utf-8")
-    set_version = re.sub(r'(?m)^version = ".*"$', f'version = "{version}"', content, count=1)
-    project.write_text(set_version, encoding="utf-8")
+    if distribution == LIBRARY:
+        (PUBLIC_NAMES / f"{version}.pyi").write_text(public_names(version), encoding="utf-8")
+    for path in (folder / "pyproject.toml", *folder.glob("src/*/version.py")):
+        content = path.read_text(encoding="utf-8")
+        changed = re.sub(r'(?mi)^(version) = ".*"$', rf'\1 = "{version}"', content, count=1)
+        path.write_text(changed, encoding="utf-8")
     tag = f"{distribution}-v{version}"
     run("git", "add", "--all")
     run("git", "commit", "--message", f"Release {distribution} {version}")

@@ -66,6 +66,7 @@ def clone(tmp_path: Path) -> Clone:
 
 
 CHANGELOG, PROJECT = "libs/microgpt/CHANGELOG.md", "libs/microgpt/pyproject.toml"
+VERSION = "libs/microgpt/src/microgpt/version.py"
 PACKAGE = "libs/microgpt/src/microgpt/__init__.py"
 
 
@@ -102,17 +103,19 @@ def test_each_distribution_is_released_apart(clone: Clone) -> None:
     assert clone.release("bump", "microgpt-lib", "0.1.0")[0] == 0
     with_fresh_changelog(clone, released="\n## 0.1.0 - 2026-01-01\n")
     assert clone.release("bump", "microgpt-lib", "0.1.1")[0] == 0
-    assert 'version = "0.1.1"' in (clone.folder / PROJECT).read_text()
+    assert '\nversion = "0.1.1"\n' in (clone.folder / PROJECT).read_text()
+    assert '\nVERSION = "0.1.1"\n' in (clone.folder / VERSION).read_text()
     application = (clone.folder / "apps/microgpt_cli/pyproject.toml").read_text()
     assert 'version = "0.1.0"' in application
 
 
 def refusal(clone: Clone, distribution: str, version: str) -> str:
     """Return the one line that a refused release prints; nothing has changed."""
-    before = clone.git("rev-parse", "HEAD"), clone.git("tag")
+    state = ("rev-parse", "HEAD"), ("tag",), ("status", "--porcelain")
+    before = [clone.git(*command) for command in state]
     status, output = clone.release("bump", distribution, version)
     assert status == 1
-    assert (clone.git("rev-parse", "HEAD"), clone.git("tag")) == before
+    assert [clone.git(*command) for command in state] == before
     assert output.startswith("error: ")
     return output.removeprefix("error: ").strip()
 
