@@ -1,33 +1,16 @@
-"""Models to serve, the application in this process, and the program as users start it."""
+"""Models to serve, and clients of the application in this process."""
 
-import asyncio
-import os
-import random
-import re
-import signal
-import string
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import Any
 
-import httpx2
 import microgpt
 import pytest
 from microgpt_serve.app import create_app
-from microgpt_serve.settings import Settings
+from microgpt_serve.serving.settings import Settings
+from serve.service import MakeClient, save_talker
 from starlette.testclient import TestClient
-
-CHARS = string.ascii_letters + string.digits + " .,?!'"
-WAIT_SECONDS = 30.0
-
-
-# ---------------------------------------------------------------- models
 
 
 @pytest.fixture(scope="session")
@@ -39,27 +22,6 @@ def names_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory
     )
     return directory
-
-
-def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_size: int) -> None:
-    """Save a chat model that never ends its turn: replies go on to the end of the block."""
-    talk: list[microgpt.Message] = [
-        {"role": "user", "content": CHARS},
-        {"role": "assistant", "content": CHARS},
-    ]
-    model, _ = microgpt.prepare(
-        microgpt.Dataset.from_conversations([talk]),
-        microgpt.TrainConfig(steps=1),
-        random.Random(1),
-        n_embd=n_embd,
-        n_head=n_head,
-        n_layer=n_layer,
-        block_size=block_size,
-    )
-    # One feature is large at every position, and speaks against the token that ends a turn.
-    model.parameters["wpe"][:, 0] = 10.0
-    model.parameters["lm_head"][model.tokenizer.special_id("end_turn"), 0] = -10.0
-    model.save(directory, format="safetensors")
 
 
 @pytest.fixture(scope="session")
@@ -76,15 +38,6 @@ def slow_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "slow"
     save_talker(directory, 256, 8, 8, 1024)
     return directory
-
-
-# ---------------------------------------------------------------- the application, in this process
-
-
-class MakeClient(Protocol):
-    """Returns a client of an application that serves a model with these settings."""
-
-    def __call__(self, model_dir: Path, **settings: Any) -> TestClient: ...
 
 
 @pytest.fixture
@@ -108,84 +61,3 @@ def names(make_client: MakeClient, names_dir: Path) -> TestClient:
 @pytest.fixture
 def chat(make_client: MakeClient, chat_dir: Path) -> TestClient:
     return make_client(chat_dir)
-
-
-# ---------------------------------------------------------------- the program
-
-
-@dataclass
-class Server:
-    """`microgpt-serve` in a process of its own, on a free port."""
-
-    process: subprocess.Popen[bytes]
-    stderr: IO[str]
-
-    @property
-    def log(self) -> str:
-        """What it wrote to stderr so far."""
-        return os.pread(self.stderr.fileno(), 1 << 24, 0).decode()
-
-    @property
-    def port(self) -> int:
-        found = self.wait_for_log(r"listens on http://.*:(\d+)\n")
-        return int(found.group(1))
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def wait_for_log(self, pattern: str, n: int = 1) -> re.Match[str]:
-        """Return the n-th match as soon as it is there."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < deadline:
-            if len(found := list(re.finditer(pattern, self.log))) >= n:
-                return found[n - 1]
-            assert self.process.poll() is None, self.log
-            time.sleep(0.02)
-        raise AssertionError(f"no {pattern!r} in {self.log}")
-
-    def wait_until_ready(self, n_workers: int = 1) -> Self:
-        self.wait_for_log(r" ready .*model=", n_workers)
-        return self
-
-    async def until_metrics(self, **expected: float) -> None:
-        """Wait until metrics are at least these, or where 0 is expected are that."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < deadline:
-            now = {name: await asyncio.to_thread(self.metric, name) for name in expected}
-            if all(now[name] >= n if n else now[name] == 0 for name, n in expected.items()):
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"expected {expected}, got {now}")
-
-    def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-
-    def metric(self, name: str) -> float:
-        """Return the sum over all labels of a metric."""
-        text = httpx2.get(f"{self.url}/metrics").text
-        found = re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)
-        assert found, f"no {name} in {text}"
-        return sum(map(float, found))
-
-
-@contextmanager
-def running(model_dir: Path, python: str = sys.executable, **settings: object) -> Iterator[Server]:
-    """Start the program with these settings; show its log if what is done with it fails."""
-    given = {name.upper(): str(value) for name, value in settings.items()}
-    environment = os.environ | {"MODEL_DIR": str(model_dir), "PORT": "0"} | given
-    with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen([python, "-m", "microgpt_serve"], env=environment, stderr=stderr)
-        server = Server(process, stderr)
-        try:
-            yield server.wait_until_ready(int(given.get("WORKERS", 1)))
-        except BaseException:
-            sys.stderr.write(server.log)
-            raise
-        finally:
-            process.terminate()
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()

@@ -12,16 +12,15 @@ from typing import Any
 
 import microgpt
 import pytest
-from microgpt_serve import docs as docs_module
-from microgpt_serve import log as log_module
+from microgpt_serve.api import docs as docs_module
 from microgpt_serve.app import create_app
-from microgpt_serve.errors import DeadlineError
-from microgpt_serve.settings import Settings
+from microgpt_serve.serving import log as log_module
+from microgpt_serve.serving.errors import DeadlineError
+from microgpt_serve.serving.settings import Settings
 from openapi_spec_validator import validate
 from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+from serve.service import MakeClient, running
 from starlette.testclient import TestClient
-
-from .conftest import MakeClient, running
 
 GENERATE = "/microgpt/v1/generate"
 OPEN = ("/livez", "/readyz", "/health")
@@ -105,7 +104,7 @@ def test_clients_above_their_rate_wait(
     make_client: MakeClient, names_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("microgpt_serve.middleware.time.monotonic", lambda: now)
+    monkeypatch.setattr("microgpt_serve.serving.middleware.time.monotonic", lambda: now)
     client = make_client(names_dir, rate_limit=3)
     assert [client.post(GENERATE, json={}).status_code for _ in range(4)] == [200, 200, 200, 429]
     response = client.get("/v1/models")
@@ -121,7 +120,7 @@ def test_clients_above_their_rate_wait(
 def test_clients_that_are_forgotten_do_not_fill_memory(
     make_client: MakeClient, names_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microgpt_serve.middleware.MAX_CLIENTS", 2)
+    monkeypatch.setattr("microgpt_serve.serving.middleware.MAX_CLIENTS", 2)
     client = make_client(names_dir, rate_limit=1)
     for host in ("a", "b", "c", "a"):  # "a" is the oldest when "c" comes
         asking = TestClient(client.app, client=(host, 1))

@@ -12,13 +12,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from microgpt_serve import docs, metrics, native, openai, page
-from microgpt_serve.errors import ApiError
-from microgpt_serve.http import BodyReader, error_response
-from microgpt_serve.middleware import Guard, Observer, Turns
-from microgpt_serve.models import ModelStore
-from microgpt_serve.pool import Pool
-from microgpt_serve.settings import Settings
+from microgpt_serve.api import docs, openai, page
+from microgpt_serve.api.http import error_response
+from microgpt_serve.api.microgpt import chat, generate, model_info, next_tokens
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.bodies import BodyReader
+from microgpt_serve.serving.errors import ApiError
+from microgpt_serve.serving.middleware import Guard, Observer, Turns
+from microgpt_serve.serving.models import ModelStore
+from microgpt_serve.serving.pool import Pool
+from microgpt_serve.serving.settings import Settings
 
 __all__ = ["create_app"]
 
@@ -62,10 +65,10 @@ def create_app(settings: Settings) -> Starlette:
         Route("/livez", _livez),
         Route("/readyz", _readyz),
         Route("/health", _health),
-        Route("/microgpt/v1/generate", native.generate, methods=["POST"]),
-        Route("/microgpt/v1/chat", native.chat, methods=["POST"]),
-        Route("/microgpt/v1/next", native.next_tokens, methods=["POST"]),
-        Route("/microgpt/v1/model", native.model_info),
+        Route("/microgpt/v1/generate", generate, methods=["POST"]),
+        Route("/microgpt/v1/chat", chat, methods=["POST"]),
+        Route("/microgpt/v1/next", next_tokens, methods=["POST"]),
+        Route("/microgpt/v1/model", model_info),
         Route("/v1/models", openai.models),
         Route("/v1/models/{model}", openai.model),
         Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
@@ -80,10 +83,19 @@ def create_app(settings: Settings) -> Starlette:
     if settings.docs or settings.page:
         routes.append(Route("/static/{name}", page.static))
     middleware = [
-        Middleware(Observer, routes={route.endpoint: route.path for route in routes}),
+        Middleware(
+            Observer,
+            routes={route.endpoint: route.path for route in routes},
+            error_response=error_response,
+        ),
         Middleware(Turns),
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
-        Middleware(Guard, api_key=settings.api_key, rate_limit=settings.rate_limit),
+        Middleware(
+            Guard,
+            api_key=settings.api_key,
+            rate_limit=settings.rate_limit,
+            error_response=error_response,
+        ),
     ]
     if settings.origins:
         cors = Middleware(

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from microgpt_serve.settings import LISTEN_FD, Settings, SettingsError, describe
+from microgpt_serve.serving.settings import LISTEN_FD, Settings, SettingsError, describe
 
 __all__ = ["run"]
 
@@ -67,10 +67,16 @@ def run() -> None:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         _fail(str(error), USAGE_ERROR)
-    from microgpt_serve.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415 - after the checks
+    # After the checks: a bad setting fails at once.
+    from microgpt_serve.app import create_app  # noqa: PLC0415
+    from microgpt_serve.serving.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415
 
     if LISTEN_FD in os.environ:
-        sys.exit(run_worker(settings, socket.socket(fileno=int(os.environ[LISTEN_FD]))))
+        sys.exit(
+            run_worker(
+                create_app(settings), settings, socket.socket(fileno=int(os.environ[LISTEN_FD]))
+            )
+        )
     listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -78,8 +84,8 @@ def run() -> None:
     if settings.is_exposed:
         sys.stderr.write(f"warning: anyone who reaches {host} can use this service; set API_KEY\n")
     if settings.workers == 1:
-        status = run_worker(settings, listening)
+        status = run_worker(create_app(settings), settings, listening)
         sys.exit(1 if status == CANNOT_LOAD else status)
-    from microgpt_serve.supervisor import supervise  # noqa: PLC0415
+    from microgpt_serve.serving.supervisor import supervise  # noqa: PLC0415
 
     sys.exit(supervise(settings, listening))

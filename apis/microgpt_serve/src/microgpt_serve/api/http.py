@@ -1,7 +1,6 @@
 """From bytes to checked requests, and from results and errors to responses."""
 
 import asyncio
-import math
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -10,13 +9,12 @@ from microgpt import MicrogptError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive
 
-from microgpt_serve.errors import ApiError, counted
-from microgpt_serve.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
+from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
+from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
+from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
 
 __all__ = [
-    "BodyReader",
     "decode_body",
     "error_body",
     "error_response",
@@ -26,12 +24,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-MAX_BODY_BYTES = 1 << 20
-TOO_LARGE = f"the body has more than {MAX_BODY_BYTES} bytes"
-BODY_SECONDS = 8.0  # that a body may take to arrive
-LOOK_SECONDS = 0.5  # between looks for late ones
 UNAUTHORIZED, SERVER_ERROR = 401, 500
-CLIENT_CLOSED = 499  # as nginx logs it; nobody reads the response
 
 _encoder = msgspec.json.Encoder()
 
@@ -39,61 +32,6 @@ _encoder = msgspec.json.Encoder()
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return `body` as JSON."""
     return Response(_encoder.encode(body), status, headers, "application/json")
-
-
-class BodyReader:
-    """Reads bodies, and ends those that come too slowly.
-
-    It looks for late ones now and then: a timer for each would cost as much as a name.
-    """
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ends: dict[asyncio.Task[Any], float] = {}  # when each is late; never, once it is
-
-    async def read(self, receive: Receive) -> bytearray:
-        """Return a body.
-
-        Raises:
-            ApiError: it is too large (413) or late (408).
-            ClientDisconnect: it does not come any more.
-        """
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task, "an application runs in one"
-        if self._loop is not loop:
-            self._loop = loop
-            loop.call_later(LOOK_SECONDS, self._look, loop)
-        self._ends[task] = loop.time() + BODY_SECONDS
-        try:
-            return await _read(receive)
-        except asyncio.CancelledError:
-            is_late = self._ends[task] == math.inf
-            if not is_late or task.uncancel() > 0:  # cancelled by somebody else, too
-                raise
-            seconds = counted(BODY_SECONDS, "second")
-            raise ApiError(408, f"the body took longer than {seconds}") from None
-        finally:
-            del self._ends[task]
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        for task, end in self._ends.items():
-            if end <= loop.time():
-                self._ends[task] = math.inf
-                task.cancel()
-        loop.call_later(LOOK_SECONDS, self._look, loop)
-
-
-async def _read(receive: Receive) -> bytearray:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, TOO_LARGE)
-        if not message.get("more_body", False):
-            return body
 
 
 async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:

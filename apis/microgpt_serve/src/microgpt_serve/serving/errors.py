@@ -1,6 +1,7 @@
 """Answers that are errors."""
 
 __all__ = [
+    "CLIENT_CLOSED",
     "ApiError",
     "BusyError",
     "DeadlineError",
@@ -8,6 +9,8 @@ __all__ = [
     "UnavailableError",
     "counted",
 ]
+
+CLIENT_CLOSED = 499  # as nginx logs it; nobody reads the response
 
 
 def counted(n: float, noun: str) -> str:

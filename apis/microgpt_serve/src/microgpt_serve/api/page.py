@@ -27,7 +27,7 @@ STATIC = {
 
 @cache
 def _content(name: str) -> bytes:
-    return (files("microgpt_serve") / "static" / name).read_bytes()
+    return (files("microgpt_serve.api") / "static" / name).read_bytes()
 
 
 async def page(_: Request) -> Response:

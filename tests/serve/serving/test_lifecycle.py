@@ -17,8 +17,7 @@ from pathlib import Path
 import httpx2
 import microgpt
 import pytest
-
-from .conftest import Server, running
+from serve.service import Server, running
 
 GENERATE = "/microgpt/v1/generate"
 CHAT = "/v1/chat/completions"

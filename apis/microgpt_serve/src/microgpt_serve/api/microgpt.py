@@ -9,10 +9,8 @@ from microgpt import ChatReply, LanguageModel, Message, StopSignal, build_prompt
 from starlette.requests import Request
 from starlette.responses import Response
 
-from microgpt_serve import metrics
-from microgpt_serve.errors import ApiError
-from microgpt_serve.http import decode_body, json_response, unless_gone
-from microgpt_serve.schemas import (
+from microgpt_serve.api.http import decode_body, json_response, unless_gone
+from microgpt_serve.api.schemas import (
     MAX_SAMPLES,
     ChatReplyBody,
     ChatRequest,
@@ -24,6 +22,8 @@ from microgpt_serve.schemas import (
     NextToken,
     Turn,
 )
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.errors import ApiError
 
 __all__ = [
     "chat",

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from .conftest import running
+from serve.service import running
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from microgpt import LanguageModel, load
 
-from microgpt_serve.errors import UnavailableError
+from microgpt_serve.serving.errors import UnavailableError
 
 __all__ = ["ModelStore"]
 

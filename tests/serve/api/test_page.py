@@ -12,8 +12,7 @@ import microgpt
 import pytest
 from matplotlib.image import imread
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
-
-from .conftest import Server, running
+from serve.service import Server, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")  # all disabled

@@ -7,15 +7,17 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from microgpt_serve import metrics
-from microgpt_serve.errors import ApiError, counted
-from microgpt_serve.http import CLIENT_CLOSED, error_response
-from microgpt_serve.log import log
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, counted
+from microgpt_serve.serving.log import log
 
 __all__ = ["Guard", "Observer", "Turns"]
 
@@ -26,6 +28,8 @@ OPEN_PATHS = {"/livez", "/readyz", "/health"}  # without a key, at any rate, out
 PAGE = re.compile("/|/static/.*")  # the same for everyone; it asks for the key itself
 STARTS_PER_ROUND = 2  # of the event loop; about a millisecond of work
 
+ErrorResponse: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
+
 
 class Observer:
     """Gives each request an id, and tells log and metrics how it went.
@@ -33,11 +37,15 @@ class Observer:
     Args:
         app: what answers.
         routes: the path template of each endpoint, for the metrics.
+        error_response: returns the response for an exception.
     """
 
-    def __init__(self, app: ASGIApp, routes: dict[object, str]) -> None:
+    def __init__(
+        self, app: ASGIApp, routes: dict[object, str], error_response: ErrorResponse
+    ) -> None:
         self._app = app
         self._routes = routes
+        self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -62,7 +70,7 @@ class Observer:
             log(logging.ERROR, "failed", error, request_id=request_id)
             if status != CLIENT_CLOSED:  # too late for another answer: the connection is cut
                 raise
-            response = await error_response(Request(scope), error)
+            response = await self._error_response(Request(scope), error)
             await response(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - start
@@ -132,12 +140,16 @@ class Guard:
         app: what answers.
         api_key: what must be sent; empty for nothing.
         rate_limit: requests per minute and client; 0 for any number.
+        error_response: returns the response for an exception.
     """
 
-    def __init__(self, app: ASGIApp, api_key: str, rate_limit: int) -> None:
+    def __init__(
+        self, app: ASGIApp, api_key: str, rate_limit: int, error_response: ErrorResponse
+    ) -> None:
         self._app = app
         self._api_key = api_key.encode()
         self._rate_limit = rate_limit
+        self._error_response = error_response
         self._allowances: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,7 +158,7 @@ class Guard:
             try:
                 self._check(scope)
             except ApiError as error:
-                response = await error_response(Request(scope), error)
+                response = await self._error_response(Request(scope), error)
                 await response(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -20,11 +20,9 @@ from microgpt import (
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from microgpt_serve import metrics
-from microgpt_serve.errors import ApiError
-from microgpt_serve.http import decode_body, error_body, json_response, unless_gone
-from microgpt_serve.native import read_messages, read_prompt, require_chat, stop_texts
-from microgpt_serve.schemas import (
+from microgpt_serve.api.http import decode_body, error_body, json_response, unless_gone
+from microgpt_serve.api.microgpt import read_messages, read_prompt, require_chat, stop_texts
+from microgpt_serve.api.schemas import (
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
@@ -45,6 +43,8 @@ from microgpt_serve.schemas import (
     Turn,
     Usage,
 )
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.errors import ApiError
 
 __all__ = ["chat_completions", "completions", "model", "models"]
 

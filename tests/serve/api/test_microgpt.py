@@ -5,9 +5,8 @@ from typing import Any
 
 import microgpt
 import pytest
+from serve.service import CHARS, MakeClient
 from starlette.testclient import TestClient
-
-from .conftest import CHARS, MakeClient
 
 HELLO = [{"role": "user", "content": "hello"}]
 

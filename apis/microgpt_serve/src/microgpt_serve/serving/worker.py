@@ -14,10 +14,10 @@ from typing import Any
 from hypercorn.asyncio import serve
 from hypercorn.config import Config, Sockets
 from microgpt import MicrogptError
+from starlette.applications import Starlette
 
-from microgpt_serve.app import create_app
-from microgpt_serve.log import configure_logging, log
-from microgpt_serve.settings import READY_FD, Settings
+from microgpt_serve.serving.log import configure_logging, log
+from microgpt_serve.serving.settings import READY_FD, Settings
 
 __all__ = ["CANNOT_LOAD", "run_worker"]
 
@@ -32,11 +32,11 @@ OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SWITCH_SECONDS = 0.001  # how soon a thread that waits for the interpreter gets it
 
 
-def run_worker(settings: Settings, listening: socket.socket) -> int:
-    """Serve on a socket until SIGTERM or SIGINT; return the exit status."""
+def run_worker(app: Starlette, settings: Settings, listening: socket.socket) -> int:
+    """Serve `app` on a socket until SIGTERM or SIGINT; return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    return asyncio.run(_Worker(settings, listening).run())
+    return asyncio.run(_Worker(app, settings, listening).run())
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -81,12 +81,12 @@ class _Config(Config):
 
 
 class _Worker:
-    def __init__(self, settings: Settings, listening: socket.socket) -> None:
+    def __init__(self, app: Starlette, settings: Settings, listening: socket.socket) -> None:
+        self._app = app
         self._settings = settings
         self._listening = _Listening(fileno=listening.detach())
         # Where the supervisor, if there is one, listens.
         self._say_ready = int(os.environ[READY_FD]) if READY_FD in os.environ else None
-        self._app = create_app(settings)
         self._stop = asyncio.Event()
         self._stopped_at: float | None = None  # in seconds of `time.monotonic`
         self._status = 0

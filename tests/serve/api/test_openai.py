@@ -8,9 +8,8 @@ from typing import Any
 import microgpt
 import openai
 import pytest
+from serve.service import MakeClient, running
 from starlette.testclient import TestClient
-
-from .conftest import MakeClient, running
 
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 

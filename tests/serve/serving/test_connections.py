@@ -11,8 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-
-from .conftest import Server, running
+from serve.service import Server, running
 
 GENERATE = "/microgpt/v1/generate"
 NATIVE_CHAT = "/microgpt/v1/chat"

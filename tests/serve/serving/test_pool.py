@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import groupby
 
 import pytest
-from microgpt_serve.errors import ShuttingDownError
-from microgpt_serve.pool import Pool
+from microgpt_serve.serving.errors import ShuttingDownError
+from microgpt_serve.serving.pool import Pool
 
 TIMEOUT = 30.0
 

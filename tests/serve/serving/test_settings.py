@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from measuring import measuring
-from microgpt_serve.settings import Settings, SettingsError, describe
-
-from .conftest import running
+from microgpt_serve.serving.settings import Settings, SettingsError, describe
+from serve.service import running
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - what the warning is about
 

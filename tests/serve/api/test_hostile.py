@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from microgpt_serve import schemas
+from microgpt_serve.api import schemas
 from starlette.testclient import TestClient
 
 HELLO = '[{"role": "user", "content": "hello"}]'

@@ -13,9 +13,9 @@ from types import FrameType
 
 from prometheus_client import multiprocess
 
-from microgpt_serve.log import configure_logging, log
-from microgpt_serve.settings import LISTEN_FD, READY_FD, Settings
-from microgpt_serve.worker import CANNOT_LOAD
+from microgpt_serve.serving.log import configure_logging, log
+from microgpt_serve.serving.settings import LISTEN_FD, READY_FD, Settings
+from microgpt_serve.serving.worker import CANNOT_LOAD
 
 __all__ = ["supervise"]
 

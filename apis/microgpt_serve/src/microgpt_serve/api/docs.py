@@ -9,9 +9,9 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from microgpt_serve import schemas
-from microgpt_serve.http import json_response
-from microgpt_serve.page import SECURITY_HEADERS
+from microgpt_serve.api import schemas
+from microgpt_serve.api.http import json_response
+from microgpt_serve.api.page import SECURITY_HEADERS
 
 __all__ = ["docs", "openapi"]
 

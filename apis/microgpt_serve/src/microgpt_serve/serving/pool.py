@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from microgpt import StopSignal
 
-from microgpt_serve import metrics
-from microgpt_serve.errors import BusyError, DeadlineError, ShuttingDownError
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.errors import BusyError, DeadlineError, ShuttingDownError
 
 __all__ = ["Pool"]
 

@@ -1,0 +1,1 @@
+"""How the service runs: workers, threads, limits, the log, metrics; it knows no route."""
