@@ -1,5 +1,6 @@
 """Models to serve, and clients of the application in this process."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 import microgpt
 import pytest
 from microgpt_serve.app import create_app
+from microgpt_serve.serving.log import configure_logging
 from microgpt_serve.serving.settings import Settings
-from serve.service import MakeClient, save_talker
+from serve.service import MakeClient, StartLog, save_talker
 from starlette.testclient import TestClient
 
 
@@ -61,3 +63,17 @@ def names(make_client: MakeClient, names_dir: Path) -> TestClient:
 @pytest.fixture
 def chat(make_client: MakeClient, chat_dir: Path) -> TestClient:
     return make_client(chat_dir)
+
+
+# ---------------------------------------------------------------- the log
+
+
+@pytest.fixture
+def start_log() -> Iterator[StartLog]:
+    """Log to stderr, as "text" or "json", for this test."""
+    loggers = [logging.getLogger(name) for name in ("microgpt_serve", "hypercorn.error", "asyncio")]
+    before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    yield lambda style: configure_logging("info", style)
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate = handlers, propagate
+        logger.setLevel(level)

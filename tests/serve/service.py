@@ -10,17 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TypeAlias
 
 import httpx2
 import microgpt
 from starlette.testclient import TestClient
 
-__all__ = ["CHARS", "MakeClient", "Server", "running", "save_talker"]
+__all__ = ["CHARS", "MakeClient", "Server", "StartLog", "running", "save_talker"]
 
 CHARS = string.ascii_letters + string.digits + " .,?!'"
 WAIT_SECONDS = 30.0
@@ -45,6 +45,9 @@ def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_s
     model.parameters["wpe"][:, 0] = 10.0
     model.parameters["lm_head"][model.tokenizer.special_id("end_turn"), 0] = -10.0
     model.save(directory, format="safetensors")
+
+
+StartLog: TypeAlias = Callable[[str], None]
 
 
 class MakeClient(Protocol):

@@ -1,0 +1,72 @@
+"""The page, its files and the documentation."""
+
+import re
+from pathlib import Path
+
+import pytest
+from microgpt_serve.api import docs as docs_module
+from openapi_spec_validator import validate
+from openapi_spec_validator.validation.exceptions import OpenAPIValidationError
+from serve.service import MakeClient
+from starlette.testclient import TestClient
+
+
+def test_the_page_and_its_parts_are_served_with_a_strict_policy(names: TestClient) -> None:
+    page = names.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sorted(parts) == ["/static/icon.svg", "/static/page.css", "/static/page.js"]
+    for path in ("/", "/docs", *parts, "/static/docs.css"):
+        response = names.get(path)
+        assert response.status_code == 200
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert "://" not in response.text.replace("http://www.w3.org/2000/svg", "")
+    assert "innerHTML" not in names.get("/static/page.js").text
+    for path in ("/static/page.html", "/static/..%2fapp.py", "/static/none"):
+        assert names.get(path).status_code == 404
+
+
+def test_the_openapi_document_is_valid_and_names_every_route(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, api_key="k")
+    document = client.get("/openapi.json", headers={"Authorization": "Bearer k"}).json()
+    validate(document)
+    served = {getattr(route, "path", "") for route in client.app.routes}  # type: ignore[attr-defined]
+    assert set(document["paths"]) == served - {"/", "/docs", "/openapi.json", "/static/{name}"}
+    assert document["security"] == [{"bearer": []}]
+    assert document["paths"]["/livez"]["get"]["security"] == []
+    with pytest.raises(OpenAPIValidationError, match="'x' was unexpected"):
+        validate({**document, "paths": {"x": {}}})
+
+
+def test_the_documentation_shows_every_operation_and_field(names: TestClient) -> None:
+    text = names.get("/docs").text
+    document = names.get("/openapi.json").json()
+    for method, path, operation in docs_module._operations(document):
+        assert f"<code>{method} {path}</code>" in text
+        assert operation["summary"] in text
+    for field in document["components"]["schemas"]["GenerateRequest"]["properties"]:
+        assert f"<code>{field}</code>" in text
+
+
+@pytest.mark.parametrize(
+    ("switch", "gone", "there"),
+    [
+        ("docs", ["/docs", "/openapi.json"], ["/", "/metrics", "/static/page.css"]),
+        ("metrics", ["/metrics"], ["/", "/docs"]),
+        ("page", ["/"], ["/docs", "/metrics", "/static/docs.css"]),
+    ],
+)
+def test_parts_can_be_switched_off(
+    make_client: MakeClient, names_dir: Path, switch: str, gone: list[str], there: list[str]
+) -> None:
+    client = make_client(names_dir, **{switch: False})
+    assert {client.get(path).status_code for path in gone} == {404}
+    assert {client.get(path).status_code for path in there} == {200}
+    if switch == "metrics":
+        assert "/metrics" not in client.get("/openapi.json").json()["paths"]

@@ -1,0 +1,66 @@
+"""The command `microgpt-serve`."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from measuring import measuring
+from microgpt_serve.serving.settings import describe
+from serve.service import running
+
+ANYWHERE = "0.0.0.0"  # noqa: S104 - what the warning is about
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "microgpt_serve", *arguments],
+        env=environment | measuring(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_help_and_version() -> None:
+    shown = run("--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert describe() in shown.stdout
+    assert version("microgpt-serve") in run("--version").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "status", "error"),
+    [
+        (["serve"], {}, 2, "unexpected argument 'serve'; see microgpt-serve --help"),
+        ([], {"PORT": "x"}, 2, "PORT is 'x': Expected `int`, got `str`"),
+        ([], {"PORT": "99999"}, 2, "PORT is '99999': Expected `int` <= 65535"),
+        ([], {"HOST": "203.0.113.7"}, 1, "cannot listen on 203.0.113.7:8080: Cannot assign"),
+        ([], {"HOST": "a" * 70}, 1, f"cannot listen on {'a' * 70}:8080: "),
+        ([], {"HOST": "no such host"}, 1, "cannot listen on no such host:8080: "),
+    ],
+)
+def test_what_cannot_work_is_one_line(
+    arguments: list[str], environment: dict[str, str], status: int, error: str
+) -> None:
+    done = run(*arguments, **environment)
+    assert done.returncode == status
+    assert done.stderr.startswith(f"error: {error}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:
+    for workers in ("1", "2"):
+        done = run(MODEL_DIR=str(tmp_path), PORT="0", WORKERS=workers)
+        assert done.returncode == 1
+        assert f"cannot load the model error='cannot read {tmp_path}/meta.json" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_open_service_without_a_key_warns(names_dir: Path) -> None:
+    with running(names_dir, host=ANYWHERE) as server:
+        assert f"warning: anyone who reaches {ANYWHERE} can use this service" in server.log
+    with running(names_dir, host=ANYWHERE, api_key="x") as server:
+        assert "warning" not in server.log
