@@ -1,5 +1,6 @@
 """The command `microgpt-serve`."""
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -64,3 +65,22 @@ def test_an_open_service_without_a_key_warns(names_dir: Path) -> None:
         assert f"warning: anyone who reaches {ANYWHERE} can use this service" in server.log
     with running(names_dir, host=ANYWHERE, api_key="x") as server:
         assert "warning" not in server.log
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_a_closed_pipe_ends_it_quietly(argument: str) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "microgpt_serve", argument]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
+def test_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "microgpt_serve", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr == b"error: cannot write to stdout: No space left on device\n"

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+from importlib.metadata import version
 from typing import NoReturn
 
 from microgpt_serve.serving.settings import LISTEN_FD, Settings, SettingsError, describe
@@ -27,8 +28,29 @@ def _fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
+def _print(text: str) -> NoReturn:
+    """Print `text` and exit with status 0, also if the reader of a pipe has closed it."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # flushed again at exit
+        if not isinstance(error, BrokenPipeError):
+            _fail(f"cannot write to stdout: {error.strerror}", 1)
+    sys.exit(0)
+
+
+def _parse_arguments(arguments: list[str]) -> None:
+    if arguments in (["--help"], ["-h"]):
+        _print(HELP.format(describe()))
+    if arguments == ["--version"]:
+        library, service = version("microgpt-lib"), version("microgpt-serve")
+        _print(f"microgpt-serve {service} (microgpt-lib {library})")
+    if arguments:
+        _fail(f"unexpected argument {arguments[0]!r}; see microgpt-serve --help", USAGE_ERROR)
+
+
 def _listen(settings: Settings) -> socket.socket:
-    """Return a socket that listens where the settings say."""
+    """Return a socket that listens on the host and port of the settings; print its address."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -37,55 +59,37 @@ def _listen(settings: Settings) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
-    except (OSError, UnicodeError) as error:  # the latter for names that no host can have
+    except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
         cause = getattr(error, "strerror", None) or error
         _fail(f"cannot listen on {settings.host}:{settings.port}: {cause}", 1)
-    return listening
-
-
-def _parse_arguments(arguments: list[str]) -> None:
-    if arguments in (["--help"], ["-h"]):
-        print(HELP.format(describe()))  # noqa: T201
-        sys.exit(0)
-    if arguments == ["--version"]:
-        from importlib.metadata import version  # noqa: PLC0415
-
-        library, service = version("microgpt-lib"), version("microgpt-serve")
-        print(f"microgpt-serve {service} (microgpt-lib {library})")  # noqa: T201
-        sys.exit(0)
-    if arguments:
-        _fail(f"unexpected argument {arguments[0]!r}; see microgpt-serve --help", USAGE_ERROR)
-
-
-def run() -> None:
-    """Serve until SIGINT or SIGTERM."""
-    _parse_arguments(sys.argv[1:])
-    # Nothing is loaded yet that could be loaded again, and by default this signal would end us.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # blocked by the supervisor
-    try:
-        settings = Settings.from_environment(os.environ)
-    except SettingsError as error:
-        _fail(str(error), USAGE_ERROR)
-    # After the checks: a bad setting fails at once.
-    from microgpt_serve.app import create_app  # noqa: PLC0415
-    from microgpt_serve.serving.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415
-
-    if LISTEN_FD in os.environ:
-        sys.exit(
-            run_worker(
-                create_app(settings), settings, socket.socket(fileno=int(os.environ[LISTEN_FD]))
-            )
-        )
-    listening = _listen(settings)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     sys.stderr.write(f"microgpt-serve listens on http://{shown}:{port}\n")
     if settings.is_exposed:
         sys.stderr.write(f"warning: anyone who reaches {host} can use this service; set API_KEY\n")
-    if settings.workers == 1:
-        status = run_worker(create_app(settings), settings, listening)
-        sys.exit(1 if status == CANNOT_LOAD else status)
-    from microgpt_serve.serving.supervisor import supervise  # noqa: PLC0415
+    return listening
 
-    sys.exit(supervise(settings, listening))
+
+def run() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    _parse_arguments(sys.argv[1:])
+    # No model is loaded yet that SIGHUP could reload; its default action would end the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the supervisor blocks it
+    try:
+        settings = Settings.from_environment(os.environ)
+    except SettingsError as error:
+        _fail(str(error), USAGE_ERROR)
+    # After the checks, so that --help and wrong settings take no import of the server.
+    from microgpt_serve.app import create_app  # noqa: PLC0415
+    from microgpt_serve.serving.supervisor import supervise  # noqa: PLC0415
+    from microgpt_serve.serving.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415
+
+    if LISTEN_FD in os.environ:  # a worker of the supervisor
+        listening = socket.socket(fileno=int(os.environ[LISTEN_FD]))
+        sys.exit(run_worker(create_app(settings), settings, listening))
+    listening = _listen(settings)
+    if settings.workers > 1:
+        sys.exit(supervise(settings, listening))
+    status = run_worker(create_app(settings), settings, listening)
+    sys.exit(1 if status == CANNOT_LOAD else status)
