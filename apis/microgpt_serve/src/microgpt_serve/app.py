@@ -1,4 +1,4 @@
-"""The ASGI application: which path answers what."""
+"""The ASGI application: the table of routes, and the middleware that every request passes."""
 
 import os
 
@@ -8,14 +8,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.requests import ClientDisconnect
 
-from microgpt_serve.api import docs, openai, page
+from microgpt_serve.api.docs import make_document
 from microgpt_serve.api.http import error_response
-from microgpt_serve.api.microgpt import chat, generate, model_info, next_tokens
-from microgpt_serve.serving import metrics
+from microgpt_serve.api.routes import ENDPOINTS
 from microgpt_serve.serving.bodies import BodyReader
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.middleware import Guard, Observer, Turns
@@ -28,72 +25,34 @@ __all__ = ["create_app"]
 GZIP_LEVEL = 6  # half the time of 9, for a few per cent more bytes
 
 
-async def _livez(_: Request) -> Response:
-    """Answer 200 as long as the event loop runs."""
-    return PlainTextResponse("ok")
-
-
-async def _health(_: Request) -> Response:
-    """Answer 200 as long as the process serves."""
-    return PlainTextResponse("ok")
-
-
-async def _readyz(request: Request) -> Response:
-    """Answer 200 while requests are welcome."""
-    state = request.app.state
-    if state.is_draining:
-        return PlainTextResponse("draining", 503)
-    if not state.models.is_loaded:
-        return PlainTextResponse("loading", 503)
-    if not state.pool.is_healthy:
-        return PlainTextResponse("busy", 503)
-    return PlainTextResponse("ok")
-
-
-async def _metrics(_: Request) -> Response:
-    """Return the metrics."""
-    return Response(metrics.exposition(), media_type=metrics.CONTENT_TYPE_LATEST)
-
-
 def create_app(settings: Settings) -> Starlette:
     """Return the application.
 
-    Its state holds `settings`, `models` (to be loaded before texts can be had), `bodies`, `pool`
-    and `is_draining`.
+    Its state holds `settings`, `models` (to be loaded before texts can be generated), `bodies`,
+    `pool`, `is_draining` and `document`, the OpenAPI document.
     """
-    routes = [
-        Route("/livez", _livez),
-        Route("/readyz", _readyz),
-        Route("/health", _health),
-        Route("/microgpt/v1/generate", generate, methods=["POST"]),
-        Route("/microgpt/v1/chat", chat, methods=["POST"]),
-        Route("/microgpt/v1/next", next_tokens, methods=["POST"]),
-        Route("/microgpt/v1/model", model_info),
-        Route("/v1/models", openai.models),
-        Route("/v1/models/{model}", openai.model),
-        Route("/v1/chat/completions", openai.chat_completions, methods=["POST"]),
-        Route("/v1/completions", openai.completions, methods=["POST"]),
+    endpoints = [
+        endpoint
+        for endpoint in ENDPOINTS
+        if not endpoint.enabled_by or any(getattr(settings, name) for name in endpoint.enabled_by)
     ]
-    if settings.metrics:
-        routes.append(Route("/metrics", _metrics))
-    if settings.docs:
-        routes += [Route("/openapi.json", docs.openapi), Route("/docs", docs.docs)]
-    if settings.page:
-        routes.append(Route("/", page.page))
-    if settings.docs or settings.page:
-        routes.append(Route("/static/{name}", page.static))
+    routes = {endpoint: endpoint.route() for endpoint in endpoints}
+    probes = frozenset(endpoint.path for endpoint in endpoints if endpoint.is_probe)
+    open_paths = [route.path_regex for endpoint, route in routes.items() if endpoint.is_open]
     middleware = [
         Middleware(
             Observer,
-            routes={route.endpoint: route.path for route in routes},
+            paths={route.endpoint: route.path for route in routes.values()},
             error_response=error_response,
         ),
-        Middleware(Turns),
+        Middleware(Turns, probes=probes),
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
         Middleware(
             Guard,
             api_key=settings.api_key,
             rate_limit=settings.rate_limit,
+            probes=probes,
+            open_paths=open_paths,
             error_response=error_response,
         ),
     ]
@@ -108,14 +67,15 @@ def create_app(settings: Settings) -> Starlette:
         middleware.insert(1, cors)  # before the guard: a preflight request carries no key
     handled = (ApiError, MicrogptError, HTTPException, ClientDisconnect, Exception)
     app = Starlette(
-        routes=routes,
+        routes=list(routes.values()),
         middleware=middleware,
         exception_handlers=dict.fromkeys(handled, error_response),
     )
-    n_threads = settings.threads or os.cpu_count() or 1
     app.state.settings = settings
     app.state.models = ModelStore(settings.model_dir)
     app.state.bodies = BodyReader()
+    n_threads = settings.threads or os.cpu_count() or 1
     app.state.pool = Pool(n_threads, settings.max_queue, settings.request_timeout)
     app.state.is_draining = False
+    app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
     return app

@@ -1,7 +1,8 @@
 """`/openapi.json`, made from the types of requests and responses, and `/docs`, made from that."""
 
 import html
-from functools import cache
+import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from microgpt_serve.api import schemas
+from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.http import json_response
 from microgpt_serve.api.page import SECURITY_HEADERS
 
-__all__ = ["docs", "openapi"]
+__all__ = ["docs", "make_document", "openapi"]
 
 REF = "#/components/schemas/{name}"
 REASONS = {
@@ -29,100 +31,17 @@ REASONS = {
 }
 ALWAYS = (401, 429, 500)
 WITH_BODY = (400, 408, 413, 415, 503)
+WITH_RETRY = (429, 503)  # whose header says when to try again
 TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 
-def _json(kind: type) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": REF.format(name=kind.__name__)}}}
-
-
-def _operation(
-    summary: str,
-    answer: type | None,
-    *,
-    body: type | None = None,
-    stream: type | None = None,
-    errors: tuple[int, ...] = (),
-    is_open: bool = False,
-    is_openai: bool = False,
-) -> dict[str, Any]:
-    """Return one operation; its name is made of its summary."""
-    content = _json(answer) if answer else TEXT
-    if stream:
-        events = f"events; the data of each is a {stream.__name__}, of the last one [DONE]"
-        content = content | {"text/event-stream": {"schema": {"description": events}}}
-    responses: dict[str, Any] = {"200": {"description": "done", "content": content}}
-    error_body = _json(schemas.OpenAIErrorBody if is_openai else schemas.ErrorBody)
-    for status in sorted({*errors, *(() if is_open else ALWAYS), *(WITH_BODY if body else ())}):
-        responses[str(status)] = {"description": REASONS[status], "content": error_body}
-        if status in {429, 503}:
-            seconds = {"description": "seconds to wait", "schema": {"type": "string"}}
-            responses[str(status)]["headers"] = {"Retry-After": seconds}
-    operation: dict[str, Any] = {
-        "summary": summary,
-        "operationId": summary.lower().replace(" ", "_"),
-        "responses": responses,
-    }
-    if body:
-        operation["requestBody"] = {"required": True, "content": _json(body)}
-    if is_open:
-        operation["security"] = []
-    return operation
-
-
-@cache
-def _document(*, has_key: bool, has_metrics: bool) -> dict[str, Any]:
-    """Return the OpenAPI document."""
-    ready = _operation("Show readiness", None, is_open=True)
-    ready["responses"]["503"] = {"description": "not now", "content": TEXT}
-    model = _operation("Show a model", schemas.Model, errors=(404,), is_openai=True)
-    model["parameters"] = [
-        {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-    ]
-    paths = {
-        "/livez": {"get": _operation("Show life", None, is_open=True)},
-        "/readyz": {"get": ready},
-        "/health": {"get": _operation("Show health", None, is_open=True)},
-        "/microgpt/v1/generate": {
-            "post": _operation(
-                "Generate documents", schemas.GenerateResponse, body=schemas.GenerateRequest
-            )
-        },
-        "/microgpt/v1/chat": {
-            "post": _operation("Chat", schemas.ChatReplyBody, body=schemas.ChatRequest)
-        },
-        "/microgpt/v1/next": {
-            "post": _operation("Show next tokens", schemas.NextResponse, body=schemas.NextRequest)
-        },
-        "/microgpt/v1/model": {
-            "get": _operation("Describe the model", schemas.ModelInfo, errors=(503,))
-        },
-        "/v1/models": {"get": _operation("List models", schemas.ModelList, is_openai=True)},
-        "/v1/models/{model}": {"get": model},
-        "/v1/chat/completions": {
-            "post": _operation(
-                "Complete a chat",
-                schemas.ChatCompletion,
-                body=schemas.ChatCompletionRequest,
-                stream=schemas.ChatCompletionChunk,
-                errors=(404,),
-                is_openai=True,
-            )
-        },
-        "/v1/completions": {
-            "post": _operation(
-                "Complete a text",
-                schemas.Completion,
-                body=schemas.CompletionRequest,
-                stream=schemas.Completion,
-                errors=(404,),
-                is_openai=True,
-            )
-        },
-    }
-    if has_metrics:
-        paths["/metrics"] = {"get": _operation("Show metrics", None)}
-    kinds = [getattr(schemas, name) for name in schemas.__all__ if name != "MAX_SAMPLES"]
+def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, Any]:
+    """Return the OpenAPI document of the endpoints that have a summary."""
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        if endpoint.summary:
+            paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
+    kinds = [kind for kind in vars(schemas).values() if isinstance(kind, msgspec.StructMeta)]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
@@ -141,19 +60,61 @@ def _document(*, has_key: bool, has_metrics: bool) -> dict[str, Any]:
     return document
 
 
-def _document_of(request: Request) -> dict[str, Any]:
-    settings = request.app.state.settings
-    return _document(has_key=bool(settings.api_key), has_metrics=settings.metrics)
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": endpoint.summary,
+        "operationId": endpoint.summary.lower().replace(" ", "_"),
+        "responses": {"200": _success(endpoint), **_errors(endpoint)},
+    }
+    if names := re.findall(r"{(\w+)}", endpoint.path):
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if endpoint.body:
+        operation["requestBody"] = {"required": True, "content": _json(endpoint.body)}
+    if endpoint.is_probe:
+        operation["security"] = []
+    return operation
+
+
+def _success(endpoint: Endpoint) -> dict[str, Any]:
+    content = _json(endpoint.response) if endpoint.response else TEXT
+    if endpoint.stream:
+        events = f"events; the data of each is a {endpoint.stream.__name__}, of the last one [DONE]"
+        content = content | {"text/event-stream": {"schema": {"description": events}}}
+    return {"description": "done", "content": content}
+
+
+def _errors(endpoint: Endpoint) -> dict[str, Any]:
+    """Return the responses that are errors, by status; those of a probe are plain text."""
+    statuses = {*endpoint.errors, *(WITH_BODY if endpoint.body else ())}
+    if endpoint.is_probe:
+        content = TEXT
+    else:
+        statuses.update(ALWAYS)
+        content = _json(schemas.OpenAIErrorBody if endpoint.is_openai else schemas.ErrorBody)
+    responses: dict[str, Any] = {}
+    for status in sorted(statuses):
+        responses[str(status)] = {"description": REASONS[status], "content": content}
+        if status in WITH_RETRY and not endpoint.is_probe:
+            seconds = {"description": "seconds to wait", "schema": {"type": "string"}}
+            responses[str(status)]["headers"] = {"Retry-After": seconds}
+    return responses
+
+
+def _json(kind: type) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": REF.format(name=kind.__name__)}}}
 
 
 async def openapi(request: Request) -> Response:
     """Return the OpenAPI document."""
-    return json_response(_document_of(request))
+    return json_response(request.app.state.document)
 
 
 async def docs(request: Request) -> Response:
     """Return the same as a page."""
-    return HTMLResponse(_page(_document_of(request)), headers=SECURITY_HEADERS)
+    return HTMLResponse(_page(request.app.state.document), headers=SECURITY_HEADERS)
 
 
 # ---------------------------------------------------------------- the page

@@ -18,6 +18,7 @@ __all__ = [
     "decode_body",
     "error_body",
     "error_response",
+    "is_openai",
     "json_response",
     "unless_gone",
 ]
@@ -76,6 +77,11 @@ async def _gone(receive: Any) -> None:
         pass
 
 
+def is_openai(path: str) -> bool:
+    """Return whether the errors of a path have the shape of OpenAI's."""
+    return path.startswith("/v1/")
+
+
 def error_body(error: ApiError, *, openai: bool) -> ErrorBody | OpenAIErrorBody:
     """Return an error in the shape of one of our two families of routes."""
     if not openai:
@@ -103,5 +109,5 @@ async def error_response(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(told.retry_after)
     if told.status == UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    is_openai = request.url.path.startswith("/v1/")
-    return json_response(error_body(told, openai=is_openai), told.status, headers)
+    body = error_body(told, openai=is_openai(request.url.path))
+    return json_response(body, told.status, headers)

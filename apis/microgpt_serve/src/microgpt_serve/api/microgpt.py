@@ -4,12 +4,10 @@ import math
 from collections.abc import Callable
 from typing import TypeVar
 
-import msgspec
 from microgpt import ChatReply, LanguageModel, Message, StopSignal, build_prompt
 from starlette.requests import Request
-from starlette.responses import Response
 
-from microgpt_serve.api.http import decode_body, json_response, unless_gone
+from microgpt_serve.api.http import unless_gone
 from microgpt_serve.api.schemas import (
     MAX_SAMPLES,
     ChatReplyBody,
@@ -27,12 +25,12 @@ from microgpt_serve.serving.errors import ApiError
 
 __all__ = [
     "chat",
+    "describe_model",
     "generate",
-    "model_info",
-    "next_tokens",
     "read_messages",
     "read_prompt",
     "require_chat",
+    "show_next_tokens",
     "stop_texts",
 ]
 
@@ -44,10 +42,6 @@ T = TypeVar("T")
 SMALL_WORK = 250_000
 SHORT_TEXT = 10_000  # characters: half a millisecond
 TURN_CHARACTERS = 10  # whose time a message takes beside that of its text
-
-_generate_decoder = msgspec.json.Decoder(GenerateRequest)
-_chat_decoder = msgspec.json.Decoder(ChatRequest)
-_next_decoder = msgspec.json.Decoder(NextRequest)
 
 
 def stop_texts(stop: str | list[str] | None) -> list[str]:
@@ -103,73 +97,68 @@ def _is_small(model: LanguageModel, n_samples: int, prompt: str) -> bool:
     )
 
 
-async def generate(request: Request) -> Response:
+async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
     """Return new documents."""
-    asked = await decode_body(request, _generate_decoder)
     state = request.app.state
     model: LanguageModel = state.models.model
-    n_samples = min(asked.num_samples, MAX_SAMPLES)
+    n_samples = min(body.num_samples, MAX_SAMPLES)
 
     def work(signal: StopSignal) -> list[str]:
         return model.generate(
             n_samples,
-            temperature=asked.temperature,
-            top_k=asked.top_k,
-            top_p=asked.top_p,
-            prompt=asked.prompt,
-            max_tokens=asked.max_tokens,
-            stop=stop_texts(asked.stop),
-            seed=asked.seed,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            prompt=body.prompt,
+            max_tokens=body.max_tokens,
+            stop=stop_texts(body.stop),
+            seed=body.seed,
             signal=signal,
         )
 
-    if _is_small(model, n_samples, asked.prompt):
+    if _is_small(model, n_samples, body.prompt):
         samples = state.pool.run_here(work)
     else:
         samples = await unless_gone(request, state.pool.run(work))
-    metrics.PROMPT_TOKENS.inc((1 + len(asked.prompt)) * n_samples)
-    metrics.COMPLETION_TOKENS.inc(sum(map(len, samples)) - len(asked.prompt) * n_samples)
-    capped = MAX_SAMPLES if asked.num_samples > MAX_SAMPLES else None
-    return json_response(GenerateResponse(samples, capped))
+    metrics.PROMPT_TOKENS.inc((1 + len(body.prompt)) * n_samples)
+    metrics.COMPLETION_TOKENS.inc(sum(map(len, samples)) - len(body.prompt) * n_samples)
+    capped = MAX_SAMPLES if body.num_samples > MAX_SAMPLES else None
+    return GenerateResponse(samples, capped)
 
 
-async def chat(request: Request) -> Response:
+async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     """Return the assistant's next turn."""
-    asked = await decode_body(request, _chat_decoder)
     state = request.app.state
     model: LanguageModel = state.models.model
-    messages = require_chat(model, asked.messages)
+    messages = require_chat(model, body.messages)
 
     def work(signal: StopSignal) -> ChatReply:
         return model.chat(
             messages,
-            temperature=asked.temperature,
-            top_k=asked.top_k,
-            top_p=asked.top_p,
-            max_tokens=asked.max_tokens,
-            stop=stop_texts(asked.stop),
-            seed=asked.seed,
+            temperature=body.temperature,
+            top_k=body.top_k,
+            top_p=body.top_p,
+            max_tokens=body.max_tokens,
+            stop=stop_texts(body.stop),
+            seed=body.seed,
             signal=signal,
         )
 
     reply = await unless_gone(request, state.pool.run(work))
     metrics.PROMPT_TOKENS.inc(len(reply.prompt.token_ids))
     metrics.COMPLETION_TOKENS.inc(reply.n_tokens)
-    return json_response(
-        ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
-    )
+    return ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
 
 
-async def next_tokens(request: Request) -> Response:
+async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     """Return the probability of every token that may come next."""
-    asked = await decode_body(request, _next_decoder)
     state = request.app.state
     model: LanguageModel = state.models.model
     tokenizer = model.tokenizer
-    if asked.messages is None:
-        token_ids = await read_prompt(request, model, asked.prompt)
+    if body.messages is None:
+        token_ids = await read_prompt(request, model, body.prompt)
     else:
-        messages = require_chat(model, asked.messages)
+        messages = require_chat(model, body.messages)
         token_ids = await read_messages(request, model, messages)
 
     logits = await unless_gone(request, state.pool.run(lambda _: model.logits(token_ids)[-1]))
@@ -183,24 +172,22 @@ async def next_tokens(request: Request) -> Response:
         for i, (name, weight) in enumerate(zip(names, weights, strict=True))
     ]
     tokens.sort(key=lambda token: -token.probability)
-    return json_response(NextResponse(tokens))
+    return NextResponse(tokens)
 
 
-async def model_info(request: Request) -> Response:
+async def describe_model(request: Request) -> ModelInfo:
     """Return what is served."""
     models = request.app.state.models
     model: LanguageModel = models.model
     config = model.config
-    return json_response(
-        ModelInfo(
-            id=models.id,
-            is_chat=model.tokenizer.is_chat,
-            vocab_size=config.vocab_size,
-            n_embd=config.n_embd,
-            n_head=config.n_head,
-            n_layer=config.n_layer,
-            block_size=config.block_size,
-            n_params=config.n_params,
-            chars="".join(model.tokenizer.chars),
-        )
+    return ModelInfo(
+        id=models.id,
+        is_chat=model.tokenizer.is_chat,
+        vocab_size=config.vocab_size,
+        n_embd=config.n_embd,
+        n_head=config.n_head,
+        n_layer=config.n_layer,
+        block_size=config.block_size,
+        n_params=config.n_params,
+        chars="".join(model.tokenizer.chars),
     )

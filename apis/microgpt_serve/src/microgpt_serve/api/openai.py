@@ -20,7 +20,7 @@ from microgpt import (
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from microgpt_serve.api.http import decode_body, error_body, json_response, unless_gone
+from microgpt_serve.api.http import error_body, unless_gone
 from microgpt_serve.api.microgpt import read_messages, read_prompt, require_chat, stop_texts
 from microgpt_serve.api.schemas import (
     AssistantMessage,
@@ -46,7 +46,7 @@ from microgpt_serve.api.schemas import (
 from microgpt_serve.serving import metrics
 from microgpt_serve.serving.errors import ApiError
 
-__all__ = ["chat_completions", "completions", "model", "models"]
+__all__ = ["complete_chat", "complete_text", "list_models", "show_model"]
 
 TEMPERATURE = 0.5  # where a request names none
 SEED_BITS = 32  # of a fresh seed
@@ -67,8 +67,6 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 }
 
 _encoder = msgspec.json.Encoder()
-_chat_decoder = msgspec.json.Decoder(ChatCompletionRequest)
-_completion_decoder = msgspec.json.Decoder(CompletionRequest)
 
 FinishReason = Literal["stop", "length"]
 
@@ -76,17 +74,17 @@ FinishReason = Literal["stop", "length"]
 # ---------------------------------------------------------------- models
 
 
-async def models(request: Request) -> Response:
+async def list_models(request: Request) -> ModelList:
     """Return the list of models: the one that is served."""
     store = request.app.state.models
-    return json_response(ModelList([Model(store.id, store.created)]))
+    return ModelList([Model(store.id, store.created)])
 
 
-async def model(request: Request) -> Response:
+async def show_model(request: Request) -> Model:
     """Return one model."""
     store = request.app.state.models
     _check_model(store.id, request.path_params["model"])
-    return json_response(Model(store.id, store.created))
+    return Model(store.id, store.created)
 
 
 def _check_model(served: str, asked: str | None) -> None:
@@ -181,14 +179,13 @@ class Answer:
             logprobs = self.logprobs(text, len(text))
         return Piece(index, text, logprobs, reply.finish_reason)
 
-    def response(self, texts: list[Piece]) -> Response:
+    def response(self, texts: list[Piece]) -> Any:
         """Return all texts in one body."""
         if not self.is_chat:
             choices = [CompletionChoice(t.index, t.text, t.finish_reason) for t in texts]
-            body: Any = Completion(
+            return Completion(
                 self.id, self.created, self.model_id, choices, "text_completion", self.usage
             )
-            return json_response(body)
         replies = [
             ChatChoice(
                 text.index,
@@ -198,9 +195,7 @@ class Answer:
             )
             for text in texts
         ]
-        return json_response(
-            ChatCompletion(self.id, self.created, self.model_id, replies, self.usage)
-        )
+        return ChatCompletion(self.id, self.created, self.model_id, replies, self.usage)
 
     def chunk(self, piece: Piece | None, *, role: bool = False) -> bytes:
         """Return an event of a stream: a piece, or at the end how many tokens it took."""
@@ -228,7 +223,7 @@ def _event(body: Any) -> bytes:
     return b"data: " + _encoder.encode(body) + b"\n\n"
 
 
-async def _send(request: Request, answer: Answer, asked: SamplingRequest) -> Response:
+async def _send(request: Request, answer: Answer, asked: SamplingRequest) -> Any:
     """Return the response for an answer, whole or streamed."""
     pool = request.app.state.pool
     if not asked.stream:
@@ -295,39 +290,38 @@ def _seed(asked: SamplingRequest) -> int:
     return secrets.randbits(SEED_BITS) if asked.seed is None else asked.seed
 
 
-async def completions(request: Request) -> Response:
+async def complete_text(request: Request, body: CompletionRequest) -> Completion | Response:
     """Continue a text."""
-    asked = await decode_body(request, _completion_decoder)
     store = request.app.state.models
     served: LanguageModel = store.model
-    _check_model(store.id, asked.model)
-    _check_fields(asked)
-    if asked.logprobs not in (None, False):
+    _check_model(store.id, body.model)
+    _check_fields(body)
+    if body.logprobs not in (None, False):
         raise ApiError(400, "logprobs is not supported", param="logprobs")
-    prompt = asked.prompt or ""
-    options, seed = _options(asked), _seed(asked)
+    prompt = body.prompt or ""
+    options, seed = _options(body), _seed(body)
 
     def open_stream(index: int) -> TextStream:
         return served.stream(prompt, seed=seed + index, **options)
 
     prompt_ids = await read_prompt(request, served, prompt)
-    answer = Answer(store.id, prompt_ids, asked.n or 1, open_stream, None, None, is_chat=False)
-    return await _send(request, answer, asked)
+    answer = Answer(store.id, prompt_ids, body.n or 1, open_stream, None, None, is_chat=False)
+    completion: Completion | Response = await _send(request, answer, body)
+    return completion
 
 
-async def chat_completions(request: Request) -> Response:
+async def complete_chat(request: Request, body: ChatCompletionRequest) -> ChatCompletion | Response:
     """Reply to messages."""
-    asked = await decode_body(request, _chat_decoder)
     store = request.app.state.models
     served: LanguageModel = store.model
-    _check_model(store.id, asked.model)
-    _check_fields(asked)
-    if asked.top_logprobs and not asked.logprobs:
+    _check_model(store.id, body.model)
+    _check_fields(body)
+    if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
-    messages: list[Message] = require_chat(served, list(map(_as_turn, asked.messages)))
-    options, seed = _options(asked), _seed(asked)
-    if asked.max_completion_tokens is not None:
-        options["max_tokens"] = asked.max_completion_tokens
+    messages: list[Message] = require_chat(served, list(map(_as_turn, body.messages)))
+    options, seed = _options(body), _seed(body)
+    if body.max_completion_tokens is not None:
+        options["max_tokens"] = body.max_completion_tokens
 
     def open_stream(index: int) -> TextStream:
         return served.stream_chat(messages, seed=seed + index, **options)
@@ -338,18 +332,19 @@ async def chat_completions(request: Request) -> Response:
     prompt_ids = await read_messages(request, served, messages)
 
     def logprobs(text: str, n_last: int) -> Logprobs:
-        return _logprobs(served, prompt_ids, text, n_last, asked.top_logprobs or 0)
+        return _logprobs(served, prompt_ids, text, n_last, body.top_logprobs or 0)
 
     answer = Answer(
         store.id,
         prompt_ids,
-        asked.n or 1,
+        body.n or 1,
         open_stream,
         reply,
-        logprobs if asked.logprobs else None,
+        logprobs if body.logprobs else None,
         is_chat=True,
     )
-    return await _send(request, answer, asked)
+    completion: ChatCompletion | Response = await _send(request, answer, body)
+    return completion
 
 
 def _as_turn(turn: OpenAITurn) -> Turn:

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,8 +24,6 @@ __all__ = ["Guard", "Observer", "Turns"]
 SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 MAX_CLIENTS = 10_000  # whose rates are remembered
 SECONDS_PER_MINUTE = 60.0
-OPEN_PATHS = {"/livez", "/readyz", "/health"}  # without a key, at any rate, out of turn
-PAGE = re.compile("/|/static/.*")  # the same for everyone; it asks for the key itself
 STARTS_PER_ROUND = 2  # of the event loop; about a millisecond of work
 
 ErrorResponse: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
@@ -36,15 +34,15 @@ class Observer:
 
     Args:
         app: what answers.
-        routes: the path template of each endpoint, for the metrics.
+        paths: the path template of each endpoint, for the metrics.
         error_response: returns the response for an exception.
     """
 
     def __init__(
-        self, app: ASGIApp, routes: dict[object, str], error_response: ErrorResponse
+        self, app: ASGIApp, paths: dict[object, str], error_response: ErrorResponse
     ) -> None:
         self._app = app
-        self._routes = routes
+        self._paths = paths
         self._error_response = error_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +72,7 @@ class Observer:
             await response(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - start
-            route = self._routes.get(scope.get("endpoint"), "unmatched")
+            route = self._paths.get(scope.get("endpoint"), "unmatched")
             method = scope["method"] if scope.get("endpoint") else "other"
             metrics.REQUESTS.labels(route, method, status).inc()
             metrics.DURATION.labels(route).observe(seconds)
@@ -98,16 +96,18 @@ class Turns:
 
     Args:
         app: what answers.
+        probes: paths of health checks, which never wait.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, probes: Collection[str]) -> None:
         self._app = app
+        self._probes = probes
         self._n_left = STARTS_PER_ROUND  # in this round
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in self._probes:
             await self._wait()
         await self._app(scope, receive, send)
 
@@ -140,21 +140,31 @@ class Guard:
         app: what answers.
         api_key: what must be sent; empty for nothing.
         rate_limit: requests per minute and client; 0 for any number.
+        probes: paths of health checks, which need no key and have no rate limit.
+        open_paths: patterns of other paths that need no key.
         error_response: returns the response for an exception.
     """
 
     def __init__(
-        self, app: ASGIApp, api_key: str, rate_limit: int, error_response: ErrorResponse
+        self,
+        app: ASGIApp,
+        api_key: str,
+        rate_limit: int,
+        probes: Collection[str],
+        open_paths: Sequence[re.Pattern[str]],
+        error_response: ErrorResponse,
     ) -> None:
         self._app = app
         self._api_key = api_key.encode()
         self._rate_limit = rate_limit
+        self._probes = probes
+        self._open_paths = open_paths
         self._error_response = error_response
         self._allowances: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in self._probes:
             try:
                 self._check(scope)
             except ApiError as error:
@@ -164,7 +174,7 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        if self._api_key and not PAGE.fullmatch(scope["path"]):
+        if self._api_key and not any(path.match(scope["path"]) for path in self._open_paths):
             scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
             is_right = hmac.compare_digest(key.strip(" ").encode("latin-1"), self._api_key)
             if scheme.lower() != "bearer" or not is_right:

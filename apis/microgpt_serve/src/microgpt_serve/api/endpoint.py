@@ -1,0 +1,66 @@
+"""One row of the table of routes; the router and the documentation are made from such rows."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from microgpt_serve.api.http import decode_body, is_openai, json_response
+
+__all__ = ["Endpoint"]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A path, the function that answers it, and how both are documented.
+
+    Args:
+        method: of HTTP.
+        path: as the router takes it; `{name}` is a parameter.
+        handler: called with the request and, if there is one, its decoded body; returns a
+            response, or an object to encode as JSON.
+        summary: one line for the documentation, which leaves out pages: theirs is empty.
+        body: type of the request's JSON body; None for no body.
+        response: type of the response's JSON body; None for plain text.
+        stream: type of the data of each server-sent event, if the response can be streamed.
+        errors: statuses besides those that every endpoint of its kind can have.
+        is_probe: whether it is a health check: no API key, no rate limit, no waiting.
+        is_open: whether it needs no API key.
+        enabled_by: settings, one of which must be on; empty for always on.
+    """
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Callable[..., Awaitable[Any]]
+    summary: str = ""
+    body: type | None = None
+    response: type | None = None
+    stream: type | None = None
+    errors: tuple[int, ...] = ()
+    is_probe: bool = False
+    is_open: bool = False
+    enabled_by: tuple[str, ...] = ()
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether its errors have the shape of OpenAI's."""
+        return is_openai(self.path)
+
+    def route(self) -> Route:
+        """Return the row for the router."""
+        decoder: msgspec.json.Decoder[Any] | None = (
+            msgspec.json.Decoder(self.body) if self.body else None
+        )
+
+        async def endpoint(request: Request) -> Response:
+            if decoder:
+                answer = await self.handler(request, await decode_body(request, decoder))
+            else:
+                answer = await self.handler(request)
+            return answer if isinstance(answer, Response) else json_response(answer)
+
+        return Route(self.path, endpoint, methods=[self.method])

@@ -1,0 +1,86 @@
+"""The table of routes: all that is served; the router and `/openapi.json` are made from it."""
+
+from microgpt_serve.api.docs import docs, openapi
+from microgpt_serve.api.endpoint import Endpoint
+from microgpt_serve.api.health import live, readiness, show_metrics
+from microgpt_serve.api.microgpt import chat, describe_model, generate, show_next_tokens
+from microgpt_serve.api.openai import complete_chat, complete_text, list_models, show_model
+from microgpt_serve.api.page import page, static
+from microgpt_serve.api.schemas import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionRequest,
+    ChatReplyBody,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    GenerateRequest,
+    GenerateResponse,
+    Model,
+    ModelInfo,
+    ModelList,
+    NextRequest,
+    NextResponse,
+)
+
+__all__ = ["ENDPOINTS"]
+
+ENDPOINTS = (
+    Endpoint("GET", "/livez", live, "Show life", is_probe=True),
+    Endpoint("GET", "/readyz", readiness, "Show readiness", errors=(503,), is_probe=True),
+    Endpoint("GET", "/health", live, "Show health", is_probe=True),
+    Endpoint(
+        "POST",
+        "/microgpt/v1/generate",
+        generate,
+        "Generate documents",
+        body=GenerateRequest,
+        response=GenerateResponse,
+    ),
+    Endpoint("POST", "/microgpt/v1/chat", chat, "Chat", body=ChatRequest, response=ChatReplyBody),
+    Endpoint(
+        "POST",
+        "/microgpt/v1/next",
+        show_next_tokens,
+        "Show next tokens",
+        body=NextRequest,
+        response=NextResponse,
+    ),
+    Endpoint(
+        "GET",
+        "/microgpt/v1/model",
+        describe_model,
+        "Describe the model",
+        response=ModelInfo,
+        errors=(503,),
+    ),
+    Endpoint("GET", "/v1/models", list_models, "List models", response=ModelList),
+    Endpoint(
+        "GET", "/v1/models/{model}", show_model, "Show a model", response=Model, errors=(404,)
+    ),
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        complete_chat,
+        "Complete a chat",
+        body=ChatCompletionRequest,
+        response=ChatCompletion,
+        stream=ChatCompletionChunk,
+        errors=(404,),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        complete_text,
+        "Complete a text",
+        body=CompletionRequest,
+        response=Completion,
+        stream=Completion,
+        errors=(404,),
+    ),
+    Endpoint("GET", "/metrics", show_metrics, "Show metrics", enabled_by=("metrics",)),
+    Endpoint("GET", "/openapi.json", openapi, enabled_by=("docs",)),
+    Endpoint("GET", "/docs", docs, enabled_by=("docs",)),
+    Endpoint("GET", "/", page, is_open=True, enabled_by=("page",)),
+    Endpoint("GET", "/static/{name}", static, is_open=True, enabled_by=("docs", "page")),
+)
