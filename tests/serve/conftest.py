@@ -49,7 +49,7 @@ def make_client() -> Iterator[MakeClient]:
         def make(model_dir: Path, **settings: Any) -> TestClient:
             app = create_app(Settings(model_dir=str(model_dir), **settings))
             app.state.models.load()
-            stack.callback(app.state.pool.end_all)
+            stack.callback(app.state.pool.abort_all)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make

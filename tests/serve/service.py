@@ -18,12 +18,18 @@ from typing import IO, Any, Protocol, Self, TypeAlias
 
 import httpx2
 import microgpt
+from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from starlette.testclient import TestClient
 
 __all__ = ["CHARS", "MakeClient", "Server", "StartLog", "running", "save_talker"]
 
 CHARS = string.ascii_letters + string.digits + " .,?!'"
 WAIT_SECONDS = 30.0
+PROGRAM = """
+from microgpt_serve.main import run
+from microgpt_serve.serving.limits import Limits
+run({!r})
+"""
 
 
 def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_size: int) -> None:
@@ -113,12 +119,17 @@ class Server:
 
 
 @contextmanager
-def running(model_dir: Path, python: str = sys.executable, **settings: object) -> Iterator[Server]:
-    """Start the program with these settings; show its log if what is done with it fails."""
+def running(
+    model_dir: Path, limits: Limits = DEFAULT_LIMITS, **settings: object
+) -> Iterator[Server]:
+    """Start the program with these settings and limits; show its log if the test fails."""
+    command = [sys.executable, "-m", "microgpt_serve"]
+    if limits != DEFAULT_LIMITS:
+        command[1:] = ["-c", PROGRAM.format(limits)]
     given = {name.upper(): str(value) for name, value in settings.items()}
     environment = os.environ | {"MODEL_DIR": str(model_dir), "PORT": "0"} | given
     with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen([python, "-m", "microgpt_serve"], env=environment, stderr=stderr)
+        process = subprocess.Popen(command, env=environment, stderr=stderr)
         server = Server(process, stderr)
         try:
             yield server.wait_until_ready(int(given.get("WORKERS", 1)))

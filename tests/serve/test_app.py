@@ -43,7 +43,7 @@ def test_nothing_is_ready_while_draining_or_with_a_pool_that_ended(names: TestCl
     names.app.state.is_draining = True  # type: ignore[attr-defined]
     assert (names.get("/readyz").status_code, names.get("/readyz").text) == (503, "draining")
     names.app.state.is_draining = False  # type: ignore[attr-defined]
-    names.app.state.pool.end_all()  # type: ignore[attr-defined]
+    names.app.state.pool.abort_all()  # type: ignore[attr-defined]
     assert (names.get("/readyz").status_code, names.get("/readyz").text) == (503, "busy")
     assert [names.get(path).status_code for path in ("/livez", "/health")] == [200, 200]
     for n in (1, 50):

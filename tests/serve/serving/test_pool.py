@@ -46,7 +46,7 @@ def test_streams_compute_no_more_at_once_than_there_are_cores(
         pool = Pool(8, 0, TIMEOUT)
         texts = await asyncio.gather(*(read_all(pool, items()) for _ in range(8)))
         assert texts == [list(range(20))] * 8
-        pool.end_all()
+        pool.abort_all()
 
     asyncio.run(scenario())
     assert n_most == 2
@@ -64,7 +64,7 @@ def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         pool = Pool(4, 0, TIMEOUT)
         await asyncio.gather(*(read_all(pool, items(number)) for number in range(4)))
-        pool.end_all()
+        pool.abort_all()
 
     asyncio.run(scenario())
     assert max(len(list(turn)) for _, turn in groupby(order[:-50])) < 25
@@ -77,7 +77,7 @@ def test_a_reader_who_does_not_read_keeps_nobody_waiting() -> None:
         assert await anext(unread) == 0
         assert await asyncio.wait_for(read_all(pool, make_items(3)), 10) == [0, 1, 2]
         assert [item async for item in unread] == list(range(1, 1000))
-        pool.end_all()
+        pool.abort_all()
 
     asyncio.run(scenario())
 
@@ -93,7 +93,7 @@ def test_an_error_comes_after_what_was_made_before_it() -> None:
         assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="broken"):
             await anext(stream)
-        pool.end_all()
+        pool.abort_all()
 
     asyncio.run(scenario())
 
@@ -107,7 +107,7 @@ def test_the_end_reaches_those_who_run_wait_and_pause() -> None:
             asyncio.create_task(read_all(pool, make_items(100_000, 0.001))) for _ in range(2)
         )
         await asyncio.sleep(0.05)
-        pool.end_all()
+        pool.abort_all()
         start = time.monotonic()
         for ended in (running, anext(paused), waiting):
             with pytest.raises(ShuttingDownError):
@@ -137,6 +137,6 @@ def test_a_stream_that_is_left_gives_its_place_back_once_its_thread_is_free() ->
         assert not is_computing.is_set()
         assert pool.is_healthy
         assert await read_all(pool, make_items(3)) == [0, 1, 2]
-        pool.end_all()
+        pool.abort_all()
 
     asyncio.run(scenario())

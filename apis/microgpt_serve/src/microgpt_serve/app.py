@@ -15,6 +15,7 @@ from microgpt_serve.api.http import error_response
 from microgpt_serve.api.routes import ENDPOINTS
 from microgpt_serve.serving.bodies import BodyReader
 from microgpt_serve.serving.errors import ApiError
+from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from microgpt_serve.serving.middleware import Guard, Observer, Turns
 from microgpt_serve.serving.models import ModelStore
 from microgpt_serve.serving.pool import Pool
@@ -25,7 +26,7 @@ __all__ = ["create_app"]
 GZIP_LEVEL = 6  # half the time of 9, for a few per cent more bytes
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette:
     """Return the application.
 
     Its state holds `settings`, `models` (to be loaded before texts can be generated), `bodies`,
@@ -73,7 +74,7 @@ def create_app(settings: Settings) -> Starlette:
     )
     app.state.settings = settings
     app.state.models = ModelStore(settings.model_dir)
-    app.state.bodies = BodyReader()
+    app.state.bodies = BodyReader(limits.body_seconds)
     n_threads = settings.threads or os.cpu_count() or 1
     app.state.pool = Pool(n_threads, settings.max_queue, settings.request_timeout)
     app.state.is_draining = False

@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
+from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from microgpt_serve.serving.settings import LISTEN_FD, Settings, SettingsError, describe
 
 __all__ = ["run"]
@@ -70,7 +71,7 @@ def _listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def run() -> None:
+def run(limits: Limits = DEFAULT_LIMITS) -> None:
     """Serve until SIGINT or SIGTERM."""
     _parse_arguments(sys.argv[1:])
     # No model is loaded yet that SIGHUP could reload; its default action would end the process.
@@ -87,9 +88,9 @@ def run() -> None:
 
     if LISTEN_FD in os.environ:  # a worker of the supervisor
         listening = socket.socket(fileno=int(os.environ[LISTEN_FD]))
-        sys.exit(run_worker(create_app(settings), settings, listening))
+        sys.exit(run_worker(create_app(settings, limits), settings, listening, limits))
     listening = _listen(settings)
     if settings.workers > 1:
-        sys.exit(supervise(settings, listening))
-    status = run_worker(create_app(settings), settings, listening)
+        sys.exit(supervise(settings, listening, limits))
+    status = run_worker(create_app(settings, limits), settings, listening, limits)
     sys.exit(1 if status == CANNOT_LOAD else status)

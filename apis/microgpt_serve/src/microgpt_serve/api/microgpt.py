@@ -117,7 +117,7 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
         )
 
     if _is_small(model, n_samples, body.prompt):
-        samples = state.pool.run_here(work)
+        samples = state.pool.run_inline(work)
     else:
         samples = await unless_gone(request, state.pool.run(work))
     metrics.PROMPT_TOKENS.inc((1 + len(body.prompt)) * n_samples)

@@ -1,4 +1,4 @@
-"""Request bodies: how large they may be, and how long they may take."""
+"""Request bodies: their largest size, and a deadline for their arrival."""
 
 import asyncio
 import math
@@ -13,50 +13,53 @@ __all__ = ["MAX_BODY_BYTES", "TOO_LARGE", "BodyReader"]
 
 MAX_BODY_BYTES = 1 << 20
 TOO_LARGE = f"the body has more than {MAX_BODY_BYTES} bytes"
-BODY_SECONDS = 8.0  # that a body may take to arrive
-LOOK_SECONDS = 0.5  # between looks for late ones
+POLLS_PER_DEADLINE = 16
 
 
 class BodyReader:
-    """Reads bodies, and ends those that come too slowly.
+    """Reads request bodies, and cancels reads that miss their deadline.
 
-    It looks for late ones now and then: a timer for each would cost as much as a name.
+    The deadlines are polled, because a timer per request costs as much as generating a name.
+
+    Args:
+        seconds: a body may take to arrive.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ends: dict[asyncio.Task[Any], float] = {}  # when each is late; never, once it is
+        self._deadlines: dict[asyncio.Task[Any], float] = {}  # infinite once a read is cancelled
 
     async def read(self, receive: Receive) -> bytearray:
         """Return a body.
 
         Raises:
-            ApiError: it is too large (413) or late (408).
-            ClientDisconnect: it does not come any more.
+            ApiError: the body is too large (413) or missed its deadline (408).
+            ClientDisconnect: the client has closed the connection.
         """
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task, "an application runs in one"
+        assert task, "an application runs in a task"
         if self._loop is not loop:
             self._loop = loop
-            loop.call_later(LOOK_SECONDS, self._look, loop)
-        self._ends[task] = loop.time() + BODY_SECONDS
+            self._cancel_overdue_reads(loop)
+        self._deadlines[task] = loop.time() + self._seconds
         try:
             return await _read(receive)
         except asyncio.CancelledError:
-            is_late = self._ends[task] == math.inf
-            if not is_late or task.uncancel() > 0:  # cancelled by somebody else, too
+            is_overdue = self._deadlines[task] == math.inf
+            if not is_overdue or task.uncancel() > 0:  # the server cancelled the request, too
                 raise
-            seconds = counted(BODY_SECONDS, "second")
+            seconds = counted(self._seconds, "second")
             raise ApiError(408, f"the body took longer than {seconds}") from None
         finally:
-            del self._ends[task]
+            del self._deadlines[task]
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        for task, end in self._ends.items():
-            if end <= loop.time():
-                self._ends[task] = math.inf
+    def _cancel_overdue_reads(self, loop: asyncio.AbstractEventLoop) -> None:
+        for task, deadline in self._deadlines.items():
+            if deadline <= loop.time():
+                self._deadlines[task] = math.inf
                 task.cancel()
-        loop.call_later(LOOK_SECONDS, self._look, loop)
+        loop.call_later(self._seconds / POLLS_PER_DEADLINE, self._cancel_overdue_reads, loop)
 
 
 async def _read(receive: Receive) -> bytearray:

@@ -1,7 +1,7 @@
-"""Where texts are generated: a few threads, a queue that ends, deadlines, cancellation.
+"""Where texts are generated: a few threads, a bounded queue, deadlines, cancellation.
 
-The engine lets the interpreter go while it computes, so threads generate at the same time and the
-event loop stays free.
+The engine releases the interpreter lock while it computes, so several threads generate at the same
+time and the event loop stays responsive.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 
-# For which a stream generates before another has its turn: long enough that handing over costs
-# little, and short enough that nobody sees pieces come together.
-TURN_SECONDS = 0.005
+# How long a stream generates before another stream may: long enough that switching costs little,
+# short enough that no reader notices pieces arriving together.
+SLICE_SECONDS = 0.005
 
 
-def _in_turns(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[list[T]]:
-    """Yield what the iterator yields that `start` returns, a turn's items together.
+def _in_slices(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[list[T]]:
+    """Yield the items of the iterator that `start` returns, one list per time slice.
 
-    The first turn ends with the first item.
+    The first slice ends with the first item.
     """
     items: list[T] = []
     end = 0.0
@@ -39,8 +39,8 @@ def _in_turns(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[
             if signal.is_set or time.perf_counter() >= end:
                 yield items
                 items = []
-                end = time.perf_counter() + TURN_SECONDS
-    except Exception:  # told after what came before it
+                end = time.perf_counter() + SLICE_SECONDS
+    except Exception:  # raised after the items that came before it
         yield items
         raise
     yield items
@@ -49,14 +49,14 @@ def _in_turns(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[
 class Pool:
     """Runs work in threads.
 
-    Streams take turns of a few milliseconds, as many at once as there are cores: the threads of
-    all of them together would keep the event loop from the interpreter. The loop starts each turn,
-    so where it is behind, they wait for it.
+    Streams share the cores in time slices of a few milliseconds, at most one stream per core at a
+    time: the threads of all streams together would starve the event loop. The event loop starts
+    each slice, so streams wait while the event loop is late.
 
     Args:
-        n_threads: how much at once.
-        max_queue: how much may wait.
-        timeout: seconds that anything may take, waiting included.
+        n_threads: work that runs at the same time.
+        max_queue: work that waits; more is refused.
+        timeout: seconds until the deadline of any work, waiting included.
     """
 
     def __init__(self, n_threads: int, max_queue: int, timeout: float) -> None:
@@ -64,31 +64,31 @@ class Pool:
         self._capacity = n_threads + max_queue
         self._timeout = timeout
         self._places = asyncio.Semaphore(n_threads)
-        self._turns = asyncio.Semaphore(min(n_threads, os.cpu_count() or 1))
-        self._signals: set[StopSignal] = set()  # of what runs or waits
-        self._is_ending = False
+        self._cores = asyncio.Semaphore(min(n_threads, os.cpu_count() or 1))
+        self._signals: set[StopSignal] = set()  # of the work that runs or waits
+        self._is_shutting_down = False
 
     @property
     def is_healthy(self) -> bool:
-        """Whether more work is taken."""
-        return not self._is_ending and len(self._signals) < self._capacity
+        """Whether the pool accepts more work."""
+        return not self._is_shutting_down and len(self._signals) < self._capacity
 
-    def end_all(self) -> None:
-        """End everything that runs or waits; each gets `ShuttingDownError`."""
-        self._is_ending = True
+    def abort_all(self) -> None:
+        """Abort all work that runs or waits, with `ShuttingDownError`, and accept no more."""
+        self._is_shutting_down = True
         for signal in list(self._signals):
             signal.set()
         self._executor.shutdown(wait=False)
 
     async def run(self, work: Callable[[StopSignal], T]) -> T:
-        """Return what `work` returns; it must end soon after its signal is set.
+        """Return the result of `work`, which must return soon after its signal is set.
 
-        If the caller is cancelled, so is the work.
+        Cancelling the caller cancels the work.
 
         Raises:
             BusyError: the queue is full.
-            DeadlineError: it took too long.
-            ShuttingDownError: `end_all` came first.
+            DeadlineError: the work did not finish in time.
+            ShuttingDownError: `abort_all` was called.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout
         async with self._place(deadline) as signal:
@@ -97,61 +97,61 @@ class Pool:
                 raise ShuttingDownError
             return result
 
-    def run_here(self, work: Callable[[StopSignal], T]) -> T:
-        """Return what `work` returns, at once: for what takes less time than a thread's turn.
+    def run_inline(self, work: Callable[[StopSignal], T]) -> T:
+        """Return the result of `work`, run by the event loop itself: for less than a time slice.
 
         Raises:
-            ShuttingDownError: `end_all` came first.
+            ShuttingDownError: `abort_all` was called.
         """
-        if self._is_ending:
+        if self._is_shutting_down:
             raise ShuttingDownError
         metrics.QUEUE_WAIT.observe(0.0)
         return work(StopSignal())
 
     async def stream(self, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """Yield what the iterator yields that `start` returns, as it comes.
+        """Yield the items of the iterator that `start` returns, as they are generated.
 
         Raises:
             As `run`.
         """
-        made: asyncio.Queue[list[T] | Exception | None] = asyncio.Queue()
-        making = asyncio.create_task(self._make(start, made))
+        queue: asyncio.Queue[list[T] | Exception | None] = asyncio.Queue()
+        producer = asyncio.create_task(self._produce(start, queue))
         try:
-            while (items := await made.get()) is not None:
+            while (items := await queue.get()) is not None:
                 if isinstance(items, Exception):
                     raise items
                 for item in items:
-                    if self._is_ending:  # however slow the reader is
+                    if self._is_shutting_down:  # even if the reader is slow
                         raise ShuttingDownError
                     yield item
         finally:
-            making.cancel()
-            await asyncio.wait((making,))
+            producer.cancel()
+            await asyncio.wait((producer,))
 
-    async def _make(
+    async def _produce(
         self,
         start: Callable[[], Iterator[T]],
-        made: "asyncio.Queue[list[T] | Exception | None]",
+        queue: "asyncio.Queue[list[T] | Exception | None]",
     ) -> None:
-        """Put what a stream yields into `made`, and at last the error that ended it, or None.
+        """Put the items of a stream into `queue`, then the error that ended it, or None.
 
-        Apart from the reader: one who does not read must not keep a place that others wait for.
+        A task of its own, so that a reader who stops reading keeps no place in the pool.
         """
         deadline = asyncio.get_running_loop().time() + self._timeout
         try:
             async with self._place(deadline) as signal:
-                turns = _in_turns(start, signal)
-                while (items := await self._take_turn(turns, signal, deadline)) is not None:
-                    made.put_nowait(items)
-        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
-            made.put_nowait(error)
+                slices = _in_slices(start, signal)
+                while (items := await self._next_slice(slices, signal, deadline)) is not None:
+                    queue.put_nowait(items)
+        except Exception as error:  # noqa: BLE001 - the reader raises it
+            queue.put_nowait(error)
         else:
-            made.put_nowait(None)
+            queue.put_nowait(None)
 
     @asynccontextmanager
     async def _place(self, deadline: float) -> AsyncIterator[StopSignal]:
-        """Wait until work may begin; what tells it to end."""
-        if self._is_ending:
+        """Wait for a place among the threads; yield the signal that aborts the work."""
+        if self._is_shutting_down:
             raise ShuttingDownError
         if len(self._signals) >= self._capacity:
             metrics.REJECTED.labels("busy").inc()
@@ -171,18 +171,18 @@ class Pool:
         finally:
             self._signals.discard(signal)
 
-    async def _take_turn(
-        self, turns: Iterator[list[T]], signal: StopSignal, deadline: float
+    async def _next_slice(
+        self, slices: Iterator[list[T]], signal: StopSignal, deadline: float
     ) -> list[T] | None:
-        """Return the next items of a stream, None at its end."""
-        await self._until(deadline, self._turns.acquire())
+        """Return the items of a stream's next time slice, None at its end."""
+        await self._until(deadline, self._cores.acquire())
         try:
-            return await self._in_thread(lambda: next(turns, None), signal, deadline)
+            return await self._in_thread(lambda: next(slices, None), signal, deadline)
         finally:
-            self._turns.release()
+            self._cores.release()
 
     async def _in_thread(self, work: Callable[[], T], signal: StopSignal, deadline: float) -> T:
-        """Return what `work` returns; end it at the deadline, or when the caller is cancelled."""
+        """Return the result of `work`; abort it at the deadline, or if the caller is cancelled."""
         if signal.is_set:
             raise ShuttingDownError
         future = asyncio.wrap_future(self._executor.submit(work))
@@ -191,8 +191,8 @@ class Pool:
         finally:
             if not future.done():
                 signal.set()
-                await asyncio.wait((future,))  # so that nothing runs on that is not counted
-                future.exception()  # nobody is left to be told
+                await asyncio.wait((future,))  # a thread is counted until it has returned
+                future.exception()  # retrieved: no caller is left to raise it
 
     async def _until(self, deadline: float, result: Awaitable[T]) -> T:
         try:

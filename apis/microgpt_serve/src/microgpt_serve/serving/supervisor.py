@@ -1,4 +1,4 @@
-"""Several workers on one socket: starts them, replaces those that die, passes signals on."""
+"""Several workers on one socket: starts them, replaces dead ones, forwards signals."""
 
 import contextlib
 import logging
@@ -13,36 +13,36 @@ from types import FrameType
 
 from prometheus_client import multiprocess
 
+from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
 from microgpt_serve.serving.settings import LISTEN_FD, READY_FD, Settings
 from microgpt_serve.serving.worker import CANNOT_LOAD
 
 __all__ = ["supervise"]
 
-
-SECONDS_AFTER_GRACE = 3.0  # after which a worker that did not end is killed
-SECONDS_BETWEEN_LOOKS = 0.05
-SECONDS_BEFORE_RETRY = 1.0
-SHORT_LIFE_SECONDS = 1.0
-MAX_SHORT_LIVES = 5  # in a row
+POLL_SECONDS = 0.05
+MAX_SHORT_LIVES = 5  # in a row, before any worker was ready
 
 
 class _Supervisor:
-    def __init__(self, settings: Settings, listening: socket.socket, metrics_dir: str) -> None:
+    def __init__(
+        self, settings: Settings, listening: socket.socket, limits: Limits, metrics_dir: str
+    ) -> None:
         self._settings = settings
         self._listening = listening
-        self._ready, self._say_ready = os.pipe()
-        os.set_blocking(self._ready, False)
+        self._limits = limits
+        self._ready_pipe, self._worker_end = os.pipe()
+        os.set_blocking(self._ready_pipe, False)
         self._environment = dict(os.environ) | {
             LISTEN_FD: str(listening.fileno()),
-            READY_FD: str(self._say_ready),
+            READY_FD: str(self._worker_end),
             "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
         }
-        self._workers: dict[subprocess.Popen[bytes], float] = {}  # and when they started
+        self._started_at: dict[subprocess.Popen[bytes], float] = {}  # by worker
         self._n_to_start = settings.workers
         self._next_start = 0.0
         self._n_short_lives = 0
-        self._was_ready = False  # once any worker was, the service goes on
+        self._was_ready = False  # the service continues once any worker was ready
         self._is_stopping = False
         self._status = 0
 
@@ -50,54 +50,54 @@ class _Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         while not self._is_stopping:
-            self._start_missing()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            self._look_for_ready()
-            self._look_for_dead()
+            self._start_missing_workers()
+            time.sleep(POLL_SECONDS)
+            self._read_ready_pipe()
+            self._replace_dead_workers()
         return self._stop()
 
-    def _start_missing(self) -> None:
+    def _start_missing_workers(self) -> None:
         while self._n_to_start and time.monotonic() >= self._next_start:
             self._n_to_start -= 1
-            self._start()
+            self._start_worker()
 
-    def _start(self) -> None:
-        # Inherited, so that no SIGHUP ends a worker that does not listen to it yet.
+    def _start_worker(self) -> None:
+        # The worker inherits the mask: SIGHUP would end it before it has a handler.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         worker = subprocess.Popen(
             [sys.executable, "-m", "microgpt_serve"],
             env=self._environment,
-            pass_fds=[self._listening.fileno(), self._say_ready],
-            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
+            pass_fds=[self._listening.fileno(), self._worker_end],
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which forwards it
         )
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
-        self._workers[worker] = time.monotonic()
+        self._started_at[worker] = time.monotonic()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            self._send(signal.SIGHUP)
+            self._forward(signal.SIGHUP)
         else:
             self._is_stopping = True
 
-    def _send(self, number: int) -> None:
-        for worker in list(self._workers):
+    def _forward(self, number: int) -> None:
+        for worker in list(self._started_at):
             if worker.poll() is None:
                 worker.send_signal(number)
 
-    def _look_for_ready(self) -> None:
+    def _read_ready_pipe(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            self._was_ready |= bool(os.read(self._ready, 1024))
+            self._was_ready |= bool(os.read(self._ready_pipe, 1024))
 
-    def _look_for_dead(self) -> None:
-        """Have those that died replaced; end if none can be started, not even the first ones."""
-        for worker, started in list(self._workers.items()):
+    def _replace_dead_workers(self) -> None:
+        """Schedule a start per dead worker; stop if not even the first workers can start."""
+        for worker, started_at in list(self._started_at.items()):
             if worker.poll() is None:
                 continue
-            del self._workers[worker]
+            del self._started_at[worker]
             multiprocess.mark_process_dead(  # type: ignore[no-untyped-call]
                 worker.pid, self._environment["PROMETHEUS_MULTIPROC_DIR"]
             )
-            is_short = time.monotonic() - started < SHORT_LIFE_SECONDS
+            is_short = time.monotonic() - started_at < self._limits.short_life_seconds
             self._n_short_lives = self._n_short_lives + 1 if is_short else 0
             cannot_start = worker.returncode == CANNOT_LOAD
             if not self._was_ready and (cannot_start or self._n_short_lives == MAX_SHORT_LIVES):
@@ -105,27 +105,29 @@ class _Supervisor:
                 return
             log(logging.WARNING, "worker died, starting another", status=worker.returncode)
             self._n_to_start += 1
-            if cannot_start or is_short:  # rather than try all the time
-                self._next_start = time.monotonic() + SECONDS_BEFORE_RETRY
+            if cannot_start or is_short:
+                self._next_start = time.monotonic() + self._limits.restart_seconds
 
     def _stop(self) -> int:
-        """End the workers; the socket is closed first, so that nobody new gets in."""
+        """Stop the workers; the socket is closed first, so that no client can connect."""
         self._listening.close()
-        self._send(signal.SIGTERM)
-        deadline = time.monotonic() + self._settings.grace_period + SECONDS_AFTER_GRACE
-        for worker in self._workers:
+        self._forward(signal.SIGTERM)
+        seconds = self._settings.grace_period + self._limits.kill_seconds
+        deadline = time.monotonic() + seconds
+        for worker in self._started_at:
             try:
                 worker.wait(max(deadline - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
+                log(logging.ERROR, "killing a worker that did not stop", seconds=seconds)
                 worker.kill()
                 worker.wait()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # too late to ask for what is done
+            signal.signal(number, signal.SIG_IGN)  # the service has stopped already
         return self._status
 
 
-def supervise(settings: Settings, listening: socket.socket) -> int:
+def supervise(settings: Settings, listening: socket.socket, limits: Limits) -> int:
     """Run the workers until SIGTERM or SIGINT; return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     with tempfile.TemporaryDirectory(prefix="microgpt-serve-") as metrics_dir:
-        return _Supervisor(settings, listening, metrics_dir).run()
+        return _Supervisor(settings, listening, limits, metrics_dir).run()
