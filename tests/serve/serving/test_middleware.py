@@ -144,6 +144,6 @@ def test_our_own_faults_are_500_with_an_id_and_one_traceback(
     assert (response.status_code, response.json()) == (500, {"error": "internal error"})
     assert response.headers["x-request-id"] == "id-7"
     log = capsys.readouterr().err
-    assert "failed request_id=id-7" in log
+    assert "request failed request_id=id-7" in log
     assert log.count("ZeroDivisionError: a bug") == 1
     assert "status=500" in log

@@ -16,7 +16,7 @@ from microgpt_serve.api.routes import ENDPOINTS
 from microgpt_serve.serving.bodies import BodyReader
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
-from microgpt_serve.serving.middleware import Guard, Observer, Turns
+from microgpt_serve.serving.middleware import Admission, Guard, Observer
 from microgpt_serve.serving.models import ModelStore
 from microgpt_serve.serving.pool import Pool
 from microgpt_serve.serving.settings import Settings
@@ -46,7 +46,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
             paths={route.endpoint: route.path for route in routes.values()},
             error_response=error_response,
         ),
-        Middleware(Turns, probes=probes),
+        Middleware(Admission, probes=probes),
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
         Middleware(
             Guard,

@@ -1,4 +1,4 @@
-"""Answers that are errors."""
+"""Errors that clients are sent."""
 
 __all__ = [
     "CLIENT_CLOSED",
@@ -10,23 +10,23 @@ __all__ = [
     "counted",
 ]
 
-CLIENT_CLOSED = 499  # as nginx logs it; nobody reads the response
+CLIENT_CLOSED = 499  # nginx's status for a client that disconnected; only logged
 
 
 def counted(n: float, noun: str) -> str:
-    """Return a number and what it counts, in the plural unless it is one."""
+    """Return a number with its noun, in the plural unless the number is 1."""
     return f"{n:,g} {noun}{'s' * (n != 1)}"
 
 
 class ApiError(Exception):
-    """An error that the client is told.
+    """An error that the client is sent.
 
     Args:
-        status: of the response.
-        message: what was got, what was expected.
-        param: the field of the request that is at fault.
-        code: a word for programs.
-        retry_after: seconds after which the client may try again.
+        status: HTTP status of the response.
+        message: what was received, what was expected, what to do.
+        param: the invalid field of the request.
+        code: identifier for programs.
+        retry_after: seconds after which the client may retry.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ApiError(Exception):
 
 
 class UnavailableError(ApiError):
-    """The service cannot answer now; status 503."""
+    """The service cannot answer at the moment; status 503."""
 
     def __init__(self, message: str, code: str) -> None:
         super().__init__(503, message, code=code, retry_after=1)
@@ -58,14 +58,14 @@ class BusyError(UnavailableError):
 
 
 class DeadlineError(UnavailableError):
-    """The request took longer than it may."""
+    """The request missed its deadline."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the request took longer than {counted(seconds, 'second')}", "deadline")
 
 
 class ShuttingDownError(UnavailableError):
-    """The service is about to end."""
+    """The service is shutting down."""
 
     def __init__(self) -> None:
         super().__init__("the service is shutting down", "shutting_down")

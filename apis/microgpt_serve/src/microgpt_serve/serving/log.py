@@ -1,4 +1,4 @@
-"""Log lines on stderr: one event each, as text or JSON; never what users wrote or read."""
+"""Log lines on stderr, one event each, as text or JSON; never the content of requests."""
 
 import logging
 import sys
@@ -12,12 +12,12 @@ _logger = logging.getLogger("microgpt_serve")
 
 
 def log(level: int, event: str, failure: Exception | None = None, **details: Any) -> None:
-    """Log one event; with the traceback of `failure`, if there is one."""
+    """Log one event, with the traceback of `failure` if there is one."""
     if _logger.isEnabledFor(level):
         _logger.log(level, event, exc_info=failure, extra={"details": details})
 
 
-class _Lines(logging.Formatter):
+class _LineFormatter(logging.Formatter):
     def __init__(self, *, as_json: bool) -> None:
         super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
         self._as_json = as_json
@@ -42,13 +42,13 @@ def _quoted(value: object) -> str:
 
 
 def configure_logging(level: str, style: str) -> None:
-    """Send our log, and warnings of the server below us, to stderr."""
+    """Send the log of the service, and warnings of Hypercorn and asyncio, to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(as_json=style == "json"))
+    handler.setFormatter(_LineFormatter(as_json=style == "json"))
     for logger in (_logger, logging.getLogger("hypercorn.error"), logging.getLogger("asyncio")):
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(logging.WARNING)
-    # It warns of every piece of text that is sent to a client who has just left.
+    # asyncio warns of every write to a connection that the client has just closed.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     _logger.setLevel(level.upper())

@@ -1,7 +1,7 @@
-"""What is counted and timed, for Prometheus.
+"""Metrics for Prometheus.
 
-With several workers, PROMETHEUS_MULTIPROC_DIR (set by the supervisor) makes each of them answer
-for all.
+The supervisor of several workers sets PROMETHEUS_MULTIPROC_DIR, so that each worker reports the sum
+over all workers.
 """
 
 import os
@@ -35,23 +35,25 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 REQUESTS = Counter("microgpt_requests", "Requests answered.", ["route", "method", "status"])
 DURATION = Histogram(
-    "microgpt_request_seconds", "Request to end of answer.", ["route"], buckets=BUCKETS
+    "microgpt_request_seconds", "Time from request to end of response.", ["route"], buckets=BUCKETS
 )
-IN_FLIGHT = Gauge("microgpt_in_flight", "Texts being generated.", multiprocess_mode="livesum")
-QUEUED = Gauge("microgpt_queued", "Requests that wait for a thread.", multiprocess_mode="livesum")
+IN_FLIGHT = Gauge("microgpt_in_flight", "Generations in progress.", multiprocess_mode="livesum")
+QUEUED = Gauge("microgpt_queued", "Requests waiting for a thread.", multiprocess_mode="livesum")
 QUEUE_WAIT = Histogram("microgpt_queue_wait_seconds", "Time in the queue.", buckets=BUCKETS)
 FIRST_TOKEN = Histogram(
-    "microgpt_time_to_first_token_seconds", "Request to first token of a stream.", buckets=BUCKETS
+    "microgpt_time_to_first_token_seconds",
+    "Time from request to first token of a stream.",
+    buckets=BUCKETS,
 )
-PROMPT_TOKENS = Counter("microgpt_prompt_tokens", "Tokens read.")
+PROMPT_TOKENS = Counter("microgpt_prompt_tokens", "Tokens of prompts.")
 COMPLETION_TOKENS = Counter("microgpt_completion_tokens", "Tokens generated.")
-REJECTED = Counter("microgpt_rejected", "Requests turned away.", ["reason"])
+REJECTED = Counter("microgpt_rejected", "Requests rejected.", ["reason"])
 for _reason in ("busy", "key", "rate"):
-    REJECTED.labels(_reason)  # known from the start, so that a rate over time sees the first one
+    REJECTED.labels(_reason)  # exposed as 0 from the start, so that a rate sees the first one
 
 
 def exposition() -> bytes:
-    """Return everything in the text format of Prometheus."""
+    """Return all metrics in the text format of Prometheus."""
     registry = REGISTRY
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()

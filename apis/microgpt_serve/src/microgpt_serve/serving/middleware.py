@@ -1,4 +1,4 @@
-"""What every request passes: its id, the log, the metrics, its turn, the key, the rate limit."""
+"""What every request passes: request id, log, metrics, admission, API key, rate limit."""
 
 import asyncio
 import hmac
@@ -19,22 +19,22 @@ from microgpt_serve.serving import metrics
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, counted
 from microgpt_serve.serving.log import log
 
-__all__ = ["Guard", "Observer", "Turns"]
+__all__ = ["Admission", "Guard", "Observer"]
 
 SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-MAX_CLIENTS = 10_000  # whose rates are remembered
+MAX_CLIENTS = 10_000  # in the rate limiter's memory
 SECONDS_PER_MINUTE = 60.0
-STARTS_PER_ROUND = 2  # of the event loop; about a millisecond of work
+ADMITTED_PER_ITERATION = 2  # of the event loop; about a millisecond of work
 
 ErrorResponse: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Observer:
-    """Gives each request an id, and tells log and metrics how it went.
+    """Gives each request an id; logs and counts its outcome.
 
     Args:
-        app: what answers.
-        paths: the path template of each endpoint, for the metrics.
+        app: the next application.
+        paths: the path template of each endpoint, for the log and the metrics.
         error_response: returns the response for an exception.
     """
 
@@ -53,7 +53,7 @@ class Observer:
         start = time.perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
-        status = CLIENT_CLOSED  # unless an answer begins
+        status = CLIENT_CLOSED  # until a response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -65,44 +65,46 @@ class Observer:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            log(logging.ERROR, "failed", error, request_id=request_id)
-            if status != CLIENT_CLOSED:  # too late for another answer: the connection is cut
+            log(logging.ERROR, "request failed", error, request_id=request_id)
+            if status != CLIENT_CLOSED:  # a response has started: only the connection can be cut
                 raise
             response = await self._error_response(Request(scope), error)
             await response(scope, receive, send_with_id)
         finally:
-            seconds = time.perf_counter() - start
-            route = self._paths.get(scope.get("endpoint"), "unmatched")
-            method = scope["method"] if scope.get("endpoint") else "other"
-            metrics.REQUESTS.labels(route, method, status).inc()
-            metrics.DURATION.labels(route).observe(seconds)
-            log(
-                logging.INFO,
-                "request",
-                request_id=request_id,
-                method=scope["method"][:16],
-                route=route,
-                status=status,
-                seconds=round(seconds, 6),
-                client=_client(scope),
-            )
+            self._report(scope, request_id, status, time.perf_counter() - start)
+
+    def _report(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        route = self._paths.get(scope.get("endpoint"), "unmatched")
+        method = scope["method"] if scope.get("endpoint") else "other"
+        metrics.REQUESTS.labels(route, method, status).inc()
+        metrics.DURATION.labels(route).observe(seconds)
+        log(
+            logging.INFO,
+            "request",
+            request_id=request_id,
+            method=scope["method"][:16],
+            route=route,
+            status=status,
+            seconds=round(seconds, 6),
+            client=_client(scope),
+        )
 
 
-class Turns:
-    """Lets a few requests begin in each round of the event loop, the others in their order.
+class Admission:
+    """Admits a few requests per iteration of the event loop, in the order of their arrival.
 
-    However many come at once, what is not in the queue, such as a health check, waits for a few
-    requests only, not for all of them.
+    However many requests arrive at once, a health check, which is always admitted, then waits for
+    a few of them only.
 
     Args:
-        app: what answers.
-        probes: paths of health checks, which never wait.
+        app: the next application.
+        probes: paths of health checks.
     """
 
     def __init__(self, app: ASGIApp, probes: Collection[str]) -> None:
         self._app = app
         self._probes = probes
-        self._n_left = STARTS_PER_ROUND  # in this round
+        self._n_left = ADMITTED_PER_ITERATION  # in this iteration
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,33 +115,33 @@ class Turns:
 
     async def _wait(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._n_left == STARTS_PER_ROUND:
-            loop.call_soon(self._next_round, loop)
+        if self._n_left == ADMITTED_PER_ITERATION:
+            loop.call_soon(self._next_iteration, loop)
         if self._n_left:
             self._n_left -= 1
             return
-        turn = loop.create_future()
-        self._waiting.append(turn)
-        await turn
+        admitted = loop.create_future()
+        self._waiting.append(admitted)
+        await admitted
 
-    def _next_round(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._n_left = STARTS_PER_ROUND
+    def _next_iteration(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._n_left = ADMITTED_PER_ITERATION
         while self._waiting and self._n_left:
-            turn = self._waiting.popleft()
-            if not turn.done():  # else the request was cancelled meanwhile
-                turn.set_result(None)
+            admitted = self._waiting.popleft()
+            if not admitted.done():  # done: the request was cancelled while it waited
+                admitted.set_result(None)
                 self._n_left -= 1
-        if self._n_left < STARTS_PER_ROUND:
-            loop.call_soon(self._next_round, loop)
+        if self._n_left < ADMITTED_PER_ITERATION:
+            loop.call_soon(self._next_iteration, loop)
 
 
 class Guard:
-    """Asks for the key and keeps clients below their rate.
+    """Checks the API key and the rate limit.
 
     Args:
-        app: what answers.
-        api_key: what must be sent; empty for nothing.
-        rate_limit: requests per minute and client; 0 for any number.
+        app: the next application.
+        api_key: the key that clients must send; empty for none.
+        rate_limit: requests per minute and client; 0 for no limit.
         probes: paths of health checks, which need no key and have no rate limit.
         open_paths: patterns of other paths that need no key.
         error_response: returns the response for an exception.
@@ -160,7 +162,7 @@ class Guard:
         self._probes = probes
         self._open_paths = open_paths
         self._error_response = error_response
-        self._allowances: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -192,19 +194,19 @@ class Guard:
             )
 
     def _seconds_to_wait(self, client: str) -> float:
-        """Return 0 and count the request, or how long the client has to wait.
+        """Return 0 and count the request, or the time until the client may send the next one.
 
-        A bucket of `rate_limit` requests that fills up evenly over a minute.
+        Each client has a token bucket of `rate_limit` requests, refilled evenly over a minute.
         """
         now = time.monotonic()
         rate = self._rate_limit / SECONDS_PER_MINUTE
-        left, since = self._allowances.pop(client, (float(self._rate_limit), now))
+        left, since = self._buckets.pop(client, (float(self._rate_limit), now))
         left = min(left + (now - since) * rate, float(self._rate_limit))
-        may_ask = left >= 1.0
-        self._allowances[client] = (left - may_ask, now)
-        if len(self._allowances) > MAX_CLIENTS:
-            self._allowances.popitem(last=False)
-        return 0.0 if may_ask else (1.0 - left) / rate
+        is_allowed = left >= 1.0
+        self._buckets[client] = (left - is_allowed, now)
+        if len(self._buckets) > MAX_CLIENTS:
+            self._buckets.popitem(last=False)
+        return 0.0 if is_allowed else (1.0 - left) / rate
 
 
 def _client(scope: Scope) -> str:

@@ -1,4 +1,4 @@
-"""The model that is served: loaded at start, and again on demand beside the old one."""
+"""The served model: loaded at start, reloaded on SIGHUP."""
 
 import time
 from pathlib import Path
@@ -11,16 +11,16 @@ __all__ = ["ModelStore"]
 
 
 class ModelStore:
-    """Holds the model of a directory.
+    """The model of a directory.
 
-    Requests take `model` once and keep it, so that a swap does not concern them.
+    A request takes `model` once and keeps it, so a reload does not affect requests in flight.
 
     Args:
         directory: a model directory.
 
     Attributes:
-        id: how clients call it.
-        created: when it was loaded, in seconds since 1970.
+        id: name of the model for clients.
+        created: time of loading, in seconds since 1970.
     """
 
     def __init__(self, directory: str) -> None:
@@ -31,7 +31,7 @@ class ModelStore:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether there is a model."""
+        """Whether a model is loaded."""
         return self._model is not None
 
     @property
@@ -39,19 +39,19 @@ class ModelStore:
         """The model.
 
         Raises:
-            UnavailableError: it is not loaded yet.
+            UnavailableError: no model is loaded yet.
         """
         if self._model is None:
             raise UnavailableError("the model is still loading", "loading")
         return self._model
 
     def load(self) -> LanguageModel:
-        """Read the model, check it, and put it in the place of the one before.
+        """Read and check the model, then replace the previous one.
 
         Raises:
-            CheckpointError: it cannot be read or is damaged; the one before stays.
+            CheckpointError: the model cannot be read; the previous one is kept.
         """
-        model = load(self._directory, threads=1)  # many texts at once, each on one core
-        model.generate(1, max_tokens=1)  # what cannot generate is not taken
+        model = load(self._directory, threads=1)  # the pool generates many texts, one core each
+        model.generate(1, max_tokens=1)  # a model that cannot generate is refused
         self._model, self.created = model, int(time.time())
         return model
