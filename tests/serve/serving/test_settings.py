@@ -103,7 +103,7 @@ def test_bad_keys_are_refused(tmp_path: Path) -> None:
     ["example.org", "https://example.org/", "https://Example.org", "https://", "https://a b", "**"],
 )
 def test_origins_that_no_browser_sends_are_refused(origin: str) -> None:
-    with pytest.raises(SettingsError, match=rf"^CORS_ORIGINS holds {re.escape(repr(origin))}: "):
+    with pytest.raises(SettingsError, match=rf"^CORS_ORIGINS contains {re.escape(repr(origin))}, "):
         Settings.from_environment({"CORS_ORIGINS": f"https://a.example,{origin}"})
 
 

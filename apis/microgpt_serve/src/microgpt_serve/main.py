@@ -17,11 +17,11 @@ BACKLOG = 2048
 HELP = """\
 usage: microgpt-serve [--help] [--version]
 
-Serve a microgpt model over HTTP. Settings are variables of the environment:
+Serve a microgpt model over HTTP. Settings are environment variables:
 
 {}
 
-SIGTERM ends it after requests in flight are answered, SIGHUP loads the model again."""
+SIGTERM stops the service once requests in flight are answered; SIGHUP reloads the model."""
 
 
 def _fail(message: str, status: int) -> NoReturn:

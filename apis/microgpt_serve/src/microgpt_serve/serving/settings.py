@@ -1,4 +1,4 @@
-"""Settings of the service, read once from the environment and checked."""
+"""Settings of the service, read from the environment and checked once."""
 
 import ipaddress
 import re
@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 
 import msgspec
+from msgspec import Meta
 
 __all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
 
-LISTEN_FD = "MICROGPT_SERVE_FD"  # tells a worker which file descriptor is the socket
-READY_FD = "MICROGPT_SERVE_READY_FD"  # and where to say that its model is loaded
+# Environment variables from the supervisor to its workers, each a file descriptor.
+LISTEN_FD = "MICROGPT_SERVE_FD"  # the listening socket
+READY_FD = "MICROGPT_SERVE_READY_FD"  # the pipe for a byte once the model is loaded
 
-ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers write them
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers send them
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
 class SettingsError(ValueError):
-    """A variable of the environment has a value that cannot be used."""
+    """An environment variable has an invalid value."""
 
 
 def _read_key(path: str) -> str:
@@ -34,56 +35,56 @@ def _read_key(path: str) -> str:
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What the service can be told, by variables named like the fields, in capitals."""
+    """Settings of the service: environment variables named like the fields, in capitals."""
 
-    model_dir: Annotated[str, msgspec.Meta(description="directory of the model")] = "output"
+    model_dir: Annotated[str, Meta(description="Model directory.")] = "output"
     port: Annotated[
-        int, msgspec.Meta(ge=0, le=65535, description="port to listen on; 0 for any free one")
+        int, Meta(ge=0, le=65535, description="Port to listen on; 0 for any free port.")
     ] = 8080
-    host: Annotated[str, msgspec.Meta(description="address to listen on")] = "127.0.0.1"
-    workers: Annotated[Count, msgspec.Meta(le=256, description="processes that share the port")] = 1
+    host: Annotated[str, Meta(description="Address to listen on.")] = "127.0.0.1"
+    workers: Annotated[
+        int, Meta(ge=1, le=256, description="Number of processes that share the port.")
+    ] = 1
     threads: Annotated[
         int,
-        msgspec.Meta(
-            ge=0, le=256, description="texts that a worker generates at once; 0 for one per core"
-        ),
+        Meta(ge=0, le=256, description="Concurrent generations per worker; 0 for one per core."),
     ] = 0
     max_queue: Annotated[
-        int, msgspec.Meta(ge=0, description="requests that may wait in a worker; then 503")
+        int, Meta(ge=0, description="Waiting requests per worker; more are rejected with 503.")
     ] = 64
     rate_limit: Annotated[
-        int,
-        msgspec.Meta(ge=0, description="requests per minute, client and worker; 0 for any number"),
+        int, Meta(ge=0, description="Requests per minute, client and worker; 0 for no limit.")
     ] = 0
     request_timeout: Annotated[
-        Seconds, msgspec.Meta(description="seconds that a request may take")
+        Seconds, Meta(description="Deadline of a request in seconds, time in the queue included.")
     ] = 60.0
     grace_period: Annotated[
-        Seconds, msgspec.Meta(description="seconds that requests have to end after SIGTERM")
+        Seconds, Meta(description="Seconds for requests in flight to finish after SIGTERM.")
     ] = 10.0
     api_key: Annotated[
-        str, msgspec.Meta(description="what clients must send as Authorization: Bearer ...")
+        str, Meta(description="API key that clients must send as Authorization: Bearer KEY.")
     ] = ""
-    api_key_file: Annotated[str, msgspec.Meta(description="file that holds it, in its place")] = ""
+    api_key_file: Annotated[str, Meta(description="File with the API key.")] = ""
     cors_origins: Annotated[
-        str, msgspec.Meta(description="origins of other pages that may ask, with commas between")
+        str, Meta(description="Comma-separated origins allowed to call the service (CORS).")
     ] = ""
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], msgspec.Meta(description="the least to log")
+        Literal["debug", "info", "warning", "error"],
+        Meta(description="Minimum level of log lines: debug, info, warning or error."),
     ] = "info"
     log_format: Annotated[
-        Literal["text", "json"], msgspec.Meta(description="how log lines look")
+        Literal["text", "json"], Meta(description="Format of log lines: text or json.")
     ] = "text"
-    docs: Annotated[bool, msgspec.Meta(description="serve /docs and /openapi.json")] = True
-    metrics: Annotated[bool, msgspec.Meta(description="serve /metrics")] = True
-    page: Annotated[bool, msgspec.Meta(description="serve the page at /")] = True
+    docs: Annotated[bool, Meta(description="Serve /docs and /openapi.json.")] = True
+    metrics: Annotated[bool, Meta(description="Serve /metrics.")] = True
+    page: Annotated[bool, Meta(description="Serve the page at /.")] = True
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Settings":
-        """Return the settings that variables named like the fields, in capitals, ask for.
+        """Return the settings of an environment, whose other variables are ignored.
 
         Raises:
-            SettingsError: a value is not of its type, or out of its domain.
+            SettingsError: a value has the wrong type or is out of range.
         """
         given = {
             field: environment[field.upper()]
@@ -102,24 +103,27 @@ class Settings(msgspec.Struct, frozen=True):
             key = _read_key(settings.api_key_file)
             settings = msgspec.structs.replace(settings, api_key=key, api_key_file="")
         if not settings.api_key.isprintable():
-            raise SettingsError("API_KEY holds a line end or another character no header can carry")
+            raise SettingsError(
+                "API_KEY contains a line end or another character no header can carry"
+            )
         if settings.api_key != settings.api_key.strip():
-            raise SettingsError("API_KEY begins or ends with a space, which no header can carry")
+            raise SettingsError("API_KEY starts or ends with a space, which no header can carry")
         for origin in settings.origins:
             if not ORIGIN.fullmatch(origin):
                 raise SettingsError(
-                    f"CORS_ORIGINS holds {origin!r}: expected origins like https://a.example, or *"
+                    f"CORS_ORIGINS contains {origin!r}, expected *, or origins such as "
+                    "https://a.example"
                 )
         return settings
 
     @property
     def origins(self) -> list[str]:
-        """The origins of `cors_origins`, one by one."""
+        """The origins in `cors_origins`."""
         return [origin for part in self.cors_origins.split(",") if (origin := part.strip())]
 
     @property
     def is_exposed(self) -> bool:
-        """Whether others than this machine can ask, and need no key."""
+        """Whether other machines can send requests without an API key."""
         if self.api_key or self.host == "localhost":
             return False
         try:
@@ -129,7 +133,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 def describe() -> str:
-    """Return a line for each variable."""
+    """Return one line per environment variable: name, description, default."""
     hints = get_type_hints(Settings, include_extras=True)
     defaults = msgspec.to_builtins(Settings())
     lines = []
