@@ -1,4 +1,4 @@
-"""`/openapi.json`, made from the types of requests and responses, and `/docs`, made from that."""
+"""The documentation: `/openapi.json` from the table of routes, `/docs` from `/openapi.json`."""
 
 import html
 import re
@@ -19,19 +19,19 @@ __all__ = ["docs", "make_document", "openapi"]
 
 REF = "#/components/schemas/{name}"
 REASONS = {
-    400: "the request is not as expected",
+    400: "the request is invalid",
     401: "the API key is missing or wrong",
-    404: "there is no such model",
-    408: "the body took too long",
+    404: "the model does not exist",
+    408: "the body did not arrive in time",
     413: "the body is too large",
     415: "the body is not JSON",
-    429: "too many requests of this client",
-    500: "a fault of the service",
-    503: "too many requests are waiting, or the service is starting or ending",
+    429: "the client exceeds its rate limit",
+    500: "internal error",
+    503: "the queue is full, or the service is loading its model or shutting down",
 }
 ALWAYS = (401, 429, 500)
 WITH_BODY = (400, 408, 413, 415, 503)
-WITH_RETRY = (429, 503)  # whose header says when to try again
+WITH_RETRY = (429, 503)  # their responses carry Retry-After
 TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
 
@@ -81,13 +81,15 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 def _success(endpoint: Endpoint) -> dict[str, Any]:
     content = _json(endpoint.response) if endpoint.response else TEXT
     if endpoint.stream:
-        events = f"events; the data of each is a {endpoint.stream.__name__}, of the last one [DONE]"
+        events = (
+            f"events; the data of each is a {endpoint.stream.__name__}, of the last event [DONE]"
+        )
         content = content | {"text/event-stream": {"schema": {"description": events}}}
-    return {"description": "done", "content": content}
+    return {"description": "success", "content": content}
 
 
 def _errors(endpoint: Endpoint) -> dict[str, Any]:
-    """Return the responses that are errors, by status; those of a probe are plain text."""
+    """Return the error responses by status; a probe's are plain text."""
     statuses = {*endpoint.errors, *(WITH_BODY if endpoint.body else ())}
     if endpoint.is_probe:
         content = TEXT
@@ -98,7 +100,7 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
     for status in sorted(statuses):
         responses[str(status)] = {"description": REASONS[status], "content": content}
         if status in WITH_RETRY and not endpoint.is_probe:
-            seconds = {"description": "seconds to wait", "schema": {"type": "string"}}
+            seconds = {"description": "seconds until the next try", "schema": {"type": "string"}}
             responses[str(status)]["headers"] = {"Retry-After": seconds}
     return responses
 
@@ -113,7 +115,7 @@ async def openapi(request: Request) -> Response:
 
 
 async def docs(request: Request) -> Response:
-    """Return the same as a page."""
+    """Return the OpenAPI document as a page."""
     return HTMLResponse(_page(request.app.state.document), headers=SECURITY_HEADERS)
 
 
@@ -130,7 +132,7 @@ def _page(document: dict[str, Any]) -> str:
 <link rel="stylesheet" href="/static/docs.css">
 <h1>microgpt-serve {html.escape(document["info"]["version"])}</h1>
 <p>{html.escape(document["info"]["description"])}
-The same for programs: <a href="/openapi.json">/openapi.json</a>.</p>
+For programs: <a href="/openapi.json">/openapi.json</a>.</p>
 {"".join(parts)}
 </html>"""
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from microgpt import ChatReply, LanguageModel, Message, StopSignal, build_prompt
 from starlette.requests import Request
 
-from microgpt_serve.api.http import unless_gone
+from microgpt_serve.api.http import cancel_on_disconnect
 from microgpt_serve.api.schemas import (
     MAX_SAMPLES,
     ChatReplyBody,
@@ -65,7 +65,7 @@ async def _in_time(request: Request, n_characters: int, read: Callable[[], T]) -
     if n_characters <= SHORT_TEXT:
         return read()
     pool = request.app.state.pool
-    return await unless_gone(request, pool.run(lambda _: read()))
+    return await cancel_on_disconnect(request, pool.run(lambda _: read()))
 
 
 async def read_prompt(request: Request, model: LanguageModel, prompt: str) -> list[int]:
@@ -119,7 +119,7 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
     if _is_small(model, n_samples, body.prompt):
         samples = state.pool.run_inline(work)
     else:
-        samples = await unless_gone(request, state.pool.run(work))
+        samples = await cancel_on_disconnect(request, state.pool.run(work))
     metrics.PROMPT_TOKENS.inc((1 + len(body.prompt)) * n_samples)
     metrics.COMPLETION_TOKENS.inc(sum(map(len, samples)) - len(body.prompt) * n_samples)
     capped = MAX_SAMPLES if body.num_samples > MAX_SAMPLES else None
@@ -144,7 +144,7 @@ async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
             signal=signal,
         )
 
-    reply = await unless_gone(request, state.pool.run(work))
+    reply = await cancel_on_disconnect(request, state.pool.run(work))
     metrics.PROMPT_TOKENS.inc(len(reply.prompt.token_ids))
     metrics.COMPLETION_TOKENS.inc(reply.n_tokens)
     return ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
@@ -161,7 +161,9 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
         messages = require_chat(model, body.messages)
         token_ids = await read_messages(request, model, messages)
 
-    logits = await unless_gone(request, state.pool.run(lambda _: model.logits(token_ids)[-1]))
+    logits = await cancel_on_disconnect(
+        request, state.pool.run(lambda _: model.logits(token_ids)[-1])
+    )
     largest = float(logits.max())
     weights = [math.exp(z - largest) for z in logits.tolist()]
     total = sum(weights)

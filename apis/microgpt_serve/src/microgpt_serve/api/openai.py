@@ -20,7 +20,7 @@ from microgpt import (
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from microgpt_serve.api.http import error_body, unless_gone
+from microgpt_serve.api.http import as_api_error, cancel_on_disconnect, error_body
 from microgpt_serve.api.microgpt import read_messages, read_prompt, require_chat, stop_texts
 from microgpt_serve.api.schemas import (
     AssistantMessage,
@@ -227,11 +227,11 @@ async def _send(request: Request, answer: Answer, asked: SamplingRequest) -> Any
     """Return the response for an answer, whole or streamed."""
     pool = request.app.state.pool
     if not asked.stream:
-        return answer.response(await unless_gone(request, pool.run(answer.whole)))
+        return answer.response(await cancel_on_disconnect(request, pool.run(answer.whole)))
     start = time.perf_counter()
     pieces = pool.stream(answer.pieces)
     # The first one is awaited here, so that what fails before it has a status of its own.
-    first = await unless_gone(request, anext(pieces))
+    first = await cancel_on_disconnect(request, anext(pieces))
     metrics.FIRST_TOKEN.observe(time.perf_counter() - start)
     options = asked.stream_options
     with_usage = bool(options and options.include_usage)
@@ -257,8 +257,7 @@ async def _events(
                 index = piece.index
                 yield answer.chunk(piece)
         except (ApiError, MicrogptError) as error:
-            told = error if isinstance(error, ApiError) else ApiError(500, str(error))
-            yield _event(error_body(told, openai=True))
+            yield _event(error_body(as_api_error(error), openai=True))
             return
         if with_usage:
             yield answer.chunk(None)

@@ -1,4 +1,4 @@
-"""The page at `/`, and the files that it and `/docs` are made of."""
+"""The page at `/`, and the static files of it and of `/docs`."""
 
 from functools import cache
 from importlib.resources import files
@@ -36,7 +36,7 @@ async def page(_: Request) -> Response:
 
 
 async def static(request: Request) -> Response:
-    """Return a file that a page needs."""
+    """Return a static file."""
     name = request.path_params["name"]
     if name not in STATIC:
         raise HTTPException(404)

@@ -1,8 +1,9 @@
-"""What requests and responses hold; checked by msgspec, and the source of `/openapi.json`."""
+"""Types of requests and responses: msgspec checks them, and `/openapi.json` describes them."""
 
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec import Meta
 
 __all__ = [
     "MAX_SAMPLES",
@@ -44,36 +45,50 @@ MAX_SAMPLES = 50
 MAX_SEED = 2**63 - 1
 
 Temperature = Annotated[
-    float, msgspec.Meta(ge=0, le=1e6, description="0 for the likeliest; higher is more surprising")
+    float,
+    Meta(ge=0, le=1e6, description="0 for the most likely token; higher is more random"),
 ]
-Seed = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED, description="of the draws")]
-MaxTokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_SEED, description="longest text")]
-TopK = Annotated[int, msgspec.Meta(ge=1, le=MAX_SEED, description="keep the k likeliest only")]
+Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the random draws")]
+MaxTokens = Annotated[
+    int, Meta(ge=1, le=MAX_SEED, description="maximum number of tokens to generate")
+]
+TopK = Annotated[
+    int, Meta(ge=1, le=MAX_SEED, description="sample from the k most likely tokens only")
+]
 TopP = Annotated[
-    float, msgspec.Meta(gt=0, le=1, description="keep the likeliest that reach this probability")
+    float,
+    Meta(
+        gt=0,
+        le=1,
+        description="sample from the most likely tokens that together have this probability",
+    ),
 ]
-StopText = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]
+StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
 StopTexts = Annotated[
-    list[StopText], msgspec.Meta(max_length=4, description="texts that end the answer")
+    list[StopText], Meta(max_length=4, description="texts before which the reply is cut")
 ]
-# Checked by the library, which says what is wrong in its own words.
-Role = Annotated[str, msgspec.Meta(extra_json_schema={"enum": ["user", "assistant"]})]
-AT_LEAST_ONE = msgspec.Meta(extra_json_schema={"minItems": 1})
+# The library checks roles and empty lists; its messages name what was received.
+Role = Annotated[str, Meta(extra_json_schema={"enum": ["user", "assistant"]})]
+AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
 
 
 # ---------------------------------------------------------------- /microgpt/v1
 
 
 class GenerateRequest(msgspec.Struct):
-    """Ask for new documents."""
+    """A request for new documents."""
 
     num_samples: Annotated[
         int,
-        msgspec.Meta(ge=0, le=MAX_SEED, description=f"how many; {MAX_SAMPLES} are given at most"),
+        Meta(
+            ge=0,
+            le=MAX_SEED,
+            description=f"number of documents; at most {MAX_SAMPLES} are returned",
+        ),
     ] = 1
     temperature: Temperature = 0.5
     seed: Seed = 42
-    prompt: Annotated[str, msgspec.Meta(description="how every document begins")] = ""
+    prompt: Annotated[str, Meta(description="beginning of every document")] = ""
     max_tokens: MaxTokens | None = None
     top_k: TopK | None = None
     top_p: TopP = 1.0
@@ -95,7 +110,7 @@ class Turn(msgspec.Struct):
 
 
 class ChatRequest(msgspec.Struct):
-    """Ask for the assistant's next turn."""
+    """A request for the assistant's next turn."""
 
     messages: Annotated[list[Turn], AT_LEAST_ONE]
     temperature: Temperature = 0.5
@@ -116,14 +131,14 @@ class ChatReplyBody(msgspec.Struct):
 
 
 class NextRequest(msgspec.Struct):
-    """Ask what comes next, after a prompt or, for chat models, messages."""
+    """A request for the next token's distribution, after a prompt or, for chat models, messages."""
 
     prompt: str = ""
     messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
 
 
 class NextToken(msgspec.Struct):
-    """A token and how likely it is."""
+    """A token and its probability."""
 
     token: str
     probability: float
@@ -131,13 +146,13 @@ class NextToken(msgspec.Struct):
 
 
 class NextResponse(msgspec.Struct):
-    """Every token, the likeliest first."""
+    """Every token of the vocabulary, the most likely first."""
 
     tokens: list[NextToken]
 
 
 class ModelInfo(msgspec.Struct):
-    """What is served."""
+    """The served model: name, vocabulary and sizes."""
 
     id: str
     is_chat: bool
@@ -151,16 +166,16 @@ class ModelInfo(msgspec.Struct):
 
 
 class ErrorBody(msgspec.Struct):
-    """Why a request failed."""
+    """The reason why a request failed."""
 
     error: str
 
 
-# ---------------------------------------------------------------- /v1, as OpenAI's clients speak
+# ---------------------------------------------------------------- /v1, as OpenAI's clients expect
 
 
 class TextPart(msgspec.Struct):
-    """A part of a message; only text is understood."""
+    """A part of a message; only text is supported."""
 
     type: Literal["text"]
     text: str
@@ -174,36 +189,36 @@ class OpenAITurn(msgspec.Struct):
 
 
 class StreamOptions(msgspec.Struct):
-    """What a stream tells besides text."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
 
 
 class SamplingRequest(msgspec.Struct, kw_only=True):
-    """What both kinds of requests have; null counts as absent."""
+    """Fields of both kinds of requests; null counts as absent."""
 
     model: str | None = None
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
-    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_SAMPLES)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
     seed: Seed | None = None
     stop: StopText | StopTexts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # What follows is refused unless it changes nothing.
+    # The remaining fields are refused unless their value has no effect.
     frequency_penalty: Any = None
     logit_bias: Any = None
     presence_penalty: Any = None
 
 
 class ChatCompletionRequest(SamplingRequest, kw_only=True):
-    """Ask for the assistant's next turn."""
+    """A request for the assistant's next turn."""
 
     messages: Annotated[list[OpenAITurn], AT_LEAST_ONE]
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     function_call: Any = None
     functions: Any = None
     response_format: Any = None
@@ -212,7 +227,7 @@ class ChatCompletionRequest(SamplingRequest, kw_only=True):
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
-    """Ask how a text goes on."""
+    """A request for the continuation of a text."""
 
     prompt: str | None = None
     best_of: Any = None
@@ -222,7 +237,7 @@ class CompletionRequest(SamplingRequest, kw_only=True):
 
 
 class Usage(msgspec.Struct):
-    """Tokens read and generated."""
+    """Numbers of tokens of the prompt and of the generated texts."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -230,7 +245,7 @@ class Usage(msgspec.Struct):
 
 
 class TopLogprob(msgspec.Struct):
-    """A token and the logarithm of its probability."""
+    """A token and its log-probability."""
 
     token: str
     logprob: float
@@ -238,13 +253,13 @@ class TopLogprob(msgspec.Struct):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that was chosen, and the likeliest ones."""
+    """The chosen token, and the most likely ones."""
 
     top_logprobs: list[TopLogprob]
 
 
 class Logprobs(msgspec.Struct):
-    """Of each token of a reply."""
+    """Log-probabilities of each token of a reply."""
 
     content: list[TokenLogprob]
 
@@ -266,7 +281,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatCompletion(msgspec.Struct):
-    """Replies."""
+    """A response with n replies."""
 
     id: str
     created: int
@@ -277,14 +292,14 @@ class ChatCompletion(msgspec.Struct):
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
-    """What a chunk adds."""
+    """Text that a chunk adds to a reply."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
 
 
 class ChunkChoice(msgspec.Struct):
-    """What a chunk adds to one of n replies."""
+    """One of n replies in a chunk."""
 
     index: int
     delta: Delta
@@ -293,7 +308,7 @@ class ChunkChoice(msgspec.Struct):
 
 
 class ChatCompletionChunk(msgspec.Struct, omit_defaults=True):
-    """A part of a streamed reply."""
+    """A chunk of a streamed response."""
 
     id: str
     created: int
@@ -304,7 +319,7 @@ class ChatCompletionChunk(msgspec.Struct, omit_defaults=True):
 
 
 class CompletionChoice(msgspec.Struct):
-    """One of n texts, or a part of it."""
+    """One of n texts, or a piece of it."""
 
     index: int
     text: str
@@ -313,7 +328,7 @@ class CompletionChoice(msgspec.Struct):
 
 
 class Completion(msgspec.Struct, omit_defaults=True):
-    """Texts, or parts of them."""
+    """A response with n texts, or a chunk of a stream of them."""
 
     id: str
     created: int
@@ -324,7 +339,7 @@ class Completion(msgspec.Struct, omit_defaults=True):
 
 
 class Model(msgspec.Struct):
-    """A model that is served."""
+    """The served model."""
 
     id: str
     created: int
@@ -333,14 +348,14 @@ class Model(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
-    """Models that are served: one."""
+    """The list of served models, of length one."""
 
     data: list[Model]
     object: Literal["list"] = "list"
 
 
 class OpenAIErrorDetail(msgspec.Struct):
-    """Why a request failed."""
+    """The reason why a request failed: message, kind, invalid field, identifier."""
 
     message: str
     type: str
@@ -349,6 +364,6 @@ class OpenAIErrorDetail(msgspec.Struct):
 
 
 class OpenAIErrorBody(msgspec.Struct):
-    """Why a request failed."""
+    """The reason why a request failed."""
 
     error: OpenAIErrorDetail
