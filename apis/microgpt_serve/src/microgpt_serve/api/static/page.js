@@ -1,14 +1,14 @@
-// The page at "/": talks with the service's own routes; what a model says is only ever set as text.
+// The page at "/": calls the routes of the service; model output is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
 const N_BARS = 10;
 const NARROW = "(max-width: 52rem)"; // as in the style sheet
 const messages = []; // the conversation: {role, content}
-let model = null; // what /microgpt/v1/model tells
-let running = null; // AbortController of the reply that is being streamed
-let asking = null; // and of the question what comes next
+let model = null; // the response of /microgpt/v1/model
+let running = null; // AbortController of the streamed reply
+let asking = null; // AbortController of the request for the next token
 
-function tell(problem) {
+function showProblem(problem) {
   $("problem").textContent = problem;
 }
 
@@ -16,8 +16,8 @@ function numberOf(id) {
   return $(id).value === "" ? undefined : Number($(id).value);
 }
 
-// How texts are drawn; fields that are undefined are not sent.
-function knobs() {
+// Sampling options; undefined fields are not sent.
+function samplingOptions() {
   return {
     temperature: numberOf("temperature"),
     top_p: numberOf("top_p"),
@@ -27,7 +27,7 @@ function knobs() {
   };
 }
 
-// The key, where the service asks for one, lives as long as the tab.
+// Returns request headers with the API key, if there is one; it is kept until the tab is closed.
 function headers(others) {
   const key = sessionStorage.getItem("key");
   return key ? { ...others, Authorization: `Bearer ${key}` } : others;
@@ -45,7 +45,7 @@ async function post(path, body, signal) {
   throw new Error(error.message ?? error);
 }
 
-// Yields the events of a stream, parsed.
+// Yields the parsed events of a stream.
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let pending = "";
@@ -79,16 +79,16 @@ function toEnd() {
   $("turns").scrollTop = $("turns").scrollHeight;
 }
 
-// Whether the reader follows the text, rather than having scrolled back.
+// Whether the end of the conversation is visible: the reader has not scrolled back.
 function isAtEnd() {
   const { scrollTop, scrollHeight, clientHeight } = $("turns");
   return scrollHeight - scrollTop - clientHeight < 40;
 }
 
-// Scrolls along, once for all that comes before the next frame: each look at the layout costs more
-// the longer the text is, and a model may be faster than they are.
+// Scrolls to the end once per frame: reading the layout costs more the longer the text is, and the
+// model may be faster than the screen.
 let frame = 0;
-function followWhatComes() {
+function followText() {
   if (frame) return;
   const follows = isAtEnd();
   frame = requestAnimationFrame(() => {
@@ -104,35 +104,35 @@ function setRunning(controller) {
 }
 
 async function ask(text) {
-  tell("");
+  showProblem("");
   const question = { role: "user", content: text };
   const reply = { role: "assistant", content: "" };
-  const { seed, temperature, top_p, max_tokens } = knobs(); // this route knows no top_k
+  const { seed, temperature, top_p, max_tokens } = samplingOptions(); // this route has no top_k
   const body = { model: model.id, messages: [...messages, question], stream: true, seed, temperature, top_p, max_tokens };
   const asked = addTurn("user", text);
   const turn = addTurn("assistant", "");
-  turn.ariaBusy = "true"; // it is read out once it is whole
+  turn.ariaBusy = "true"; // screen readers wait until the reply is complete
   let reason = "";
   const controller = new AbortController();
   setRunning(controller);
   try {
     for await (const event of events(await post("/v1/chat/completions", body, controller.signal))) {
-      followWhatComes();
+      followText();
       turn.append(event.choices[0]?.delta.content ?? "");
-      if (event.choices[0]?.finish_reason === "length") reason = "cut off: the text is as long as it may be";
+      if (event.choices[0]?.finish_reason === "length") reason = "cut off at the maximum length";
     }
   } catch (error) {
     if (error.name === "AbortError") reason = "stopped";
-    else tell(error.message);
+    else showProblem(error.message);
   }
   reply.content = turn.textContent;
   turn.ariaBusy = "false";
   if (reason && turn.isConnected) addTurn("note", reason);
   if (running === controller) setRunning(null);
-  if (!turn.isConnected) return; // cleared meanwhile
+  if (!turn.isConnected) return; // the conversation was cleared
   if (reply.content) messages.push(question, reply);
   else {
-    // Nothing was said: the question is given back, so that the model never sees it unanswered.
+    // An empty reply: the question is put back, so that the model never sees it unanswered.
     asked.remove();
     turn.remove();
     if (!$("message").value) $("message").value = text;
@@ -163,7 +163,7 @@ $("clear").addEventListener("click", () => {
   setRunning(null);
   messages.length = 0;
   $("turns").replaceChildren();
-  tell("");
+  showProblem("");
   $("message").focus();
   showNext();
 });
@@ -172,9 +172,9 @@ $("clear").addEventListener("click", () => {
 
 $("generate").addEventListener("submit", async (event) => {
   event.preventDefault();
-  tell("");
+  showProblem("");
   try {
-    const { seed = Math.floor(Math.random() * 2 ** 32), ...others } = knobs();
+    const { seed = Math.floor(Math.random() * 2 ** 32), ...others } = samplingOptions();
     const body = { prompt: $("prompt").value, num_samples: numberOf("count"), seed, ...others };
     const { samples } = await (await post("/microgpt/v1/generate", body)).json();
     $("texts").replaceChildren(
@@ -185,7 +185,7 @@ $("generate").addEventListener("submit", async (event) => {
       }),
     );
   } catch (error) {
-    tell(error.message);
+    showProblem(error.message);
   }
 });
 
@@ -209,9 +209,9 @@ function bar({ token, probability, is_special }) {
   return row;
 }
 
-// For chat models: what a reply to this would begin with.
+// Shows the most likely next tokens; for a chat model, the first tokens of a reply.
 async function showNext() {
-  asking?.abort(); // of two answers, the later one may come first
+  asking?.abort(); // responses may arrive out of order
   asking = new AbortController();
   const text = $(model.is_chat ? "message" : "prompt").value;
   const turn = { role: "user", content: text };
@@ -261,10 +261,10 @@ async function start() {
     `${n_embd} wide`,
     `context of ${count(block_size, "token")}`,
   ].join(" · ");
-  $("next-of").textContent = model.is_chat ? "How a reply to your message would begin" : "What follows your beginning";
+  $("next-of").textContent = model.is_chat ? "First token of a reply to your message" : "Next token after your beginning";
   $("top_k-knob").hidden = model.is_chat;
   document.querySelector("details").open = !matchMedia(NARROW).matches;
-  await showNext(); // before anything is shown, so that nothing moves
+  await showNext(); // before the page is shown, so that nothing moves
   $(model.is_chat ? "chat" : "samples").hidden = false;
   document.querySelector("main").hidden = false;
   $(model.is_chat ? "message" : "prompt").focus();
