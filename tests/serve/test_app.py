@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 GENERATE = "/microgpt/v1/generate"
 OPEN = ("/livez", "/readyz", "/health")
+HELLO = [{"role": "user", "content": "hello"}]
 
 
 # ---------------------------------------------------------------- health
@@ -101,11 +102,12 @@ def test_large_answers_are_compressed_if_asked_and_streams_never(
 # ---------------------------------------------------------------- metrics
 
 
-def test_metrics_count_what_happened(chat: TestClient) -> None:
-    def value(line: str) -> float:
-        found = re.search(rf"^{re.escape(line)} (\S+)$", chat.get("/metrics").text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
+def metric(client: TestClient, line: str) -> float:
+    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found.group(1)) if found else 0.0
 
+
+def test_metrics_count_requests_and_tokens(chat: TestClient) -> None:
     route = 'route="/microgpt/v1/chat"'
     counted = {
         f'microgpt_requests_total{{method="POST",{route},status="200"}}': 1,
@@ -119,13 +121,40 @@ def test_metrics_count_what_happened(chat: TestClient) -> None:
         "microgpt_in_flight": 0,
         "microgpt_queued": 0,
     }
-    before = {line: value(line) for line in counted}
+    before = {line: metric(chat, line) for line in counted}
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 7}
     assert chat.post("/microgpt/v1/chat", json=body).status_code == 200
     assert chat.post("/microgpt/v1/chat", json={}).status_code == 400
     assert chat.get("/x").status_code == 404
     chat.post("/v1/chat/completions", json=body | {"stream": True, "max_tokens": 3})
-    assert {line: value(line) - before[line] for line in counted} == counted
+    assert {line: metric(chat, line) - before[line] for line in counted} == counted
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "n_prompt", "n_generated"),
+    [
+        (GENERATE, {"prompt": "hel", "num_samples": 2}, 4, 2 * 5),
+        (GENERATE, {"num_samples": 20}, 1, 20 * 5),
+        ("/microgpt/v1/chat", {"messages": HELLO}, 9, 5),
+        ("/v1/completions", {"prompt": "hel", "n": 2}, 4, 2 * 5),
+        ("/v1/completions", {"prompt": "hel", "n": 2, "stream": True}, 4, 2 * 5),
+        ("/v1/chat/completions", {"messages": HELLO, "n": 2}, 9, 2 * 5),
+        ("/v1/chat/completions", {"messages": HELLO, "n": 2, "stream": True}, 9, 2 * 5),
+    ],
+)
+def test_every_route_counts_the_prompt_once_and_each_generated_token(
+    chat: TestClient, path: str, body: dict[str, Any], n_prompt: int, n_generated: int
+) -> None:
+    names = ("microgpt_prompt_tokens_total", "microgpt_completion_tokens_total")
+    before = [metric(chat, name) for name in names]
+    options = {"temperature": 0, "max_tokens": 5, "stream_options": {"include_usage": True}}
+    response = chat.post(path, json={**body, **options})
+    after = [metric(chat, name) for name in names]
+    counted = [after[i] - before[i] for i in range(2)]
+    assert counted == [n_prompt, n_generated]
+    if path.startswith("/v1/"):
+        usage = json.loads(re.findall(r'"usage":({.*?})', response.text)[-1])
+        assert [usage["prompt_tokens"], usage["completion_tokens"]] == counted
 
 
 # ---------------------------------------------------------------- messages

@@ -67,11 +67,14 @@ def test_text_completion_has_the_documented_shape(names: TestClient, names_dir: 
     answer = names.post("/v1/completions", json={"prompt": "ha", "seed": 5}).json()
     assert answer.pop("id").startswith("cmpl-")
     assert answer.pop("created") > 1_700_000_000
-    n_tokens = len(text) - 2 + 1  # less the prompt, and the token that ends it
     choice = answer["choices"].pop()
     assert choice == {"index": 0, "text": text[2:], "finish_reason": "stop", "logprobs": None}
-    assert answer["usage"]["prompt_tokens"] == 3
-    assert answer["usage"]["completion_tokens"] in {n_tokens - 1, n_tokens}
+    n_generated = len(text) - len("ha")
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": n_generated,
+        "total_tokens": 3 + n_generated,
+    }
     assert answer["object"] == "text_completion"
     assert answer["model"] == "names"
 
@@ -238,7 +241,23 @@ def test_logprobs_come_with_the_pieces_of_a_stream(chat: TestClient) -> None:
         if chunk["choices"][0]["logprobs"]
         for item in chunk["choices"][0]["logprobs"]["content"]
     ]
-    assert streamed == complete(chat, **options)["choices"][0]["logprobs"]["content"]
+    whole = complete(chat, **options)["choices"][0]["logprobs"]["content"]
+    assert [item["token"] for item in streamed] == [item["token"] for item in whole]
+    for one, other in zip(streamed, whole, strict=True):
+        assert one["bytes"] == other["bytes"]
+        assert one["logprob"] == pytest.approx(other["logprob"], abs=1e-6)  # float32 weights
+        assert one["top_logprobs"][0]["token"] == other["top_logprobs"][0]["token"]
+
+
+def test_streamed_logprobs_take_no_pass_of_the_model_besides_the_texts_own(
+    chat: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("another pass")
+
+    monkeypatch.setattr(microgpt.LanguageModel, "logits", fail)
+    *_, done = events(chat, "/v1/chat/completions", messages=HELLO, logprobs=True)
+    assert done == "[DONE]"
 
 
 def test_what_fails_before_the_first_piece_has_a_status(chat: TestClient) -> None:

@@ -41,7 +41,11 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
     for endpoint in endpoints:
         if endpoint.summary:
             paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
-    kinds = [kind for kind in vars(schemas).values() if isinstance(kind, msgspec.StructMeta)]
+    kinds = [
+        kind
+        for name, kind in vars(schemas).items()
+        if isinstance(kind, msgspec.StructMeta) and not name.startswith("_")
+    ]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
     document: dict[str, Any] = {
         "openapi": "3.1.0",

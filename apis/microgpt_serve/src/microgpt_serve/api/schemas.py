@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import msgspec
+from microgpt import SamplingConfig
 from msgspec import Meta
 
 __all__ = [
@@ -75,7 +76,16 @@ AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
 # ---------------------------------------------------------------- /microgpt/v1
 
 
-class GenerateRequest(msgspec.Struct):
+class _SamplingOptions(msgspec.Struct, kw_only=True):
+    temperature: Temperature = SamplingConfig.temperature
+    seed: Seed = SamplingConfig.seed
+    max_tokens: MaxTokens | None = None
+    top_k: TopK | None = None
+    top_p: TopP = SamplingConfig.top_p
+    stop: StopText | StopTexts | None = None
+
+
+class GenerateRequest(_SamplingOptions, kw_only=True):
     """A request for new documents."""
 
     num_samples: Annotated[
@@ -86,13 +96,7 @@ class GenerateRequest(msgspec.Struct):
             description=f"number of documents; at most {MAX_SAMPLES} are returned",
         ),
     ] = 1
-    temperature: Temperature = 0.5
-    seed: Seed = 42
     prompt: Annotated[str, Meta(description="beginning of every document")] = ""
-    max_tokens: MaxTokens | None = None
-    top_k: TopK | None = None
-    top_p: TopP = 1.0
-    stop: StopText | StopTexts | None = None
 
 
 class GenerateResponse(msgspec.Struct, omit_defaults=True):
@@ -109,16 +113,10 @@ class Turn(msgspec.Struct):
     content: str
 
 
-class ChatRequest(msgspec.Struct):
+class ChatRequest(_SamplingOptions, kw_only=True):
     """A request for the assistant's next turn."""
 
     messages: Annotated[list[Turn], AT_LEAST_ONE]
-    temperature: Temperature = 0.5
-    seed: Seed = 42
-    max_tokens: MaxTokens | None = None
-    top_k: TopK | None = None
-    top_p: TopP = 1.0
-    stop: StopText | StopTexts | None = None
 
 
 class ChatReplyBody(msgspec.Struct):

@@ -1,0 +1,141 @@
+"""The one way from a request to its texts: prompt, sampling options, generation, usage."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, TypeAlias
+
+from microgpt import (
+    LanguageModel,
+    Message,
+    Prompt,
+    Reply,
+    SamplingConfig,
+    StopSignal,
+    TextStream,
+)
+from starlette.requests import Request
+
+from microgpt_serve.api.http import cancel_on_disconnect
+from microgpt_serve.api.schemas import (
+    ChatRequest,
+    GenerateRequest,
+    OpenAITurn,
+    SamplingRequest,
+    Turn,
+    Usage,
+)
+from microgpt_serve.serving import metrics
+from microgpt_serve.serving.errors import ApiError
+
+__all__ = ["Generation", "log_softmax", "read_prompt", "sampling_config"]
+
+Turns: TypeAlias = Sequence[Turn] | Sequence[OpenAITurn]
+
+INLINE_CHARACTERS = 10_000  # at most half a millisecond of encoding
+CHARACTERS_PER_MESSAGE = 10  # encoding a message takes the time of so many characters more
+OPTIONS = [option.name for option in fields(SamplingConfig)]
+
+
+def sampling_config(
+    body: GenerateRequest | ChatRequest | SamplingRequest, **defaults: Any
+) -> SamplingConfig:
+    """Return the sampling options of a request; those that it lacks have their defaults."""
+    given = {name: value for name in OPTIONS if (value := getattr(body, name, None)) is not None}
+    if isinstance(body.stop, str):
+        given["stop"] = [body.stop]
+    return SamplingConfig(**(defaults | given))
+
+
+async def read_prompt(request: Request, model: LanguageModel, source: str | Turns) -> Prompt:
+    """Return the prompt of a text or of a conversation; a long one is encoded in a thread.
+
+    Raises:
+        ApiError: `source` is a conversation, and the model was not trained to chat.
+        MicrogptError: see `LanguageModel.prompt`.
+    """
+    if isinstance(source, str):
+        n_characters = len(source)
+        encode = partial(model.prompt, source)
+    else:
+        if not model.tokenizer.is_chat:
+            raise ApiError(400, "model was not trained with chat tokens", param="messages")
+        messages = [_as_message(turn) for turn in source]
+        n_characters = sum(len(each["content"]) + CHARACTERS_PER_MESSAGE for each in messages)
+        encode = partial(model.prompt, messages, unknown="skip")
+    if n_characters <= INLINE_CHARACTERS:
+        return encode()
+    work = request.app.state.pool.run(lambda _: encode())
+    return await cancel_on_disconnect(request, work)
+
+
+def _as_message(turn: Turn | OpenAITurn) -> Message:
+    content = turn.content
+    if not isinstance(content, str):
+        content = "".join(part.text for part in content)
+    return {"role": turn.role, "content": content}
+
+
+@dataclass
+class Generation:
+    """The n texts that a request asks for; text i continues the prompt with seed + i.
+
+    Args:
+        model: generates the texts.
+        prompt: the tokens that every text continues.
+        config: sampling options.
+        n: number of texts.
+    """
+
+    model: LanguageModel
+    prompt: Prompt
+    config: SamplingConfig
+    n: int = 1
+    _n_generated: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        metrics.PROMPT_TOKENS.inc(len(self.prompt.token_ids))
+
+    @property
+    def usage(self) -> Usage:
+        """Numbers of tokens so far."""
+        n_prompt = len(self.prompt.token_ids)
+        return Usage(n_prompt, self._n_generated, n_prompt + self._n_generated)
+
+    def documents(self, signal: StopSignal) -> list[str]:
+        """Generate and return all texts, the prompt included, many per call of the engine."""
+        options = asdict(self.config)
+        documents = self.model.generate(self.n, prompt=self.prompt, signal=signal, **options)
+        n_prompt = len(self.prompt.token_ids) - 1  # without BOS; a character is a token
+        self._count(sum(len(document) - n_prompt for document in documents))
+        return documents
+
+    def replies(self, signal: StopSignal) -> list[Reply]:
+        """Generate and return all texts, each in one call of the engine."""
+        replies = [
+            self.model.reply(self.prompt, self._config(i), signal=signal) for i in range(self.n)
+        ]
+        self._count(sum(reply.n_tokens for reply in replies))
+        return replies
+
+    def streams(self) -> Iterator[TextStream]:
+        """Yield a stream per text; each must be read to its end before the next."""
+        for i in range(self.n):
+            stream = self.model.stream(self.prompt, self._config(i))
+            yield stream
+            self._count(stream.n_tokens)
+
+    def _config(self, i: int) -> SamplingConfig:
+        return replace(self.config, seed=self.config.seed + i)
+
+    def _count(self, n_tokens: int) -> None:
+        self._n_generated += n_tokens
+        metrics.COMPLETION_TOKENS.inc(n_tokens)
+
+
+def log_softmax(logits: Sequence[float]) -> list[float]:
+    """Return the log-probabilities of logits, shape (V,)."""
+    largest = max(logits)
+    total = largest + math.log(sum(math.exp(z - largest) for z in logits))
+    return [z - total for z in logits]
