@@ -9,6 +9,7 @@ from typing import Any
 import microgpt
 import pytest
 from microgpt_serve.app import create_app
+from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from microgpt_serve.serving.log import configure_logging
 from microgpt_serve.serving.settings import Settings
 from serve.service import MakeClient, StartLog, save_talker
@@ -36,7 +37,7 @@ def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that speaks for seconds, 1000 tokens."""
+    """A slow chat model: a reply of 1000 tokens takes seconds."""
     directory = tmp_path_factory.mktemp("models") / "slow"
     save_talker(directory, 256, 8, 8, 1024)
     return directory
@@ -46,8 +47,8 @@ def slow_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_client() -> Iterator[MakeClient]:
     with ExitStack() as stack:
 
-        def make(model_dir: Path, **settings: Any) -> TestClient:
-            app = create_app(Settings(model_dir=str(model_dir), **settings))
+        def make(model_dir: Path, limits: Limits = DEFAULT_LIMITS, **settings: Any) -> TestClient:
+            app = create_app(Settings(model_dir=str(model_dir), **settings), limits)
             app.state.models.load()
             stack.callback(app.state.pool.abort_all)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))

@@ -33,7 +33,7 @@ run({!r})
 
 
 def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_size: int) -> None:
-    """Save a chat model that never ends its turn: replies go on to the end of the block."""
+    """Save a chat model that never ends its turn, so that replies fill the block."""
     talk: list[microgpt.Message] = [
         {"role": "user", "content": CHARS},
         {"role": "assistant", "content": CHARS},
@@ -59,7 +59,9 @@ StartLog: TypeAlias = Callable[[str], None]
 class MakeClient(Protocol):
     """Returns a client of an application that serves a model with these settings."""
 
-    def __call__(self, model_dir: Path, **settings: Any) -> TestClient: ...
+    def __call__(
+        self, model_dir: Path, limits: Limits = DEFAULT_LIMITS, **settings: Any
+    ) -> TestClient: ...
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Server:
 
     @property
     def log(self) -> str:
-        """What it wrote to stderr so far."""
+        """The output on stderr so far."""
         return os.pread(self.stderr.fileno(), 1 << 24, 0).decode()
 
     @property
@@ -98,7 +100,7 @@ class Server:
         return self
 
     async def until_metrics(self, **expected: float) -> None:
-        """Wait until metrics are at least these, or where 0 is expected are that."""
+        """Wait until each metric reaches its expected value, or is 0 if 0 is expected."""
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
             now = {name: await asyncio.to_thread(self.metric, name) for name in expected}

@@ -40,7 +40,7 @@ def test_nothing_is_ready_before_the_model_is_loaded(names_dir: Path) -> None:
     assert response.json() == {"error": "the model is still loading"}
 
 
-def test_nothing_is_ready_while_draining_or_with_a_pool_that_ended(names: TestClient) -> None:
+def test_nothing_is_ready_while_draining_or_after_an_abort(names: TestClient) -> None:
     names.app.state.is_draining = True  # type: ignore[attr-defined]
     assert (names.get("/readyz").status_code, names.get("/readyz").text) == (503, "draining")
     names.app.state.is_draining = False  # type: ignore[attr-defined]
@@ -160,7 +160,7 @@ def test_every_route_counts_the_prompt_once_and_each_generated_token(
 # ---------------------------------------------------------------- messages
 
 
-def test_one_is_told_in_the_singular(make_client: MakeClient, names_dir: Path) -> None:
+def test_one_of_something_is_in_the_singular(make_client: MakeClient, names_dir: Path) -> None:
     assert DeadlineError(1).message == "the request took longer than 1 second"
     assert DeadlineError(2.5).message == "the request took longer than 2.5 seconds"
     for limit, expected in ((1, "more than 1 request per minute"), (2, "more than 2 requests")):

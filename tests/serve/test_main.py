@@ -43,7 +43,7 @@ def test_help_and_version() -> None:
         ([], {"HOST": "no such host"}, 1, "cannot listen on no such host:8080: "),
     ],
 )
-def test_what_cannot_work_is_one_line(
+def test_an_error_at_start_is_one_line(
     arguments: list[str], environment: dict[str, str], status: int, error: str
 ) -> None:
     done = run(*arguments, **environment)

@@ -63,7 +63,7 @@ def test_many_samples_are_those_that_few_are(names: TestClient) -> None:
     assert many == one_by_one
 
 
-def test_more_than_50_samples_are_capped_and_it_says_so(names: TestClient) -> None:
+def test_more_than_50_samples_are_capped_and_the_response_says_so(names: TestClient) -> None:
     answer = post(names, "generate", {"num_samples": 51})
     assert len(answer["samples"]) == answer["num_samples_capped_at"] == 50
     assert "num_samples_capped_at" not in post(names, "generate", {"num_samples": 50})
@@ -119,7 +119,7 @@ def test_chat_hands_every_option_to_the_library(
     assert reply.content != model.chat([{"role": "user", "content": "hello"}]).content
 
 
-def test_chat_tells_how_many_tokens_did_not_fit(chat: TestClient) -> None:
+def test_chat_reports_how_many_tokens_did_not_fit(chat: TestClient) -> None:
     turns = [{"role": "user", "content": "a" * 20}, {"role": "assistant", "content": "b" * 20}]
     answer = post(chat, "chat", {"messages": [*turns, *HELLO]})
     assert answer["tokens_dropped"] == 22  # 64 less a quarter holds the last two turns

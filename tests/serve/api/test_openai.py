@@ -79,7 +79,7 @@ def test_text_completion_has_the_documented_shape(names: TestClient, names_dir: 
     assert answer["model"] == "names"
 
 
-def test_the_temperature_is_one_half_unless_said_otherwise(chat: TestClient) -> None:
+def test_the_default_temperature_is_one_half(chat: TestClient) -> None:
     def texts(**options: Any) -> list[str]:
         answer = complete(chat, n=5, seed=1, **options)
         return [choice["message"]["content"] for choice in answer["choices"]]
@@ -88,7 +88,7 @@ def test_the_temperature_is_one_half_unless_said_otherwise(chat: TestClient) -> 
     assert texts() != texts(temperature=1.0)
 
 
-def test_seeds_are_fresh_unless_given(chat: TestClient) -> None:
+def test_the_default_seed_is_random(chat: TestClient) -> None:
     def text(**options: Any) -> Any:
         return complete(chat, temperature=1.5, **options)["choices"][0]["message"]["content"]
 
@@ -188,7 +188,7 @@ def test_logprobs_are_those_of_the_model(chat: TestClient, chat_dir: Path) -> No
 # ---------------------------------------------------------------- streams
 
 
-def test_a_streamed_chat_says_what_the_whole_one_says(chat: TestClient) -> None:
+def test_a_streamed_reply_equals_the_whole_reply(chat: TestClient) -> None:
     *chunks, done = events(chat, "/v1/chat/completions", messages=HELLO, seed=5)
     assert done == "[DONE]"
     assert len({chunk["id"] for chunk in chunks}) == 1
@@ -202,7 +202,7 @@ def test_a_streamed_chat_says_what_the_whole_one_says(chat: TestClient) -> None:
     assert "".join(choice["delta"]["content"] for choice in middle) == whole
 
 
-def test_a_streamed_text_says_what_the_whole_one_says(names: TestClient) -> None:
+def test_a_streamed_text_equals_the_whole_text(names: TestClient) -> None:
     *chunks, done = events(names, "/v1/completions", prompt="h", seed=5)
     assert done == "[DONE]"
     text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
@@ -212,7 +212,7 @@ def test_a_streamed_text_says_what_the_whole_one_says(names: TestClient) -> None
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
 
 
-def test_a_stream_of_several_replies_tells_them_apart(chat: TestClient) -> None:
+def test_pieces_of_several_replies_carry_their_index(chat: TestClient) -> None:
     *chunks, _ = events(chat, "/v1/chat/completions", messages=HELLO, seed=5, n=2, temperature=1.5)
     texts = ["", ""]
     for chunk in chunks:
@@ -222,7 +222,7 @@ def test_a_stream_of_several_replies_tells_them_apart(chat: TestClient) -> None:
     assert texts == [choice["message"]["content"] for choice in whole]
 
 
-def test_the_last_chunk_tells_the_usage_if_asked(chat: TestClient) -> None:
+def test_the_last_chunk_reports_the_usage_on_request(chat: TestClient) -> None:
     body = {"messages": HELLO, "seed": 5}
     *_, last, _ = events(
         chat, "/v1/chat/completions", **body, stream_options={"include_usage": True}
@@ -232,7 +232,7 @@ def test_the_last_chunk_tells_the_usage_if_asked(chat: TestClient) -> None:
     assert not any("usage" in chunk for chunk in events(chat, "/v1/chat/completions", **body)[:-1])
 
 
-def test_logprobs_come_with_the_pieces_of_a_stream(chat: TestClient) -> None:
+def test_streamed_logprobs_are_those_of_the_whole_reply(chat: TestClient) -> None:
     options = {"seed": 5, "max_tokens": 6, "logprobs": True, "top_logprobs": 1}
     *chunks, _ = events(chat, "/v1/chat/completions", messages=HELLO, **options)
     streamed = [
@@ -260,14 +260,16 @@ def test_streamed_logprobs_take_no_pass_of_the_model_besides_the_texts_own(
     assert done == "[DONE]"
 
 
-def test_what_fails_before_the_first_piece_has_a_status(chat: TestClient) -> None:
+def test_an_error_before_the_first_piece_has_a_status(chat: TestClient) -> None:
     long = [{"role": "user", "content": "a" * 100}]
     response = chat.post("/v1/chat/completions", json={"messages": long, "stream": True})
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_what_fails_in_the_middle_is_an_event(make_client: MakeClient, slow_dir: Path) -> None:
+def test_an_error_in_the_middle_of_a_stream_is_an_event(
+    make_client: MakeClient, slow_dir: Path
+) -> None:
     client = make_client(slow_dir, request_timeout=0.2)
     *pieces, last = events(client, "/v1/chat/completions", messages=HELLO)
     assert len(pieces) > 1
@@ -291,7 +293,9 @@ def test_what_fails_in_the_middle_is_an_event(make_client: MakeClient, slow_dir:
         ("presence_penalty", -0.5),
     ],
 )
-def test_what_we_do_not_have_is_refused(chat: TestClient, field: str, value: object) -> None:
+def test_unsupported_fields_of_a_chat_are_refused(
+    chat: TestClient, field: str, value: object
+) -> None:
     response = chat.post("/v1/chat/completions", json={"messages": HELLO, field: value})
     assert response.status_code == 400
     assert response.json()["error"] == {
@@ -306,7 +310,7 @@ def test_what_we_do_not_have_is_refused(chat: TestClient, field: str, value: obj
     ("field", "value"),
     [("suffix", "x"), ("echo", True), ("best_of", 2), ("logprobs", 3), ("logit_bias", {"1": 1})],
 )
-def test_what_we_do_not_have_for_texts_is_refused(
+def test_unsupported_fields_of_a_text_are_refused(
     names: TestClient, field: str, value: object
 ) -> None:
     response = names.post("/v1/completions", json={"prompt": "a", field: value})
@@ -325,7 +329,7 @@ def test_an_unknown_model_is_not_found(chat: TestClient) -> None:
         assert response.json()["error"]["param"] == "model"
 
 
-def test_the_field_at_fault_is_named(chat: TestClient) -> None:
+def test_the_invalid_field_is_named(chat: TestClient) -> None:
     bad_turn = [{"role": "user", "content": 5}]
     for body, param in (
         ({"messages": HELLO, "temperature": -1}, "temperature"),
@@ -396,7 +400,7 @@ def test_the_client_completes_texts(served: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens == 9
 
 
-def test_the_client_is_told_what_is_wrong(served: openai.OpenAI) -> None:
+def test_the_client_raises_for_an_unsupported_field(served: openai.OpenAI) -> None:
     messages: Any = HELLO
     with pytest.raises(openai.BadRequestError, match="tools is not supported") as info:
         served.chat.completions.create(

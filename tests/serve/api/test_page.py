@@ -62,16 +62,16 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[OpenPage]:
-    """No console error but an `expected` one, no failure, no other host, whatever is done."""
+    """Fail on console errors except an `expected` one, on failures, on requests to other hosts."""
     problems: list[str] = []
     pages: list[Page] = []
 
     def make(server: Server, expected: str | None = None, **window: Any) -> Page:
-        def hear(said: ConsoleMessage) -> None:
+        def on_console(said: ConsoleMessage) -> None:
             if not expected or expected not in said.text:
                 problems.append(said.text)
 
-        def look(sent: Request) -> None:
+        def on_request(sent: Request) -> None:
             if not sent.url.startswith(f"{server.url}/"):
                 problems.append(sent.url)
 
@@ -79,8 +79,8 @@ def open_page(browser: Browser) -> Iterator[OpenPage]:
         page.add_init_script(WATCH_SHIFTS)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: problems.append(dialog.message))
-        page.on("console", hear)
-        page.on("request", look)
+        page.on("console", on_console)
+        page.on("request", on_request)
         page.goto(server.url)
         pages.append(page)
         return page
@@ -182,7 +182,7 @@ def test_samples_by_keyboard_alone(naming: Server, names_dir: Path, open_page: O
     assert page.locator("#texts li").all_inner_texts() == expected
 
 
-def test_problems_are_told(naming: Server, open_page: OpenPage) -> None:
+def test_problems_are_shown(naming: Server, open_page: OpenPage) -> None:
     page = open_page(naming, expected="status of 400")
     page.fill("#prompt", "a7")
     page.keyboard.press("Enter")
@@ -211,7 +211,7 @@ def test_the_likeliest_next_tokens_are_bars(
     assert length["width"] / room["width"] == pytest.approx(shares[0] / 100, abs=0.02)
 
 
-def test_what_a_model_writes_is_only_text(tmp_path: Path, open_page: OpenPage) -> None:
+def test_model_output_is_never_markup(tmp_path: Path, open_page: OpenPage) -> None:
     model = microgpt.fit([MARKUP], steps=200, block_size=32)
     with serving(model, tmp_path / MARKUP.replace(" ", "")) as server:
         page = open_page(server)
@@ -250,7 +250,7 @@ def test_light_or_dark_on_a_phone_all_is_readable(
     assert brightness["light"] > 0.7
 
 
-def test_where_a_key_is_needed_the_page_asks_for_it(names_dir: Path, open_page: OpenPage) -> None:
+def test_the_page_asks_for_an_api_key(names_dir: Path, open_page: OpenPage) -> None:
     with running(names_dir, api_key="sesame") as server:
         page = open_page(server, expected="status of 401")
         expect(page.locator("#key")).to_be_focused()

@@ -138,7 +138,7 @@ def test_a_body_that_says_it_is_huge_is_refused_at_once(quick: Server) -> None:
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
     ],
 )
-def test_what_is_not_http_does_no_harm(quick: Server, sent: bytes) -> None:
+def test_bytes_that_are_no_http_do_no_harm(quick: Server, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", quick.port), 10) as client:
         client.sendall(sent)
         client.shutdown(socket.SHUT_WR)
@@ -155,7 +155,7 @@ def test_what_is_not_http_does_no_harm(quick: Server, sent: bytes) -> None:
 # ---------------------------------------------------------------- too many, too long
 
 
-def test_when_files_run_out_it_says_so_in_few_words_and_recovers(names_dir: Path) -> None:
+def test_without_file_descriptors_it_logs_little_and_recovers(names_dir: Path) -> None:
     with running(names_dir, Limits(header_seconds=2.0)) as server:
         n_open = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (n_open + 4,) * 2)
@@ -193,7 +193,7 @@ def test_a_full_queue_turns_requests_away_and_shows_in_readiness(slow: Server) -
     asyncio.run(scenario())
 
 
-def test_requests_end_at_their_deadline_and_so_does_their_work(slow_dir: Path) -> None:
+def test_requests_and_their_work_end_at_the_deadline(slow_dir: Path) -> None:
     with running(slow_dir, threads=1, request_timeout=0.3) as server:
 
         async def scenario() -> None:
@@ -233,7 +233,7 @@ async def leave_after(port: int, body: bytes, path: str, seconds: float) -> None
 
 @pytest.mark.parametrize("path", [NATIVE_CHAT, CHAT])
 @pytest.mark.parametrize("stream", [b"true", b"false"])
-def test_a_client_that_leaves_ends_its_generation(slow: Server, path: str, stream: bytes) -> None:
+def test_a_disconnect_cancels_the_generation(slow: Server, path: str, stream: bytes) -> None:
     body = b'{"messages": [{"role": "user", "content": "hello"}], "stream": ' + stream + b"}"
 
     async def scenario() -> None:

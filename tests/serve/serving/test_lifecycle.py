@@ -128,7 +128,7 @@ async def end_with_open_streams(
 def check_no_reply_lost(
     outcomes: list[Outcome], n_tokens: int, model: microgpt.LanguageModel
 ) -> int:
-    """Raise unless each stream is whole, or ends with an error that says why; count the former."""
+    """Raise unless each stream is whole or ends with an error event; count the whole ones."""
     for seed, outcome in enumerate(outcomes):
         assert outcome.problem is None, outcome
         assert outcome.is_done != (outcome.error == "shutting_down"), outcome
@@ -139,13 +139,13 @@ def check_no_reply_lost(
     return sum(outcome.is_done for outcome in outcomes)
 
 
-def test_streams_end_well_within_the_grace_period(slow_dir: Path) -> None:
+def test_streams_finish_within_the_grace_period(slow_dir: Path) -> None:
     with running(slow_dir, workers=2, grace_period=60, threads=50) as server:
         outcomes, _ = asyncio.run(end_with_open_streams(server, 50, 30))
     assert check_no_reply_lost(outcomes, 30, microgpt.load(slow_dir)) == 50
 
 
-def test_streams_that_take_longer_are_told(slow_dir: Path) -> None:
+def test_streams_longer_than_the_grace_period_end_with_an_error(slow_dir: Path) -> None:
     with running(slow_dir, workers=2, grace_period=2, threads=50) as server:
         outcomes, seconds = asyncio.run(end_with_open_streams(server, 50, 200))
     assert check_no_reply_lost(outcomes, 200, microgpt.load(slow_dir)) < 50
@@ -257,7 +257,7 @@ def test_the_last_of_many_sighups_counts(slow_dir: Path, tmp_path: Path) -> None
             time.sleep(0.05)
 
 
-def test_a_reply_goes_on_with_the_model_that_began_it(slow_dir: Path, tmp_path: Path) -> None:
+def test_a_reply_in_flight_keeps_its_model(slow_dir: Path, tmp_path: Path) -> None:
     served = tmp_path / "served"
     copy_model(slow_dir, served)
     expected = microgpt.load(slow_dir).chat([{"role": "user", "content": "hello"}], max_tokens=300)
@@ -385,7 +385,7 @@ def test_workers_end_if_their_supervisor_is_killed(names_dir: Path) -> None:
         assert "Traceback" not in server.log
 
 
-def test_metrics_of_all_workers_are_told_by_each(names_dir: Path) -> None:
+def test_each_worker_reports_the_metrics_of_all(names_dir: Path) -> None:
     with running(names_dir, workers=2) as server:
         for _ in range(30):
             httpx2.post(server.url + GENERATE, json={})

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from microgpt_serve.serving.limits import Limits
 from serve.service import MakeClient, StartLog
 from starlette.testclient import TestClient
 
@@ -54,7 +55,7 @@ def test_with_the_key_everything_answers(make_client: MakeClient, names_dir: Pat
 # ---------------------------------------------------------------- rates
 
 
-def test_clients_above_their_rate_wait(
+def test_clients_above_their_rate_limit_are_refused(
     make_client: MakeClient, names_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -72,10 +73,9 @@ def test_clients_above_their_rate_wait(
 
 
 def test_clients_that_are_forgotten_do_not_fill_memory(
-    make_client: MakeClient, names_dir: Path, monkeypatch: pytest.MonkeyPatch
+    make_client: MakeClient, names_dir: Path
 ) -> None:
-    monkeypatch.setattr("microgpt_serve.serving.middleware.MAX_CLIENTS", 2)
-    client = make_client(names_dir, rate_limit=1)
+    client = make_client(names_dir, Limits(max_clients=2), rate_limit=1)
     for host in ("a", "b", "c", "a"):  # "a" is the oldest when "c" comes
         asking = TestClient(client.app, client=(host, 1))
         assert asking.get("/v1/models").status_code == 200
@@ -94,7 +94,7 @@ def test_every_answer_has_an_id(names: TestClient) -> None:
 
 
 @pytest.mark.parametrize("style", ["json", "text"])
-def test_log_lines_tell_of_requests_and_never_what_they_say(
+def test_log_lines_describe_requests_without_their_content(
     names: TestClient,
     capsys: pytest.CaptureFixture[str],
     start_log: StartLog,
@@ -129,7 +129,7 @@ def test_log_lines_tell_of_requests_and_never_what_they_say(
         assert told in lines[0]
 
 
-def test_our_own_faults_are_500_with_an_id_and_one_traceback(
+def test_internal_errors_are_500_with_an_id_and_one_traceback(
     names: TestClient,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,7 +1,6 @@
 """How streams share threads with each other, and with the event loop."""
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -24,10 +23,7 @@ async def read_all(pool: Pool, items: Iterator[int]) -> list[int]:
     return [item async for item in pool.stream(lambda: items)]
 
 
-def test_streams_compute_no_more_at_once_than_there_are_cores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+def test_no_more_streams_generate_at_once_than_there_are_cores() -> None:
     lock = threading.Lock()
     n_now, n_most = 0, 0
 
@@ -43,7 +39,7 @@ def test_streams_compute_no_more_at_once_than_there_are_cores(
             yield i
 
     async def scenario() -> None:
-        pool = Pool(8, 0, TIMEOUT)
+        pool = Pool(8, 2, 0, TIMEOUT)
         texts = await asyncio.gather(*(read_all(pool, items()) for _ in range(8)))
         assert texts == [list(range(20))] * 8
         pool.abort_all()
@@ -52,8 +48,7 @@ def test_streams_compute_no_more_at_once_than_there_are_cores(
     assert n_most == 2
 
 
-def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+def test_streams_share_a_core_in_time_slices() -> None:
     order: list[int] = []
 
     def items(number: int) -> Iterator[int]:
@@ -62,17 +57,17 @@ def test_streams_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             yield item
 
     async def scenario() -> None:
-        pool = Pool(4, 0, TIMEOUT)
+        pool = Pool(4, 1, 0, TIMEOUT)
         await asyncio.gather(*(read_all(pool, items(number)) for number in range(4)))
         pool.abort_all()
 
     asyncio.run(scenario())
-    assert max(len(list(turn)) for _, turn in groupby(order[:-50])) < 25
+    assert max(len(list(run)) for _, run in groupby(order[:-50])) < 25
 
 
-def test_a_reader_who_does_not_read_keeps_nobody_waiting() -> None:
+def test_a_reader_that_stops_reading_keeps_no_place() -> None:
     async def scenario() -> None:
-        pool = Pool(1, 1, TIMEOUT)
+        pool = Pool(1, 1, 1, TIMEOUT)
         unread = pool.stream(lambda: make_items(1000))
         assert await anext(unread) == 0
         assert await asyncio.wait_for(read_all(pool, make_items(3)), 10) == [0, 1, 2]
@@ -82,13 +77,13 @@ def test_a_reader_who_does_not_read_keeps_nobody_waiting() -> None:
     asyncio.run(scenario())
 
 
-def test_an_error_comes_after_what_was_made_before_it() -> None:
+def test_an_error_comes_after_the_items_before_it() -> None:
     def items() -> Iterator[int]:
         yield from range(3)
         raise ValueError("broken")
 
     async def scenario() -> None:
-        pool = Pool(1, 0, TIMEOUT)
+        pool = Pool(1, 1, 0, TIMEOUT)
         stream = pool.stream(items)
         assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ValueError, match="broken"):
@@ -98,9 +93,9 @@ def test_an_error_comes_after_what_was_made_before_it() -> None:
     asyncio.run(scenario())
 
 
-def test_the_end_reaches_those_who_run_wait_and_pause() -> None:
+def test_abort_reaches_running_waiting_and_paused_work() -> None:
     async def scenario() -> None:
-        pool = Pool(2, 2, TIMEOUT)
+        pool = Pool(2, 2, 2, TIMEOUT)
         paused = pool.stream(lambda: make_items(1000, 0.001))
         await anext(paused)
         running, waiting = (
@@ -117,7 +112,7 @@ def test_the_end_reaches_those_who_run_wait_and_pause() -> None:
     asyncio.run(scenario())
 
 
-def test_a_stream_that_is_left_gives_its_place_back_once_its_thread_is_free() -> None:
+def test_a_cancelled_stream_frees_its_place_once_its_thread_returns() -> None:
     is_computing = threading.Event()
 
     def items() -> Iterator[int]:
@@ -128,7 +123,7 @@ def test_a_stream_that_is_left_gives_its_place_back_once_its_thread_is_free() ->
         yield 1
 
     async def scenario() -> None:
-        pool = Pool(1, 0, TIMEOUT)
+        pool = Pool(1, 1, 0, TIMEOUT)
         reading = asyncio.create_task(read_all(pool, items()))
         await asyncio.to_thread(is_computing.wait, 10)
         assert not pool.is_healthy

@@ -52,6 +52,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
             Guard,
             api_key=settings.api_key,
             rate_limit=settings.rate_limit,
+            max_clients=limits.max_clients,
             probes=probes,
             open_paths=open_paths,
             error_response=error_response,
@@ -75,8 +76,10 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     app.state.settings = settings
     app.state.models = ModelStore(settings.model_dir)
     app.state.bodies = BodyReader(limits.body_seconds)
-    n_threads = settings.threads or os.cpu_count() or 1
-    app.state.pool = Pool(n_threads, settings.max_queue, settings.request_timeout)
+    n_cores = os.cpu_count() or 1
+    app.state.pool = Pool(
+        settings.threads or n_cores, n_cores, settings.max_queue, settings.request_timeout
+    )
     app.state.is_draining = False
     app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
     return app

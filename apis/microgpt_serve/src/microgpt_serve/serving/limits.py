@@ -1,4 +1,4 @@
-"""Times that are no settings: nobody has to choose them, and tests shorten them."""
+"""Limits that are no settings: users need not choose them, and tests lower them."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,15 @@ __all__ = ["DEFAULT_LIMITS", "Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """Deadlines and intervals in seconds.
+    """Deadlines and other limits.
 
     Args:
-        header_seconds: deadline for the headers of a request; an idle connection is closed too.
+        header_seconds: deadline for the headers of a request; idle connections are closed, too.
         body_seconds: deadline for the body of a request.
         short_life_seconds: a worker that dies sooner counts as unable to start.
         restart_seconds: pause before a worker that could not start is started again.
         kill_seconds: time after the grace period until the supervisor kills a worker.
+        max_clients: clients whose request rates are remembered.
     """
 
     header_seconds: float = 5.0
@@ -22,6 +23,7 @@ class Limits:
     short_life_seconds: float = 1.0
     restart_seconds: float = 1.0
     kill_seconds: float = 3.0
+    max_clients: int = 10_000
 
 
 DEFAULT_LIMITS = Limits()

@@ -22,7 +22,6 @@ from microgpt_serve.serving.log import log
 __all__ = ["Admission", "Guard", "Observer"]
 
 SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
-MAX_CLIENTS = 10_000  # in the rate limiter's memory
 SECONDS_PER_MINUTE = 60.0
 ADMITTED_PER_ITERATION = 2  # of the event loop; about a millisecond of work
 
@@ -142,6 +141,7 @@ class Guard:
         app: the next application.
         api_key: the key that clients must send; empty for none.
         rate_limit: requests per minute and client; 0 for no limit.
+        max_clients: clients whose request rates are remembered.
         probes: paths of health checks, which need no key and have no rate limit.
         open_paths: patterns of other paths that need no key.
         error_response: returns the response for an exception.
@@ -152,6 +152,7 @@ class Guard:
         app: ASGIApp,
         api_key: str,
         rate_limit: int,
+        max_clients: int,
         probes: Collection[str],
         open_paths: Sequence[re.Pattern[str]],
         error_response: ErrorResponse,
@@ -159,6 +160,7 @@ class Guard:
         self._app = app
         self._api_key = api_key.encode()
         self._rate_limit = rate_limit
+        self._max_clients = max_clients
         self._probes = probes
         self._open_paths = open_paths
         self._error_response = error_response
@@ -204,7 +206,7 @@ class Guard:
         left = min(left + (now - since) * rate, float(self._rate_limit))
         is_allowed = left >= 1.0
         self._buckets[client] = (left - is_allowed, now)
-        if len(self._buckets) > MAX_CLIENTS:
+        if len(self._buckets) > self._max_clients:
             self._buckets.popitem(last=False)
         return 0.0 if is_allowed else (1.0 - left) / rate
 

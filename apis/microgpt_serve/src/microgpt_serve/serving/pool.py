@@ -5,7 +5,6 @@ time and the event loop stays responsive.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,16 +54,17 @@ class Pool:
 
     Args:
         n_threads: work that runs at the same time.
+        n_cores: streams that generate at the same time.
         max_queue: work that waits; more is refused.
         timeout: seconds until the deadline of any work, waiting included.
     """
 
-    def __init__(self, n_threads: int, max_queue: int, timeout: float) -> None:
+    def __init__(self, n_threads: int, n_cores: int, max_queue: int, timeout: float) -> None:
         self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="generate")
         self._capacity = n_threads + max_queue
         self._timeout = timeout
         self._places = asyncio.Semaphore(n_threads)
-        self._cores = asyncio.Semaphore(min(n_threads, os.cpu_count() or 1))
+        self._cores = asyncio.Semaphore(min(n_threads, n_cores))
         self._signals: set[StopSignal] = set()  # of the work that runs or waits
         self._is_shutting_down = False
 
