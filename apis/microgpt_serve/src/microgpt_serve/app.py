@@ -9,8 +9,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from microgpt_serve.api.docs import make_document
+from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.http import error_response
 from microgpt_serve.api.routes import ENDPOINTS
 from microgpt_serve.serving.bodies import BodyReader
@@ -38,7 +40,29 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
         if not endpoint.enabled_by or any(getattr(settings, name) for name in endpoint.enabled_by)
     ]
     routes = {endpoint: endpoint.route() for endpoint in endpoints}
-    probes = frozenset(endpoint.path for endpoint in endpoints if endpoint.is_probe)
+    handled = (ApiError, MicrogptError, HTTPException, ClientDisconnect, Exception)
+    app = Starlette(
+        routes=list(routes.values()),
+        middleware=_middleware(settings, limits, routes),
+        exception_handlers=dict.fromkeys(handled, error_response),
+    )
+    app.state.settings = settings
+    app.state.models = ModelStore(settings.model_dir)
+    app.state.bodies = BodyReader(limits.body_seconds)
+    n_cores = os.cpu_count() or 1
+    app.state.pool = Pool(
+        settings.threads or n_cores, n_cores, settings.max_queue, settings.request_timeout
+    )
+    app.state.is_draining = False
+    app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
+    return app
+
+
+def _middleware(
+    settings: Settings, limits: Limits, routes: dict[Endpoint, Route]
+) -> list[Middleware]:
+    """Return the middleware, the outermost first."""
+    probes = frozenset(endpoint.path for endpoint in routes if endpoint.is_probe)
     open_paths = [route.path_regex for endpoint, route in routes.items() if endpoint.is_open]
     middleware = [
         Middleware(
@@ -67,19 +91,4 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
             expose_headers=["X-Request-ID", "Retry-After"],
         )
         middleware.insert(1, cors)  # before the guard: a preflight request carries no key
-    handled = (ApiError, MicrogptError, HTTPException, ClientDisconnect, Exception)
-    app = Starlette(
-        routes=list(routes.values()),
-        middleware=middleware,
-        exception_handlers=dict.fromkeys(handled, error_response),
-    )
-    app.state.settings = settings
-    app.state.models = ModelStore(settings.model_dir)
-    app.state.bodies = BodyReader(limits.body_seconds)
-    n_cores = os.cpu_count() or 1
-    app.state.pool = Pool(
-        settings.threads or n_cores, n_cores, settings.max_queue, settings.request_timeout
-    )
-    app.state.is_draining = False
-    app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
-    return app
+    return middleware

@@ -158,10 +158,10 @@ def _operation_html(
         for status, response in operation["responses"].items()
     )
     body = operation.get("requestBody")
-    asked = f"<h3>Request</h3>{_content_html(body['content'], known)}" if body else ""
+    request = f"<h3>Request</h3>{_content_html(body['content'], known)}" if body else ""
     return (
         f"<section><h2><code>{method} {html.escape(path)}</code></h2>"
-        f"<p>{html.escape(operation['summary'])}</p>{asked}"
+        f"<p>{html.escape(operation['summary'])}</p>{request}"
         f"<h3>Responses</h3><table>{rows}</table></section>"
     )
 

@@ -29,7 +29,7 @@ from microgpt_serve.api.schemas import (
 from microgpt_serve.serving import metrics
 from microgpt_serve.serving.errors import ApiError
 
-__all__ = ["Generation", "log_softmax", "read_prompt", "sampling_config"]
+__all__ = ["Generation", "log_softmax", "read_prompt", "sampling_config", "start_generation"]
 
 Turns: TypeAlias = Sequence[Turn] | Sequence[OpenAITurn]
 
@@ -132,6 +132,18 @@ class Generation:
     def _count(self, n_tokens: int) -> None:
         self._n_generated += n_tokens
         metrics.COMPLETION_TOKENS.inc(n_tokens)
+
+
+async def start_generation(
+    request: Request, source: str | Turns, config: SamplingConfig, n: int = 1
+) -> Generation:
+    """Return the generation of `n` texts that continue a text or a conversation.
+
+    Raises:
+        ApiError: see `read_prompt`, or no model is loaded yet.
+    """
+    model: LanguageModel = request.app.state.models.model
+    return Generation(model, await read_prompt(request, model, source), config, n)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:

@@ -2,10 +2,15 @@
 
 import math
 
-from microgpt import LanguageModel
 from starlette.requests import Request
 
-from microgpt_serve.api.generation import Generation, log_softmax, read_prompt, sampling_config
+from microgpt_serve.api.generation import (
+    Generation,
+    log_softmax,
+    read_prompt,
+    sampling_config,
+    start_generation,
+)
 from microgpt_serve.api.http import cancel_on_disconnect
 from microgpt_serve.api.schemas import (
     MAX_SAMPLES,
@@ -29,37 +34,34 @@ INLINE_WORK = 250_000
 
 async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
     """Generate documents."""
-    state = request.app.state
-    model: LanguageModel = state.models.model
-    prompt = await read_prompt(request, model, body.prompt)
+    pool = request.app.state.pool
     n_samples = min(body.num_samples, MAX_SAMPLES)
-    generation = Generation(model, prompt, sampling_config(body), n_samples)
-    if _is_quick(model, n_samples):
-        samples = state.pool.run_inline(generation.documents)
+    generation = await start_generation(request, body.prompt, sampling_config(body), n_samples)
+    if _is_quick(generation):
+        samples = pool.run_inline(generation.documents)
     else:
-        samples = await cancel_on_disconnect(request, state.pool.run(generation.documents))
+        samples = await cancel_on_disconnect(request, pool.run(generation.documents))
     return GenerateResponse(samples, MAX_SAMPLES if body.num_samples > MAX_SAMPLES else None)
 
 
-def _is_quick(model: LanguageModel, n_samples: int) -> bool:
-    n_multiplications = model.config.n_params * model.config.block_size * n_samples
+def _is_quick(generation: Generation) -> bool:
+    model = generation.model
+    n_multiplications = model.config.n_params * model.config.block_size * generation.n
     return model.engine.name == "native" and n_multiplications <= INLINE_WORK
 
 
 async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     """Generate the assistant's next turn."""
-    state = request.app.state
-    model: LanguageModel = state.models.model
-    prompt = await read_prompt(request, model, body.messages)
-    generation = Generation(model, prompt, sampling_config(body))
-    (reply,) = await cancel_on_disconnect(request, state.pool.run(generation.replies))
-    return ChatReplyBody("assistant", reply.content, reply.finish_reason, prompt.tokens_dropped)
+    generation = await start_generation(request, body.messages, sampling_config(body))
+    work = request.app.state.pool.run(generation.replies)
+    (reply,) = await cancel_on_disconnect(request, work)
+    return ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
 
 
 async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     """Return the probability of every next token."""
     state = request.app.state
-    model: LanguageModel = state.models.model
+    model = state.models.model
     source = body.prompt if body.messages is None else body.messages
     prompt = await read_prompt(request, model, source)
     work = state.pool.run(lambda _: model.logits(prompt.token_ids)[-1].tolist())
@@ -78,7 +80,7 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
 async def describe_model(request: Request) -> ModelInfo:
     """Return name, vocabulary and sizes of the model."""
     models = request.app.state.models
-    model: LanguageModel = models.model
+    model = models.model
     config = model.config
     return ModelInfo(
         id=models.id,

@@ -8,11 +8,16 @@ from contextlib import aclosing
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from microgpt import LanguageModel, MicrogptError, Reply, StopSignal
+from microgpt import MicrogptError, Reply, StopSignal
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from microgpt_serve.api.generation import Generation, log_softmax, read_prompt, sampling_config
+from microgpt_serve.api.generation import (
+    Generation,
+    log_softmax,
+    sampling_config,
+    start_generation,
+)
 from microgpt_serve.api.http import as_api_error, cancel_on_disconnect, error_body
 from microgpt_serve.api.schemas import (
     AssistantMessage,
@@ -299,9 +304,7 @@ def _check_fields(body: SamplingRequest) -> None:
 async def _generation(
     request: Request, body: SamplingRequest, source: str | list[OpenAITurn]
 ) -> Generation:
-    """Return the generation of the texts that a request asks for."""
-    store = request.app.state.models
-    model: LanguageModel = store.model
-    _check_model(store.id, body.model)
+    """Return the generation of n texts of the named model, by default with a random seed."""
+    _check_model(request.app.state.models.id, body.model)
     config = sampling_config(body, seed=secrets.randbits(SEED_BITS))
-    return Generation(model, await read_prompt(request, model, source), config, body.n or 1)
+    return await start_generation(request, source, config, body.n or 1)

@@ -109,7 +109,7 @@ async function ask(text) {
   const reply = { role: "assistant", content: "" };
   const { seed, temperature, top_p, max_tokens } = samplingOptions(); // this route has no top_k
   const body = { model: model.id, messages: [...messages, question], stream: true, seed, temperature, top_p, max_tokens };
-  const asked = addTurn("user", text);
+  const questionTurn = addTurn("user", text);
   const turn = addTurn("assistant", "");
   turn.ariaBusy = "true"; // screen readers wait until the reply is complete
   let reason = "";
@@ -133,7 +133,7 @@ async function ask(text) {
   if (reply.content) messages.push(question, reply);
   else {
     // An empty reply: the question is put back, so that the model never sees it unanswered.
-    asked.remove();
+    questionTurn.remove();
     turn.remove();
     if (!$("message").value) $("message").value = text;
   }
