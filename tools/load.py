@@ -1,7 +1,7 @@
-"""How the service behaves under load: `hatch run load`; needs wrk.
+"""Load test of the service: `hatch run load`; needs wrk.
 
-Prints what was measured and its target, and fails if one is missed. All of it is measured in one
-run, as ratios where it can be: client and server share the machine.
+Prints each measurement with its target, and fails if a target is missed. Most targets are ratios
+within one run, because client and server share the machine.
 """
 
 import http.client
@@ -25,7 +25,7 @@ import microgpt
 
 CONNECTIONS = 16
 SECONDS = 5
-ROUNDS = 3  # of each route, in turn; the best of them counts
+ROUNDS = 3  # of each route, alternating; the best counts
 CROWD = 1000
 CROWD_SECONDS = 10
 CHARS = "".join(map(chr, range(33, 127)))
@@ -50,7 +50,7 @@ end
 
 @contextmanager
 def serving(model: microgpt.LanguageModel) -> Iterator[str]:
-    """Run the service with a model; its address."""
+    """Run the service with a model; yield its address."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder) / "model")
         environment = os.environ | {
@@ -73,7 +73,7 @@ def serving(model: microgpt.LanguageModel) -> Iterator[str]:
 
 
 def status_of(url: str) -> int:
-    """Return the status of a GET."""
+    """Return the status of a GET request."""
     try:
         with urllib.request.urlopen(url) as response:  # noqa: S310 - of our own server
             return int(response.status)
@@ -82,7 +82,7 @@ def status_of(url: str) -> int:
 
 
 def wrk(url: str, body: str | None, connections: int, seconds: int) -> tuple[float, float, str]:
-    """Load a route; requests per second, 99th percentile in ms, and what wrk printed."""
+    """Load a route; return requests per second, 99th percentile in ms, and the output of wrk."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(SCRIPT % (json.dumps("POST" if body else "GET"), json.dumps(body or "")))
         script.flush()
@@ -96,7 +96,7 @@ def wrk(url: str, body: str | None, connections: int, seconds: int) -> tuple[flo
 
 
 def measure_rates(address: str) -> Iterator[tuple[str, float, str, bool]]:
-    """Compare one name with a trivial answer."""
+    """Compare the generation of one name with a trivial response."""
     routes = {"/v1/models": None, "/microgpt/v1/generate": '{"num_samples": 1}'}
     runs = [
         [wrk(address + route, body, CONNECTIONS, SECONDS)[:2] for route, body in routes.items()]
@@ -111,7 +111,7 @@ def measure_rates(address: str) -> Iterator[tuple[str, float, str, bool]]:
 
 
 def watch_livez(address: str, seconds: list[float], stop: threading.Event) -> None:
-    """Ask whether the service lives, again and again, as a load balancer would."""
+    """Poll the health check, as a load balancer does."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
     while not stop.wait(0.02):
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def watch_livez(address: str, seconds: list[float], stop: threading.Event) -> No
 
 
 def measure_crowd(address: str) -> Iterator[tuple[str, float, str, bool]]:
-    """Let many ask at once: one name each, which is quick, then 20, which must queue."""
+    """Measure a thousand connections: one name each, which is quick, then 20, which must queue."""
     for n_samples in (1, 20):
         seconds: list[float] = []
         stop = threading.Event()
@@ -136,8 +136,8 @@ def measure_crowd(address: str) -> Iterator[tuple[str, float, str, bool]]:
             map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", printed))
         )
         what = f"{CROWD} connections, {n_samples} names"
-        print(f"{what}: {n_ok} answers, {n_busy} told to come again")
-        yield f"{what}: other answers, errors", n_wrong, "0", n_wrong == 0
+        print(f"{what}: {n_ok} answers, {n_busy} rejected as busy")
+        yield f"{what}: other responses, errors", n_wrong, "0", n_wrong == 0
         seconds.sort()
         median, p99 = (seconds[int(len(seconds) * share)] * 1000 for share in (0.5, 0.99))
         print(f"  /livez meanwhile: median {median:.0f} ms, p99 {p99:.0f} ms")
@@ -145,7 +145,7 @@ def measure_crowd(address: str) -> Iterator[tuple[str, float, str, bool]]:
 
 
 def n_tokens_of_chat(address: str, seed: int) -> int:
-    """Have a reply; how long it is."""
+    """Return the number of tokens of a reply."""
     body = {"messages": [{"role": "user", "content": "hello"}], "seed": seed, "temperature": 1}
     request = urllib.request.Request(  # noqa: S310 - of our own server
         f"{address}/v1/chat/completions",
@@ -157,7 +157,7 @@ def n_tokens_of_chat(address: str, seed: int) -> int:
 
 
 def measure_chats(address: str) -> Iterator[tuple[str, float, str, bool]]:
-    """Compare two chats at once with one after the other, the same replies."""
+    """Compare two concurrent chats with sequential chats of the same replies."""
     rates = []
     for n_at_once in (1, 2, 1, 2):
         start = time.perf_counter()
@@ -170,7 +170,7 @@ def measure_chats(address: str) -> Iterator[tuple[str, float, str, bool]]:
 
 
 def main() -> None:
-    """Measure, and tell what missed its target."""
+    """Measure, and mark the targets that were missed."""
     if not shutil.which("wrk"):
         sys.exit("error: wrk is not installed; Debian has it: apt-get install wrk")
     with tempfile.TemporaryDirectory() as folder:
@@ -191,7 +191,7 @@ def main() -> None:
         n_layer=4,
         block_size=256,
     )
-    # One feature is large at every position, and speaks against the token that ends a turn.
+    # One feature is large at every position, and opposes the token that ends a turn.
     chat_model.parameters["wpe"][:, 0] = 10.0
     chat_model.parameters["lm_head"][chat_model.tokenizer.special_id("end_turn"), 0] = -10.0
     results = []

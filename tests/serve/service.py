@@ -47,7 +47,7 @@ def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_s
         n_layer=n_layer,
         block_size=block_size,
     )
-    # One feature is large at every position, and speaks against the token that ends a turn.
+    # One feature is large at every position, and opposes the token that ends a turn.
     model.parameters["wpe"][:, 0] = 10.0
     model.parameters["lm_head"][model.tokenizer.special_id("end_turn"), 0] = -10.0
     model.save(directory, format="safetensors")
