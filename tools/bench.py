@@ -22,7 +22,7 @@ from pathlib import Path
 
 import microgpt
 import numpy as np
-from microgpt_cli.bench import Shape, peak_gflop_per_second, prepare
+from microgpt_cli.commands.bench import Shape, peak_gflop_per_second, prepare
 
 ROUNDS = 5
 SECONDS = 0.3  # of one measurement

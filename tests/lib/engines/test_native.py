@@ -282,7 +282,7 @@ def test_kernel_allocates_nothing() -> None:
 MEMORY_PROGRAM = """
 from pathlib import Path
 from typing import Any
-from microgpt_cli.bench import Shape, prepare
+from microgpt_cli.commands.bench import Shape, prepare
 _, trainer = prepare(Shape(128, 8, 4, 256, 8, 256), "native", 2)
 for _ in range(3):
     trainer.advance(1)

@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from microgpt_cli import bench, chat, data, evaluate, export, generate, info, plot, score, train
+from microgpt_cli.commands import (
+    bench,
+    chat,
+    data,
+    evaluate,
+    export,
+    generate,
+    info,
+    plot,
+    score,
+    train,
+)
 from microgpt_cli.terminal import open_streams, remark, report_error
 
 __all__ = ["app", "run"]

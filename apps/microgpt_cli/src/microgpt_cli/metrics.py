@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from microgpt_cli.files import write_whole
+from microgpt_cli.writing import write_whole
 
 if TYPE_CHECKING:
     from microgpt import StepReport

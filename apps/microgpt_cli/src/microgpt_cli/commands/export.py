@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from microgpt_cli.files import refuse_to_overwrite
 from microgpt_cli.metrics import remove_record
 from microgpt_cli.options import ModelDir
+from microgpt_cli.writing import refuse_to_overwrite
 
 __all__ = ["export"]
 

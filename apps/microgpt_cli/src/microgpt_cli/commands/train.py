@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microgpt_cli.files import refuse_to_overwrite
 from microgpt_cli.metrics import METRICS, MetricsLog, read_metrics
+from microgpt_cli.mpi import processes
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
-from microgpt_cli.processes import processes
+from microgpt_cli.run import Output, Pace, Run, run_training
 from microgpt_cli.terminal import counted, read_dataset, warn
-from microgpt_cli.training import Output, Pace, Run, run_training
+from microgpt_cli.writing import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from microgpt import Dataset, LanguageModel, Ranks, Snapshot, TrainConfig, Trainer

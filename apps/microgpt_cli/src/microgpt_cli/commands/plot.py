@@ -8,8 +8,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from microgpt_cli.files import write_whole
 from microgpt_cli.metrics import METRICS, read_metrics
+from microgpt_cli.writing import write_whole
 
 __all__ = ["plot"]
 

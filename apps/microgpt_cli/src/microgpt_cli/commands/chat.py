@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from microgpt_cli.conversation import HELP, Session, Settings
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
-from microgpt_cli.session import HELP, Session, Settings
 from microgpt_cli.terminal import counted, printable, remark, report_error
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from microgpt_cli.files import write_whole
 from microgpt_cli.terminal import counted, read_dataset
+from microgpt_cli.writing import write_whole
 
 if TYPE_CHECKING:
     from microgpt import Dataset

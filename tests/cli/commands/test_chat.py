@@ -12,7 +12,7 @@ import microgpt
 import pytest
 from biased import biased
 from measuring import unmeasured
-from microgpt_cli.session import HELP
+from microgpt_cli.conversation import HELP
 
 if TYPE_CHECKING:
     from cli.conftest import Cli, Result

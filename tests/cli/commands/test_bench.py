@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
-from microgpt_cli.bench import Shape
+from microgpt_cli.commands.bench import Shape
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -17,7 +17,7 @@ ENGINES = [name for name in microgpt.ENGINES if name != "auto"]
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = importlib.import_module("microgpt_cli.bench")
+    bench = importlib.import_module("microgpt_cli.commands.bench")
     monkeypatch.setattr(bench, "SHAPES", (SMALL, LARGER))
     monkeypatch.setattr(bench, "N_MEASUREMENTS", 1)
     monkeypatch.setattr(bench, "SECONDS_PER_MEASUREMENT", 0.001)

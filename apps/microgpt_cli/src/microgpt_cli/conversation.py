@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microgpt_cli.files import write_whole
 from microgpt_cli.terminal import printable
+from microgpt_cli.writing import write_whole
 
 if TYPE_CHECKING:
     from microgpt import LanguageModel, Message, TextStream

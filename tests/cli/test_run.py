@@ -124,7 +124,7 @@ import random
 from pathlib import Path
 import microgpt, safetensors.numpy
 from microgpt_cli.metrics import MetricsLog
-from microgpt_cli.training import Output, Pace, Run
+from microgpt_cli.run import Output, Pace, Run
 dataset = microgpt.Dataset.from_documents(["anna", "bob", "hannah"])
 config = microgpt.TrainConfig(steps=9, learning_rate=0.001)
 model, trainer = microgpt.prepare(

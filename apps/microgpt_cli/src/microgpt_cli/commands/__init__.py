@@ -1,0 +1,1 @@
+"""One module per command; what several of them need stands beside this folder."""
