@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import typer
 from biased import biased
-from microgpt_cli.main import app
+from microgpt_cli.main import COMMANDS
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
-
-COMMANDS = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined] # a group
 
 
 def test_version_names_both_distributions(cli: "Cli") -> None:
@@ -32,7 +29,17 @@ def test_help_fits_80_columns_and_ends_no_line_in_dots(
     assert (result.status, result.err) == (0, "")
     assert max(map(len, result.lines)) <= 80
     assert "..." not in result.out.partition("Options:")[2]
-    assert {name for name in COMMANDS if f"\n  {name} " in result.out} == set(COMMANDS)
+    commands = result.out.partition("Commands:\n")[2].splitlines()
+    assert dict(re.split(r"  +", line.strip(), maxsplit=1) for line in commands) == COMMANDS
+
+
+@pytest.mark.parametrize(("command", "summary"), COMMANDS.items())
+def test_help_of_a_command_begins_with_its_line_in_the_list(
+    cli: "Cli", command: str, summary: str
+) -> None:
+    usage, text = cli(command, "--help").out.split("\n\n")[:2]
+    assert usage.startswith(f"Usage: microgpt-cli {command} [OPTIONS]")
+    assert " ".join(text.split()).startswith(summary)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -56,7 +63,8 @@ def test_no_command_shows_the_help_and_is_wrong_usage(cli: "Cli") -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tran"], "No such command 'tran'"),
+        (["tran"], "No such command 'tran'. Did you mean 'train'?"),
+        (["data", "name"], "No such command 'name'. Did you mean 'names'?"),
         (["train", "--inptu", "x"], "No such option: --inptu"),
         (["train"], "--input: it is needed unless --resume is given"),
         (["generate", "extra"], "unexpected extra argument"),
@@ -71,33 +79,58 @@ def test_wrong_usage_has_status_2_and_says_what_is_wrong(
     assert message in result.err
 
 
-def test_help_loads_nothing_that_is_slow_to_load(program: Path) -> None:
-    imports = subprocess.run(
-        [sys.executable, "-X", "importtime", program, "--help"],
+def completing(shell: str, typed: str) -> dict[str, str]:
+    """Return the environment in which a shell asks for completions of the last word."""
+    return {
+        **os.environ,
+        "_MICROGPT_CLI_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(typed.count(" ")),
+        "_TYPER_COMPLETE_ARGS": typed,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [(["--help"], dict(os.environ)), ([], completing("bash", "microgpt-cli ge"))],
+    ids=["help", "completion"],
+)
+def test_help_and_completion_load_nothing_that_is_slow_to_load(
+    program: Path, arguments: list[str], environment: dict[str, str]
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", program, *arguments],
+        env=environment,
         capture_output=True,
         text=True,
-        check=True,
-    ).stderr
-    assert "typer" in imports
-    for heavy in ("numpy", "msgspec", "microgpt ", "rich", "prompt_toolkit", "pydantic"):
-        assert f" {heavy}\n" not in imports, heavy
+        check=False,
+    )
+    assert "generate" in run.stdout
+    imported = set(re.findall(r"\| +(\w+)$", run.stderr, re.MULTILINE))
+    assert "typer" in imported
+    assert imported.isdisjoint(
+        {"numpy", "msgspec", "microgpt", "rich", "prompt_toolkit", "pydantic"}
+    )
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completes_commands(program: Path, shell: str) -> None:
-    environment = {
-        **os.environ,
-        "_MICROGPT_CLI_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "microgpt-cli ge",
-        "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "microgpt-cli ge",
-        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
-    }
+@pytest.mark.parametrize(
+    ("typed", "offered", "others"),
+    [
+        ("microgpt-cli ge", "generate", "info"),
+        ("microgpt-cli data st", "stats", "names"),
+        ("microgpt-cli train --n-e", "--n-embd", "--steps"),
+    ],
+)
+def test_shell_completes_commands_and_options(
+    program: Path, shell: str, typed: str, offered: str, others: str
+) -> None:
     completed = subprocess.run(
-        [program], env=environment, capture_output=True, text=True, check=False
+        [program], env=completing(shell, typed), capture_output=True, text=True, check=False
     )
-    assert "generate" in completed.stdout
-    assert "info" not in completed.stdout
+    assert offered in completed.stdout
+    assert others not in completed.stdout
 
 
 def test_completion_script_is_shown_for_the_shell_in_use(program: Path) -> None:

@@ -5,13 +5,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from microgpt_cli.terminal import printable
+import microgpt
+
+from microgpt_cli.errors import translated
 from microgpt_cli.writing import write_whole
-
-if TYPE_CHECKING:
-    from microgpt import LanguageModel, Message, TextStream
 
 __all__ = ["HELP", "Session", "Settings"]
 
@@ -44,8 +43,6 @@ class Settings:
         Raises:
             ConfigError: there is no such setting, or the text is not in its domain.
         """
-        from microgpt import ConfigError, SamplingConfig  # noqa: PLC0415 - see main
-
         parsers: dict[str, Callable[[str], Any]] = {
             "temperature": float,
             "top_k": lambda text: None if text == "none" else int(text),
@@ -55,15 +52,17 @@ class Settings:
             "seed": int,
         }
         if name not in parsers:
-            raise ConfigError(f"no setting {name!r}, expected one of {', '.join(parsers)}")
+            raise microgpt.ConfigError(f"no setting {name!r}, expected one of {', '.join(parsers)}")
         try:
             value = parsers[name](text)
         except ValueError as error:
-            raise ConfigError(f"{name} is {text!r}, expected a number") from error
+            raise microgpt.ConfigError(f"{name} is {text!r}, expected a number") from error
         if name in {"temperature", "top_k", "top_p"}:
-            SamplingConfig(**{name: value})  # which checks it
+            microgpt.SamplingConfig(**{name: value})  # which checks it
         if name in {"max_tokens", "seed"} and value is not None and value < (name != "seed"):
-            raise ConfigError(f"{name} is {value}, expected at least {int(name != 'seed')}")
+            raise microgpt.ConfigError(
+                f"{name} is {value}, expected at least {int(name != 'seed')}"
+            )
         setattr(self, name, value)
 
     def __str__(self) -> str:
@@ -83,10 +82,10 @@ class Session:
         settings: how it replies; reply k is drawn with seed + k.
     """
 
-    def __init__(self, model: "LanguageModel", settings: Settings) -> None:
+    def __init__(self, model: microgpt.LanguageModel, settings: Settings) -> None:
         self.model = model
         self.settings = settings
-        self.messages: list[Message] = []
+        self.messages: list[microgpt.Message] = []
         self.n_replies = 0
         self._saved: set[Path] = set()
 
@@ -97,7 +96,7 @@ class Session:
         self.messages.append({"role": "user", "content": known})
         return len(text) - len(known)
 
-    def reply(self) -> "TextStream":
+    def reply(self) -> microgpt.TextStream:
         """Return the next reply as it comes; `keep` it afterwards."""
         settings = self.settings
         stream = self.model.stream_chat(
@@ -131,16 +130,11 @@ class Session:
         """Write the conversation as one line of JSON, as training reads it.
 
         Raises:
-            DataError: the file exists and is not of this session, or cannot be written.
+            MicrogptError: the file exists and is not of this session, or cannot be written.
         """
-        from microgpt import DataError  # noqa: PLC0415 - see main
-
         line = json.dumps(self.messages, ensure_ascii=False) + "\n"
-        try:
+        with translated(f"cannot write {path}"):
             if path.exists() and path.absolute() not in self._saved:
                 raise FileExistsError(errno.EEXIST, "it exists already; name another file")
-            write_whole(path, line.encode("utf-8", "surrogatepass"))
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-            cause = (isinstance(error, OSError) and error.strerror) or error
-            raise DataError(f"cannot write {printable(str(path))}: {cause}") from error
+        write_whole(path, line.encode("utf-8", "surrogatepass"))
         self._saved.add(path.absolute())

@@ -4,12 +4,13 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
+import microgpt
+import msgspec
+
+from microgpt_cli.errors import translated
 from microgpt_cli.writing import write_whole
-
-if TYPE_CHECKING:
-    from microgpt import StepReport
 
 __all__ = ["METRICS", "MetricsLog", "Record", "read_metrics", "remove_record"]
 
@@ -48,19 +49,21 @@ class MetricsLog:
         """Write the file, which until then may be that of another run.
 
         Raises:
-            CheckpointError: it cannot be written; then nothing more will be.
+            MicrogptError: it cannot be written; then nothing more will be.
         """
         lines, self._waiting = self._waiting or [], None
         try:
             write_whole(self._path, "".join(lines).encode())
-        except OSError as error:
+        except microgpt.MicrogptError as error:
             self._give_up(error)
 
-    def add(self, reports: "list[StepReport]", tokens_per_second: float, elapsed: float) -> None:
+    def add(
+        self, reports: list[microgpt.StepReport], tokens_per_second: float, elapsed: float
+    ) -> None:
         """Take reports in; `elapsed` in seconds since training started.
 
         Raises:
-            CheckpointError: the file cannot be written; then nothing more will be.
+            MicrogptError: the file cannot be written; then nothing more will be.
         """
         lines = []
         for report in reports:
@@ -81,39 +84,30 @@ class MetricsLog:
             self._waiting += lines
         elif lines:
             try:
-                with self._path.open("a") as file:
+                with translated(f"cannot write {self._path}"), self._path.open("a") as file:
                     file.writelines(lines)
-            except OSError as error:
+            except microgpt.MicrogptError as error:
                 self._give_up(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _give_up(self, error: microgpt.MicrogptError) -> None:
         """Stop writing: a line after one that was cut short would make the file unreadable."""
-        import microgpt  # noqa: PLC0415 - see main
-
-        path, self._path = self._path, Path(os.devnull)
-        raise microgpt.CheckpointError(
-            f"cannot write {path}: {error.strerror or error}; it ends there"
-        ) from error
+        self._path = Path(os.devnull)
+        raise microgpt.MicrogptError(f"{error}; it ends there") from error
 
 
 def read_metrics(directory: Path) -> list[Record]:
     """Return the records of a run, none if there is no file; a line that was cut short is left out.
 
     Raises:
-        DataError: the file cannot be read, or a line is not one of ours.
+        MicrogptError: the file cannot be read, or a line is not one of ours.
     """
-    import microgpt  # noqa: PLC0415 - see main
-    import msgspec  # noqa: PLC0415
-
     path = directory / METRICS
     if not path.exists():
         return []
     if not path.is_file():
         raise microgpt.DataError(f"cannot read {path}: it is not a regular file")
-    try:
+    with translated(f"cannot read {path}"):
         content = path.read_bytes()
-    except OSError as error:
-        raise microgpt.DataError(f"cannot read {path}: {error.strerror or error}") from error
     records = []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
@@ -131,7 +125,5 @@ def remove_record(directory: Path) -> None:
     Raises:
         CheckpointError, OSError: they cannot be removed.
     """
-    import microgpt  # noqa: PLC0415 - see main
-
     microgpt.remove_snapshots(directory)
     (directory / METRICS).unlink(missing_ok=True)

@@ -5,14 +5,11 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+import microgpt
 import typer
 
-from microgpt_cli.terminal import report_error
-
-if TYPE_CHECKING:
-    from microgpt import Ranks
+from microgpt_cli.errors import report_error
 
 __all__ = ["processes"]
 
@@ -22,7 +19,7 @@ SECONDS_FOR_RANK_0 = 1.0  # to report what has gone wrong everywhere
 
 
 @contextmanager
-def processes() -> Iterator["Ranks | None"]:
+def processes() -> Iterator[microgpt.Ranks | None]:
     """Yield the processes that mpirun has started together with this one, or None.
 
     Where one of them fails, it says so and ends the job; the others would wait for it for ever.
@@ -30,8 +27,6 @@ def processes() -> Iterator["Ranks | None"]:
     if not any(int(os.environ.get(name) or 1) > 1 for name in SIZE_VARIABLES):
         yield None
         return
-    import microgpt  # noqa: PLC0415 - see main
-
     ranks = microgpt.Ranks()
     try:
         yield ranks

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import microgpt
 import typer
 
+from microgpt_cli.errors import translated
 from microgpt_cli.interruption import interruptible
 from microgpt_cli.metrics import MetricsLog, remove_record
-from microgpt_cli.terminal import TrainingDisplay, discard, shown, training_display, warn
-
-if TYPE_CHECKING:
-    from microgpt import LanguageModel, MicrogptError, StepReport, Trainer
+from microgpt_cli.progress import TrainingDisplay, training_display
+from microgpt_cli.terminal import discard, shown, warn
 
 __all__ = ["Pace", "Run", "run_training"]
 
@@ -61,8 +61,6 @@ class Output:
             MicrogptError: stdout cannot be written, as on a full disk; then nothing more will be.
                 A reader that has left is no error.
         """
-        import microgpt  # noqa: PLC0415 - see main
-
         if self.style == "json":
             text = json.dumps({"event": event, **details})
         if self.style == "quiet" or (self.style == "text" and not text):
@@ -75,8 +73,8 @@ class Output:
         except OSError as error:
             discard(sys.stdout.fileno())  # also what Python would still print as it ends
             if not isinstance(error, BrokenPipeError):
-                cause = error.strerror or error
-                raise microgpt.MicrogptError(f"cannot write to stdout: {cause}") from error
+                with translated("cannot write to stdout"):
+                    raise
 
 
 @dataclass
@@ -98,20 +96,18 @@ class Run:
         failures: what could not be written; none of it keeps the model from being saved.
     """
 
-    model: "LanguageModel"
-    trainer: "Trainer"
+    model: microgpt.LanguageModel
+    trainer: microgpt.Trainer
     directory: Path
     options: dict[str, Any]
     pace: Pace
     output: Output
     metrics: MetricsLog | None
     replaces: bool
-    failures: "list[MicrogptError]" = field(default_factory=list)
+    failures: list[microgpt.MicrogptError] = field(default_factory=list)
 
     @contextmanager
     def _failing_later(self) -> Iterator[None]:
-        import microgpt  # noqa: PLC0415 - see main
-
         try:
             yield
         except microgpt.MicrogptError as error:
@@ -126,20 +122,17 @@ class Run:
         """Write the first of the record, unless that of another run still stays.
 
         Raises:
-            CheckpointError: the directory cannot be made.
+            MicrogptError: the directory cannot be made.
         """
-        import microgpt  # noqa: PLC0415 - see main
-
         if not self.metrics or self.replaces:
             return
-        try:
+        with translated(f"cannot write {self.directory}"):
             self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            cause = error.strerror or error
-            raise microgpt.CheckpointError(f"cannot write {self.directory}: {cause}") from error
         self.metrics.begin()
 
-    def record(self, reports: "list[StepReport]", tokens_per_second: float, elapsed: float) -> None:
+    def record(
+        self, reports: list[microgpt.StepReport], tokens_per_second: float, elapsed: float
+    ) -> None:
         """Record steps."""
         if self.metrics:
             with self._failing_later():
@@ -147,8 +140,6 @@ class Run:
 
     def save_snapshot(self) -> None:
         """Save what it takes to resume."""
-        import microgpt  # noqa: PLC0415 - see main
-
         if not (self.metrics and self.trainer.step):
             return
         with self._failing_later():
@@ -189,7 +180,7 @@ class Run:
             meta=str(meta),
         )
 
-    def tell_step(self, last: "StepReport") -> None:
+    def tell_step(self, last: microgpt.StepReport) -> None:
         """Tell the loss where that is due, and the validation loss where there is one."""
         trainer, n_steps = self.trainer, self.trainer.config.steps
         progress = f"step {last.step:4d} / {n_steps:4d}"
@@ -227,7 +218,7 @@ class LastGood:
         trainer: whose weights; remember them before each call of `advance`.
     """
 
-    def __init__(self, trainer: "Trainer") -> None:
+    def __init__(self, trainer: microgpt.Trainer) -> None:
         self._trainer = trainer
         self._weights: list[tuple[int, Any]] = []  # after so many steps; two at most
 
@@ -253,8 +244,6 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         header: what to tell first, by label.
         rng: for the samples at the end.
     """
-    import microgpt  # noqa: PLC0415 - see main
-
     trainer, n_steps = run.trainer, run.trainer.config.steps
     start = time.perf_counter()
     with interruptible() as received:
@@ -351,8 +340,6 @@ def _train(run: Run, received: list[int], good: LastGood) -> None:
 
 def _keep_good(run: Run, good: LastGood) -> str:
     """Save the last good model unless another one still stays; return what to tell about it."""
-    import microgpt  # noqa: PLC0415 - see main
-
     if run.replaces:
         return f"{run.directory} is as it was before"
     if not good.put_back() and run.trainer.best is None:

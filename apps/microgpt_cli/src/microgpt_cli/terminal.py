@@ -1,45 +1,22 @@
-"""What goes to the terminal: errors, warnings, and the progress bar of training.
+"""The standard streams: results on stdout, everything that accompanies them on stderr.
 
-Results go to stdout. Everything that only accompanies them goes to stderr.
+Imported by every command, and before the library is loaded.
 """
 
 import io
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
 
 import typer
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from microgpt import Dataset, StepReport
-    from rich.progress import Progress
-
-__all__ = [
-    "TrainingDisplay",
-    "counted",
-    "discard",
-    "open_streams",
-    "printable",
-    "read_dataset",
-    "remark",
-    "report_error",
-    "shown",
-    "training_display",
-    "warn",
-]
-
-SECONDS_PER_DRAWING = 0.1
+__all__ = ["counted", "discard", "open_streams", "printable", "remark", "shown", "warn"]
 
 
 def open_streams() -> None:
-    """Open what we were started without, so that no file of ours takes its number.
+    """Replace standard streams that are closed, so that no file of ours gets their number.
 
-    Using stdin or stdout then fails as it does on a stream that is closed; stderr goes nowhere.
+    Using such a stdin or stdout fails as it does on a closed stream; stderr is discarded.
     """
     if sys.stdin is None:
         sys.stdin = _opened(os.O_WRONLY)
@@ -51,29 +28,34 @@ def open_streams() -> None:
 
 def _opened(flags: int) -> io.TextIOWrapper:
     file = io.FileIO(os.open(os.devnull, flags), "r+", closefd=False)
-    return io.TextIOWrapper(file, write_through=True)  # what cannot be written is not kept
+    return io.TextIOWrapper(file, write_through=True)  # nothing is buffered after a failure
 
 
 def discard(number: int) -> None:
-    """Send to nowhere what is still to be written to a stream, by its number."""
+    """Redirect a stream, given by its number, to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, number)
     os.close(nowhere)
 
 
 def remark(text: str) -> None:
-    """Print a line to stderr, which may quote anything; a failure of that nobody can be told."""
+    """Print one line to stderr, control characters escaped; ignore a stderr that fails."""
     with suppress(OSError):
         typer.echo(printable(text, one_line=True), err=True)
 
 
+def warn(message: str) -> None:
+    """Print a warning."""
+    remark(f"warning: {message}")
+
+
 def counted(n: int, noun: str) -> str:
-    """Return a number and what it counts: "1 turn", "2 turns"."""
+    """Return a number and its noun: "1 message", "2 messages"."""
     return f"{n:,} {noun}{'s' * (n != 1)}"
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
-    r"""Return `text` with everything that could steer a terminal written out, such as \x1b."""
+    r"""Return `text` with characters that control a terminal escaped, such as \x1b."""
     plain = "" if one_line else "\n\t"
     return "".join(
         char
@@ -84,116 +66,5 @@ def printable(text: str, *, one_line: bool = False) -> str:
 
 
 def shown(text: str) -> str:
-    """Return what stdout is given of a model's text: a terminal would obey control characters."""
+    """Return a model's text for stdout: escaped if stdout is a terminal."""
     return printable(text) if sys.stdout.isatty() else text
-
-
-def report_error(error: BaseException, prefix: str = "") -> bool:
-    """Print an error that is not ours to fix; return False if it is a bug instead."""
-    from microgpt import MicrogptError  # noqa: PLC0415 - only when there is an error
-
-    if isinstance(error, MicrogptError):
-        remark(f"error: {prefix}{error}")
-        if error.hint:
-            remark(f"hint: {error.hint}")
-        return True
-    if isinstance(error, MemoryError):
-        remark(f"error: {prefix}not enough memory for a model or dataset of this size")
-        return True
-    return False
-
-
-def warn(message: str) -> None:
-    """Print a warning."""
-    remark(f"warning: {message}")
-
-
-def read_dataset(path: "Path", *, chat: bool) -> "Dataset":
-    """Read documents or conversations, and warn about what had to be left out."""
-    import microgpt  # noqa: PLC0415 - see main
-
-    if not chat:
-        return microgpt.Dataset.from_documents(microgpt.read_documents(path))
-    conversations = microgpt.read_conversations(path)
-    if conversations.n_trimmed:
-        trimmed = counted(conversations.n_trimmed, "conversation")
-        warn(f"{trimmed} trimmed: nobody answers the user turn at the end")
-    if conversations.n_skipped:
-        skipped = counted(conversations.n_skipped, "conversation")
-        warn(f"{skipped} left out: there is no assistant turn")
-    return microgpt.Dataset.from_conversations(conversations.conversations)
-
-
-class TrainingDisplay:
-    """Lines of training on stdout, and on a terminal a bar below them on stderr."""
-
-    def __init__(self, n_steps: int, progress: "Progress | None") -> None:
-        self._n_steps = n_steps
-        self._progress = progress
-        self._task: Any = None
-        if progress is not None:
-            self._task = progress.add_task("training", total=n_steps, loss="", rates="")
-        self._start = time.perf_counter()
-        self._shown_at = 0.0  # when the bar was last drawn
-        self._n_tokens = 0
-
-    def line(self, text: str) -> None:
-        """Print a line to stdout; a bar gives way until it is drawn again."""
-        if self._progress is None:
-            print(text, flush=True)  # noqa: T201
-            return
-        sys.stderr.write("\r\x1b[2K")
-        sys.stderr.flush()
-        print(text, flush=True)  # noqa: T201
-
-    def steps(self, reports: "list[StepReport]") -> None:
-        """Move the bar."""
-        self._n_tokens += sum(report.n_tokens for report in reports)
-        if self._progress is None or not reports:
-            return
-        last = reports[-1]
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        self._progress.update(
-            self._task,
-            completed=last.step,
-            loss=f"loss {last.loss:.4f}",
-            rates=f"{last.step / elapsed:,.0f} steps/s  {self._n_tokens / elapsed:,.0f} tokens/s",
-        )
-        self._draw()
-
-    def _draw(self) -> None:
-        """Draw the bar, unless it was drawn just now: that takes longer than many a step."""
-        now = time.perf_counter()
-        if self._progress and now - self._shown_at >= SECONDS_PER_DRAWING:
-            self._shown_at = now
-            self._progress.refresh()
-
-
-@contextmanager
-def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
-    """Show progress on a terminal while the context lasts, if it is to be shown."""
-    if not (shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
-        yield TrainingDisplay(n_steps, None)
-        return
-    from rich.console import Console  # noqa: PLC0415 - 70 ms, and only for terminals
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
-    columns = (
-        BarColumn(bar_width=None),
-        TextColumn("{task.completed}/{task.total}"),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[rates]}"),
-        TextColumn("ETA"),
-        TimeRemainingColumn(compact=True),
-    )
-    console = Console(stderr=True)
-    console.width -= len("^C ")  # a full line would wrap when the terminal echoes this
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        auto_refresh=False,  # by a thread, which would draw between a line and the bar below it
-        redirect_stdout=False,  # the lines of training belong to stdout, wherever that goes
-        redirect_stderr=False,
-    ) as progress:
-        yield TrainingDisplay(n_steps, progress)

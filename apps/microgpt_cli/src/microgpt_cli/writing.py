@@ -1,17 +1,19 @@
-"""What is written: whole or not at all, and over nothing that somebody may still need."""
+"""Files are written whole or not at all, and a model is replaced on request only."""
 
 import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import microgpt
+
+from microgpt_cli.errors import translated
+
 __all__ = ["refuse_to_overwrite", "write_whole"]
 
 
 def refuse_to_overwrite(directory: Path) -> None:
-    """Raise CheckpointError if a directory holds a model, or what it takes to go on with one."""
-    import microgpt  # noqa: PLC0415 - see main
-
+    """Raise CheckpointError if a directory holds a model, or the snapshots of an unfinished run."""
     if microgpt.holds_model(directory):
         raise microgpt.CheckpointError(
             f"{directory} already holds a model",
@@ -25,21 +27,21 @@ def refuse_to_overwrite(directory: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Give a file its content, or on failure leave everything as it was.
+    """Write a file, or on failure leave everything as it was.
 
     Raises:
-        OSError: it cannot be written, or is something else than a file, such as a device.
-        ValueError: it has no name, or one with a NUL byte.
+        MicrogptError: the file cannot be written, or `path` is something else, such as a device.
     """
-    if path.is_symlink():  # it stays one
-        path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    staged = path.with_name(path.name + ".staged")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    except OSError:
-        with suppress(OSError):
-            staged.unlink()
-        raise
+    with translated(f"cannot write {path}"):
+        if path.is_symlink():  # the link is kept
+            path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        staged = path.with_name(path.name + ".staged")
+        try:
+            staged.write_bytes(content)
+            staged.replace(path)
+        except OSError:
+            with suppress(OSError):
+                staged.unlink()
+            raise

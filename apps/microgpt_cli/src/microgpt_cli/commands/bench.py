@@ -1,4 +1,4 @@
-"""`microgpt-cli bench`: what this machine does with models of several sizes."""
+"""`microgpt-cli bench`: the speed of the engines on models of several sizes."""
 
 import functools
 import json
@@ -11,16 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import microgpt
 import typer
 
 from microgpt_cli.options import Threads
 
-if TYPE_CHECKING:
-    from microgpt import LanguageModel, Trainer
-
-__all__ = ["Shape", "bench", "peak_gflop_per_second", "prepare"]
+__all__ = ["Shape", "command", "peak_gflop_per_second", "prepare"]
 
 N_MEASUREMENTS = 5
 SECONDS_PER_MEASUREMENT = 0.1
@@ -96,12 +94,12 @@ class Result:
     sampled_tokens_per_second: float
 
 
-def bench(
+def command(
     *,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure how fast the engines are here. In float32; takes half a minute."""
+    """Measure the speed of the engines on this machine. In float32; takes half a minute."""
     peak = peak_gflop_per_second(threads)
     if as_json:
         results = [asdict(result) for result in _results(threads, peak)]
@@ -149,8 +147,6 @@ def peak_gflop_per_second(threads: int | None) -> float:
 
 
 def _results(threads: int | None, peak: float) -> Iterator[Result]:
-    import microgpt  # noqa: PLC0415 - see main
-
     missing = microgpt.unavailable_engines()
     engines = [name for name in microgpt.ENGINES if name != "auto" and name not in missing]
     for shape in SHAPES:
@@ -161,10 +157,10 @@ def _results(threads: int | None, peak: float) -> Iterator[Result]:
             yield result
 
 
-def prepare(shape: Shape, engine: str, threads: int | None) -> "tuple[LanguageModel, Trainer]":
+def prepare(
+    shape: Shape, engine: str, threads: int | None
+) -> tuple[microgpt.LanguageModel, microgpt.Trainer]:
     """Return a model of that shape, and a trainer on random letters that never ends."""
-    import microgpt  # noqa: PLC0415 - see main
-
     rng = random.Random(42)
     documents = [
         "".join(rng.choices(string.ascii_lowercase, k=shape.n_tokens - 1)) for _ in range(256)
@@ -188,7 +184,9 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _measure(shape: Shape, model: "LanguageModel", trainer: "Trainer", peak: float) -> Result:
+def _measure(
+    shape: Shape, model: microgpt.LanguageModel, trainer: microgpt.Trainer, peak: float
+) -> Result:
     n_steps = 1 + int(SECONDS_PER_MEASUREMENT / _seconds(lambda: trainer.advance(1)))
     step = statistics.median(
         _seconds(lambda: trainer.advance(n_steps)) / n_steps for _ in range(N_MEASUREMENTS)

@@ -7,23 +7,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import microgpt
 import typer
 
 from microgpt_cli.conversation import HELP, Session, Settings
+from microgpt_cli.errors import report_error
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
-from microgpt_cli.terminal import counted, printable, remark, report_error
+from microgpt_cli.terminal import counted, printable, remark
 
 if TYPE_CHECKING:
-    from microgpt import ChatPrompt
     from prompt_toolkit import PromptSession
 
-__all__ = ["chat"]
+__all__ = ["command"]
 
 USER, ASSISTANT, MORE = "you> ", "microgpt> ", "...  "
 QUOTES = '"""'
 
 
-def chat(
+def command(
     *,
     model_dir: ModelDir = Path("output"),
     temperature: Temperature = 0.5,
@@ -39,8 +40,6 @@ def chat(
     threads: Threads = None,
 ) -> None:
     """Talk with a trained chat model. Piped in, each line gets one line of answer."""
-    import microgpt  # noqa: PLC0415 - see main
-
     microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     model = microgpt.load(model_dir, threads=threads)
     # Raises now if the model cannot chat at all.
@@ -63,8 +62,6 @@ def _note(text: str) -> None:
 
 def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
     """Carry out a command or reply to a message; return False to leave."""
-    from microgpt import ConfigError  # noqa: PLC0415 - see main
-
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     if not line.startswith("/"):
@@ -91,7 +88,7 @@ def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
         typer.echo(HELP if name == "/help" else str(session.settings), err=not at_terminal)
     else:
         what = "file after /save" if name == "/save" else f"command {line!r}"
-        raise ConfigError(f"no {what}; /help shows them")
+        raise microgpt.ConfigError(f"no {what}; /help shows them")
     return True
 
 
@@ -116,7 +113,7 @@ def _reply(session: Session, *, at_terminal: bool) -> None:
         _note("stopped")
 
 
-def _note_what_is_left_out(session: Session, prompt: "ChatPrompt") -> None:
+def _note_what_is_left_out(session: Session, prompt: microgpt.ChatPrompt) -> None:
     if prompt.turns_dropped:
         _note(f"{counted(prompt.turns_dropped, 'old turn')} left out to fit")
     n_read = len(session.model.tokenizer.decode(prompt.token_ids))
@@ -147,17 +144,15 @@ def _answer_lines(session: Session) -> None:
 
     A command that fails ends this: what follows relies on it, and nobody is there to see.
     """
-    from microgpt import MicrogptError  # noqa: PLC0415 - see main
-
     for number, raw in enumerate(sys.stdin.buffer, 1):
         line = raw.decode("utf-8", "replace").strip()
         try:
             if line and not _respond(session, line, at_terminal=False):
                 return
-        except MicrogptError as error:
+        except microgpt.MicrogptError as error:
             if not line.startswith("/"):
                 raise
-            raise MicrogptError(f"line {number}: {error}", hint=error.hint) from error
+            raise microgpt.MicrogptError(f"line {number}: {error}", hint=error.hint) from error
 
 
 def _talk(session: Session) -> None:

@@ -1,4 +1,4 @@
-"""`microgpt-cli data`: sample data to begin with, and what a file holds."""
+"""`microgpt-cli data`: sample data, and the description of a file."""
 
 import gzip
 import json
@@ -7,46 +7,46 @@ import sys
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import microgpt
 import typer
 
-from microgpt_cli.terminal import counted, read_dataset
+from microgpt_cli.datasets import read_dataset
+from microgpt_cli.errors import translated
+from microgpt_cli.terminal import counted
 from microgpt_cli.writing import write_whole
 
-if TYPE_CHECKING:
-    from microgpt import Dataset
-
-__all__ = ["app"]
+__all__ = ["command"]
 
 LARGEST_BLOCK = 1024  # that we suggest
 SECONDS_OF_TRIAL = 0.3
 STEPS = 1000  # that the estimate is for
 
-app = typer.Typer(help="Sample data to begin with, and what a file holds.", no_args_is_help=True)
+command = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
-@app.callback()
+@command.callback()
 def data() -> None:
-    """Sample data to begin with, and what a file holds."""
+    """Write sample data, or describe a file."""
 
 
 Output = Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")]
 
 
-@app.command()
+@command.command()
 def names(*, output: Output = None) -> None:
     """Write a list of given names, one per line."""
     _write("names.txt", output)
 
 
-@app.command()
+@command.command()
 def chat(*, output: Output = None) -> None:
     """Write conversations to train with --chat on, one per line."""
     _write("chat.jsonl.gz", output)
 
 
-@app.command()
+@command.command()
 def questions(*, output: Output = None) -> None:
     """Write questions and answers for evaluate. None is in the conversations of `data chat`."""
     _write("questions.jsonl.gz", output)
@@ -61,17 +61,13 @@ def _write(name: str, output: Path | None) -> None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
-    from microgpt import DataError  # noqa: PLC0415 - see main
-
-    try:
+    with translated(f"cannot read {output}"):
         if output.is_file() and output.read_bytes() != content:
-            raise DataError(f"{output} exists and holds something else; name another file")
-        write_whole(output, content)
-    except OSError as error:
-        raise DataError(f"cannot write {output}: {error.strerror or error}") from error
+            raise microgpt.DataError(f"{output} exists and holds something else; name another file")
+    write_whole(output, content)
 
 
-@app.command()
+@command.command()
 def stats(
     file: Annotated[Path, typer.Argument(help="Text file, one document per line.")],
     *,
@@ -117,7 +113,7 @@ def stats(
         typer.echo(f"{label + ':':<17}{value}")
 
 
-def _n_not_ascii(dataset: "Dataset") -> int:
+def _n_not_ascii(dataset: microgpt.Dataset) -> int:
     """Return how many documents hold a character that is not ASCII."""
     chars = dataset.tokenizer.chars  # in the order of their code points, and so of their ids
     first = sum(char.isascii() for char in chars)
@@ -126,10 +122,8 @@ def _n_not_ascii(dataset: "Dataset") -> int:
     return int((at.searchsorted(ends) > at.searchsorted(dataset.starts)).sum())
 
 
-def _seconds_of_training(dataset: "Dataset", block_size: int) -> float:
+def _seconds_of_training(dataset: microgpt.Dataset, block_size: int) -> float:
     """Return how long 1000 steps would take, from a short trial."""
-    import microgpt  # noqa: PLC0415 - see main
-
     config = microgpt.TrainConfig(steps=STEPS, learning_rate=1e-3)
     _, trainer = microgpt.prepare(dataset, config, random.Random(42), block_size=block_size)
     trainer.advance(1)  # the first one also sets things up

@@ -3,24 +3,23 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, TypeAlias
 
+import microgpt
+import msgspec
 import typer
 
 from microgpt_cli.options import Threads
 from microgpt_cli.terminal import counted, printable, warn
 
-if TYPE_CHECKING:
-    from microgpt import LanguageModel, Message
+__all__ = ["command"]
 
-    Question = tuple[str, list[Message], str]
-
-__all__ = ["evaluate"]
+Question: TypeAlias = tuple[str, list[microgpt.Message], str]
 
 EXPECTED = '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...}'
 
 
-def evaluate(
+def command(
     model_dir: Annotated[Path, typer.Argument(help="Directory of a trained chat model.")],
     *,
     questions: Annotated[
@@ -35,9 +34,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Ask a model questions and count exact answers. It gives the most likely ones."""
-    import microgpt  # noqa: PLC0415 - see main
-
+    """Ask a chat model questions and count exact answers. Replies are the most likely ones."""
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     model = microgpt.load(model_dir, threads=threads)
@@ -59,11 +56,8 @@ def evaluate(
         typer.echo(f"{name:<{width}}  {n_right:>4} of {n_asked:>4}  {n_right / n_asked:7.1%}")
 
 
-def _read(path: Path, model: "LanguageModel") -> "list[Question]":
+def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
     """Return task, messages and expected answer of each question, all of which can be asked."""
-    import microgpt  # noqa: PLC0415 - see main
-    import msgspec  # noqa: PLC0415
-
     turn = msgspec.defstruct("Turn", [("role", str), ("content", str)])
     kind = msgspec.defstruct(
         "Question",

@@ -5,13 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import microgpt
 import typer
 
 from microgpt_cli.metrics import remove_record
 from microgpt_cli.options import ModelDir
 from microgpt_cli.writing import refuse_to_overwrite
 
-__all__ = ["export"]
+__all__ = ["command"]
 
 
 class Format(StrEnum):
@@ -21,7 +22,7 @@ class Format(StrEnum):
     SAFETENSORS = "safetensors"
 
 
-def export(
+def command(
     *,
     model_dir: ModelDir = Path("output"),
     output: Annotated[Path, typer.Option(help="Directory for the copy.")],
@@ -33,9 +34,7 @@ def export(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a model in OUTPUT.")] = False,
 ) -> None:
-    """Write a copy of a model. Every command and the service read both formats."""
-    import microgpt  # noqa: PLC0415 - see main
-
+    """Write a copy of a model in another format. Every command and the service read both."""
     if half and format is not Format.SAFETENSORS:
         raise typer.BadParameter("it needs --format safetensors.", param_hint="--half")
     if not force:

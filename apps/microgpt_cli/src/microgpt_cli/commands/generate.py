@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
+import microgpt
 import typer
 
 from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
 from microgpt_cli.terminal import shown
 
-__all__ = ["generate"]
+__all__ = ["command"]
 
 
-def generate(
+def command(
     *,
     model_dir: ModelDir = Path("output"),
     num_samples: Annotated[
@@ -33,8 +34,6 @@ def generate(
     threads: Threads = None,
 ) -> None:
     """Print samples of a trained model."""
-    import microgpt  # noqa: PLC0415 - see main
-
     microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)  # which checks them
     model = microgpt.load(model_dir, threads=threads)
     for i in range(num_samples):  # one by one, so that each is seen as soon as it is there

@@ -1,18 +1,17 @@
-"""`microgpt-cli info`: what a model directory holds."""
+"""`microgpt-cli info`: the contents of a model directory."""
 
 from pathlib import Path
 
+import microgpt
 import typer
 
 from microgpt_cli.options import ModelDir
 
-__all__ = ["info"]
+__all__ = ["command"]
 
 
-def info(*, model_dir: ModelDir = Path("output")) -> None:
-    """Show what a trained model is made of."""
-    import microgpt  # noqa: PLC0415 - see main
-
+def command(*, model_dir: ModelDir = Path("output")) -> None:
+    """Show the contents of a model directory."""
     model = microgpt.load(model_dir)
     config, tokenizer = model.config, model.tokenizer
     rows: dict[str, object] = {

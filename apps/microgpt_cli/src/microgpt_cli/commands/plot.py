@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import microgpt
 import typer
 
 from microgpt_cli.metrics import METRICS, read_metrics
 from microgpt_cli.writing import write_whole
 
-__all__ = ["plot"]
+__all__ = ["command"]
 
 FORMATS = ("svg", "png")
 MAX_POINTS = 100  # of the training loss, which single steps make noisy
@@ -28,7 +29,7 @@ class Curve:
     losses: list[float]
 
 
-def plot(
+def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a model.")],
     *,
     output: Annotated[
@@ -37,8 +38,6 @@ def plot(
     force: Annotated[bool, typer.Option("--force", help="Overwrite OUTPUT.")] = False,
 ) -> None:
     """Draw the learning curve of a training run."""
-    import microgpt  # noqa: PLC0415 - see main
-
     if output and output.suffix.removeprefix(".") not in FORMATS:
         raise typer.BadParameter(f"{output} ends in neither .svg nor .png.", param_hint="--output")
     if output and output.exists() and not force:
@@ -94,8 +93,6 @@ def _drawn(training: Curve, validation: Curve | None) -> str:
 
 
 def _write_picture(training: Curve, validation: Curve | None, path: Path) -> None:
-    import microgpt  # noqa: PLC0415 - see main
-
     try:
         import matplotlib as mpl  # noqa: PLC0415 - optional, and takes a second
         from matplotlib.figure import Figure  # noqa: PLC0415
@@ -115,15 +112,10 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
             format=path.suffix.removeprefix("."),
             metadata={"Date": None} if path.suffix == ".svg" else None,
         )
-    try:
-        write_whole(path, picture.getvalue())
-    except OSError as error:
-        raise microgpt.DataError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, picture.getvalue())
 
 
 def _refuse(package: str) -> NoReturn:
-    import microgpt  # noqa: PLC0415 - see main
-
     raise microgpt.DataError(
         f"cannot draw: {package} is not installed", hint='pip install "microgpt-cli[plot]"'
     )

@@ -5,15 +5,16 @@ import math
 from pathlib import Path
 from typing import Annotated
 
+import microgpt
 import typer
 
+from microgpt_cli.datasets import read_dataset
 from microgpt_cli.options import ModelDir, Threads
-from microgpt_cli.terminal import read_dataset
 
-__all__ = ["score"]
+__all__ = ["command"]
 
 
-def score(
+def command(
     *,
     model_dir: ModelDir = Path("output"),
     input: Annotated[  # noqa: A002 - the name of the flag
@@ -26,8 +27,6 @@ def score(
     threads: Threads = None,
 ) -> None:
     """Measure how well a model predicts a file. Every character and every end counts."""
-    import microgpt  # noqa: PLC0415 - see main
-
     model = microgpt.load(model_dir, threads=threads)
     dataset = read_dataset(input, chat=model.tokenizer.is_chat)
     total = model.measure(dataset)

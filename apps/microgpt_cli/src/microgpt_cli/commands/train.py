@@ -4,21 +4,20 @@ import os
 import random
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import microgpt
 import typer
 
+from microgpt_cli.datasets import read_dataset
 from microgpt_cli.metrics import METRICS, MetricsLog, read_metrics
 from microgpt_cli.mpi import processes
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
 from microgpt_cli.run import Output, Pace, Run, run_training
-from microgpt_cli.terminal import counted, read_dataset, warn
+from microgpt_cli.terminal import counted, warn
 from microgpt_cli.writing import refuse_to_overwrite
 
-if TYPE_CHECKING:
-    from microgpt import Dataset, LanguageModel, Ranks, Snapshot, TrainConfig, Trainer
-
-__all__ = ["train"]
+__all__ = ["command"]
 
 FILES = ("input", "val_input")
 
@@ -51,7 +50,7 @@ class Options:
     engine: str
 
 
-def train(
+def command(
     context: typer.Context,
     *,
     input: Annotated[  # noqa: A002 - the name of the flag
@@ -126,8 +125,6 @@ def train(
 ) -> None:
     """Train a model on a text file and save it."""
     flags = locals().copy()
-    import microgpt  # noqa: PLC0415 - see main
-
     if input is None and resume is None:
         raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
     if loss_on is LossOn.ASSISTANT and not chat and resume is None:
@@ -175,10 +172,8 @@ def train(
         run_training(run, _header(model, trainer, n_documents=len(dataset)), rng)
 
 
-def _train_config(options: Options) -> "TrainConfig":
+def _train_config(options: Options) -> microgpt.TrainConfig:
     """Return how to train, or raise where flags do not fit together."""
-    import microgpt  # noqa: PLC0415 - see main
-
     if options.n_embd % options.n_head:
         raise microgpt.ConfigError(
             f"n_embd ({options.n_embd}) must be divisible by n_head ({options.n_head})"
@@ -195,21 +190,17 @@ def _train_config(options: Options) -> "TrainConfig":
 
 
 def _holds_run(directory: Path) -> bool:
-    import microgpt  # noqa: PLC0415 - see main
-
     return microgpt.holds_model(directory) or microgpt.holds_snapshot(directory)
 
 
 def _set_up(
-    dataset: "Dataset",
-    train_config: "TrainConfig",
+    dataset: microgpt.Dataset,
+    train_config: microgpt.TrainConfig,
     rng: random.Random,
     options: Options,
     threads: int | None,
-    ranks: "Ranks | None",
-) -> "tuple[LanguageModel, Trainer]":
-    import microgpt  # noqa: PLC0415 - see main
-
+    ranks: microgpt.Ranks | None,
+) -> tuple[microgpt.LanguageModel, microgpt.Trainer]:
     val_dataset = None
     if options.val_input:
         try:
@@ -264,11 +255,9 @@ def _is_explicit(context: typer.Context, name: str) -> bool:
 
 
 def _options_of(
-    snapshot: "Snapshot", context: typer.Context, given: dict[str, Any]
+    snapshot: microgpt.Snapshot, context: typer.Context, given: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the options of the run that is resumed, or raise where flags contradict them."""
-    import microgpt  # noqa: PLC0415 - see main
-
     stored = snapshot.options
     if given["engine"] == Engine.AUTO:
         missing_engines = microgpt.unavailable_engines()
@@ -295,7 +284,7 @@ def _options_of(
     return {name: given[name] if name in moved else stored[name] for name in given}
 
 
-def _pace_of(snapshot: "Snapshot", context: typer.Context, given: Pace) -> Pace:
+def _pace_of(snapshot: microgpt.Snapshot, context: typer.Context, given: Pace) -> Pace:
     """Return the pace of the run that is resumed, but for what is given now: no result needs it."""
     stored = snapshot.options.get("pace", {})  # missing in snapshots that are older
     names = [field.name for field in fields(Pace) if field.name in stored]
@@ -304,8 +293,6 @@ def _pace_of(snapshot: "Snapshot", context: typer.Context, given: Pace) -> Pace:
 
 def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
     """Raise now what would otherwise fail after training."""
-    import microgpt  # noqa: PLC0415 - see main
-
     for path in filter(None, (options.input, options.val_input)):
         if not Path(path).exists():
             raise microgpt.DataError(f"input file not found: {path}")
@@ -316,7 +303,9 @@ def _check_paths(options: Options, output: Path, *, may_replace: bool) -> None:
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
 
 
-def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dict[str, Any]:
+def _header(
+    model: microgpt.LanguageModel, trainer: microgpt.Trainer, n_documents: int
+) -> dict[str, Any]:
     """Return what is told about a run before it starts, by label."""
     config = model.config
     is_chat = model.tokenizer.is_chat
@@ -340,10 +329,10 @@ def _header(model: "LanguageModel", trainer: "Trainer", n_documents: int) -> dic
     }
 
 
-def _warn(model: "LanguageModel", dataset: "Dataset", options: Options, engine: Engine) -> None:
+def _warn(
+    model: microgpt.LanguageModel, dataset: microgpt.Dataset, options: Options, engine: Engine
+) -> None:
     """Warn about a slow engine, and documents that are too long."""
-    import microgpt  # noqa: PLC0415 - see main
-
     if engine is Engine.AUTO:
         for name, reason in microgpt.unavailable_engines().items():
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")

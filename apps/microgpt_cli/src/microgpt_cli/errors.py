@@ -1,0 +1,39 @@
+"""Errors of the operating system as errors of the library, and their report on stderr."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import microgpt
+
+from microgpt_cli.terminal import remark
+
+__all__ = ["report_error", "translated"]
+
+
+@contextmanager
+def translated(action: str) -> Iterator[None]:
+    """Raise an OSError as a MicrogptError: "ACTION: reason".
+
+    Args:
+        action: such as "cannot read names.txt".
+    """
+    try:
+        yield
+    except microgpt.MicrogptError:  # some are a ValueError too
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise microgpt.MicrogptError(f"{action}: {reason or error}") from error
+
+
+def report_error(error: BaseException, prefix: str = "") -> bool:
+    """Print a user's error as one line and a hint; return False if the error is a bug instead."""
+    if isinstance(error, microgpt.MicrogptError):
+        remark(f"error: {prefix}{error}")
+        if error.hint:
+            remark(f"hint: {error.hint}")
+        return True
+    if isinstance(error, MemoryError):
+        remark(f"error: {prefix}not enough memory for a model or dataset of this size")
+        return True
+    return False
