@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,20 @@ def test_picture_is_written(cli: Any, run_directory: Path, name: str, magic: byt
     assert cli("plot", run_directory, "--output", path, "--force").status == 0
     assert path.read_bytes() == content  # one curve, one file
     assert sorted(p.name for p in run_directory.iterdir()) == [name, "metrics.jsonl"]
+
+
+def test_picture_is_written_though_the_reader_of_stdout_has_left(
+    program: Path, run_directory: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    path = run_directory / "a.svg"
+    run = subprocess.run(
+        [program, "plot", run_directory, "--output", path], stdout=writer, check=False
+    )
+    os.close(writer)
+    assert run.returncode == 0
+    assert path.read_bytes().startswith(SVG)
 
 
 def test_picture_of_another_kind_is_refused(cli: Any, run_directory: Path) -> None:

@@ -87,7 +87,8 @@ def main(
 def run() -> None:
     """Run the command line; a user's error ends as one line on stderr with status 1.
 
-    Typer handles wrong usage (status 2) and Ctrl-C (status 130).
+    A reader of stdout that leaves ends the command with status 0. Typer handles wrong usage
+    (status 2) and Ctrl-C (status 130).
     """
     open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -95,6 +96,10 @@ def run() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
+    except SystemExit as status:
+        if isinstance(status.__context__, BrokenPipeError):  # typer gives it status 1
+            sys.exit(0)
+        raise
     except OSError as error:  # a full disk under stdout, or a directory that was removed
         place = "stdin or stdout" if error.errno == errno.EBADF else error.filename
         remark(f"error: {f'{place}: ' if place else ''}{error.strerror or error}")

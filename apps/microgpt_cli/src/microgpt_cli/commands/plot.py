@@ -55,9 +55,11 @@ def command(
         (record["step"], record["val_loss"]) for record in records if record["val_loss"] is not None
     ]
     validation = Curve(*map(list, zip(*measured, strict=True))) if measured else None
-    typer.echo(_drawn(training, validation))
-    if output:
+    drawing = _drawn(training, validation)
+    if output:  # before the first line, because a reader that leaves ends the command
         _write_picture(training, validation, output)
+    typer.echo(drawing)
+    if output:
         typer.echo(f"\npicture saved to {output}")
 
 
