@@ -5,6 +5,7 @@ made to do N - k idle calls of that kind before it saves: then the k-th call of 
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def strike_each_call(
         setup: Python source that defines `save(directory)`.
         call: one of CALLS.
         fault: one of FAULTS.
-        directories: MAX_CALLS of them; the last saves meet no fault.
+        directories: more than there are calls, so that the last saves meet no fault.
         log: file for what strace says.
 
     Returns:
@@ -83,7 +84,9 @@ def strike_each_call(
         env=os.environ | {"PYTHONPATH": search_path, "OPENBLAS_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr
-    strikes = log.read_text()
-    n_strikes = strikes.count("killed by SIGKILL") or strikes.count("(INJECTED)")
-    assert 0 < n_strikes < MAX_CALLS, "every call of the save was to be struck once"
+    lines = log.read_text()
+    killed = set(re.findall(r"^(\d+) +\+\+\+ killed by SIGKILL", lines, re.MULTILINE))
+    killed &= set(re.findall(rf"^(\d+) +{call}\(", lines, re.MULTILINE))  # not its other threads
+    n_strikes = len(killed) or lines.count("(INJECTED)")
+    assert 0 < n_strikes < len(directories), "every call of the save was to be struck once"
     return run.stdout.split()

@@ -1,10 +1,14 @@
-"""The record of a run: what becomes of one that is damaged."""
+"""The metrics of a run: damaged files, and disks that are full."""
 
 import json
+import resource
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from cli.test_resume import training
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -89,3 +93,48 @@ def test_exported_model_does_not_take_over_the_record_of_another(
         "meta.json",
         "weights.safetensors",
     ]
+
+
+def test_disk_that_is_full_for_a_moment_costs_no_line(
+    program: Path, names: Path, tmp_path: Path
+) -> None:
+    path, forever = tmp_path / "out/metrics.jsonl", resource.RLIM_INFINITY
+    flags = ("--input", names, "--output", tmp_path / "out", "--steps", 10**6)
+    with training(program, "train", *flags) as process:
+        assert process.stderr
+        while len(path.read_bytes()) < 1000:
+            time.sleep(0.01)
+        limit = len(path.read_bytes()) + 200  # a line and a half
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, forever))
+        warning = process.stderr.readline()
+        content = path.read_bytes()
+        time.sleep(0.3)  # some lines more
+        assert path.read_bytes() == content
+        assert content.endswith(b"\n")
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (forever, forever))
+        while path.read_bytes() == content:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert warning.startswith(f"warning: cannot write {path}: File too large; training goes on")
+    assert err.startswith("warning: interrupted after step ")
+    assert process.returncode == 130
+    steps = steps_in(path)
+    assert steps == list(range(1000, steps[-1] + 1, 1000))
+
+
+def test_metrics_that_are_never_written_are_an_error_in_the_end(
+    program: Path, names: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out/metrics.jsonl"
+    (tmp_path / "full").symlink_to("/dev/full")
+    flags = ("--input", names, "--output", tmp_path / "out", "--steps", 10**6)
+    with training(program, "train", *flags) as process:
+        assert process.stderr
+        (tmp_path / "full").replace(path)
+        process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == f"error: cannot write {path}: No space left on device\n"
+    assert (tmp_path / "out/weights.json").exists()

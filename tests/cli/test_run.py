@@ -27,6 +27,10 @@ MAX_FILE = 4096
 FOREVER = ("--steps", 10**7)
 
 
+def steps_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
 def files(directory: Path) -> dict[str, bytes]:
     """Return everything in a directory."""
     return {
@@ -120,37 +124,30 @@ def test_first_snapshot_of_a_forced_run_replaces_all_that_was_there(
 
 
 TAKE_OVER = """
-import random
-from pathlib import Path
-import microgpt, safetensors.numpy
-from microgpt_cli.metrics import MetricsLog
-from microgpt_cli.run import Output, Pace, Run
-dataset = microgpt.Dataset.from_documents(["anna", "bob", "hannah"])
-config = microgpt.TrainConfig(steps=9, learning_rate=0.001)
-model, trainer = microgpt.prepare(
-    dataset, config, random.Random(1), n_embd=8, engine="vectorized"
-)
-reports = trainer.advance(5)
+import sys
+import microgpt_cli.commands.train
+from microgpt_cli.main import run
+
+flags = "--n-embd 8 --lr 0.001 --steps 5 --checkpoint-every 5 --num-samples 0 --engine vectorized"
+command = "microgpt-cli train --force --quiet --input {names} " + flags + " --output"
 
 def save(directory):
-    log = MetricsLog(Path(directory), 9)
-    output, pace = Output("quiet"), Pace(1, 5, 3, None, 0)
-    run = Run(model, trainer, Path(directory), {}, pace, output, log, True)
-    run.record(reports, 1.0, 1.0)
-    run.save_snapshot()
-    for failure in run.failures:
-        print(type(failure).__name__, flush=True)
+    sys.argv = [*command.split(), directory]
+    try:
+        run()
+    except SystemExit:
+        pass
 """
 
 
 def runs_in(directory: Path) -> set[str]:
-    """Return which runs the model, the snapshots and the record in a directory are of."""
+    """Return which runs the model, the snapshots and the metrics in a directory are of."""
     found = {f"{microgpt.load(directory).config.n_embd} wide"}
     if microgpt.holds_snapshot(directory):
         found.add(f"{microgpt.read_snapshot(directory).config.n_embd} wide")
-    record = directory / "metrics.jsonl"
-    if record.exists():
-        rates = [json.loads(line)["lr"] for line in record.read_text().splitlines()]
+    metrics = directory / "metrics.jsonl"
+    if metrics.exists():
+        rates = [json.loads(line)["lr"] for line in metrics.read_text().splitlines()]
         found |= {"8 wide" if rate <= 0.001 else "16 wide" for rate in rates[:1]}
     return found
 
@@ -164,10 +161,11 @@ def test_run_and_the_one_before_are_never_mixed_wherever_a_save_fails(
     before = tmp_path / "before"
     flags = ("--steps", 20, "--checkpoint-every", 10, "--quiet")
     assert cli("train", "--input", names, "--output", before, *flags).status == 0
-    directories = [tmp_path / str(k) for k in range(MAX_CALLS)]
+    directories = [tmp_path / str(k) for k in range(MAX_CALLS + 8)]  # for two saves
     for directory in directories:
         shutil.copytree(before, directory)
-    strike_each_call(TAKE_OVER, call, fault, directories, tmp_path / "log")
+    setup = TAKE_OVER.format(names=names)
+    strike_each_call(setup, call, fault, directories, tmp_path / "log")
     found = [runs_in(directory) for directory in directories]
     assert found[-1] == {"8 wide"}
     assert all(len(runs) == 1 for runs in found), found
@@ -272,10 +270,13 @@ def test_directory_that_vanishes_is_made_again_for_the_model(
     with training(program, "train", *flags) as process:
         shutil.rmtree(output)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    problem = f"cannot write {output / 'metrics.jsonl'}: No such file or directory; it ends there"
-    assert err == f"warning: {problem}; training goes on\nerror: {problem}\n"
+    assert process.returncode == 0
+    assert err == (
+        f"warning: cannot write {output / 'metrics.jsonl'}: No such file or directory; training "
+        "goes on, and its metrics are written later\n"
+    )
     assert microgpt.load(output).config.n_embd == 16
+    assert steps_in(output / "metrics.jsonl")[-1] == 20_000
 
 
 # ---------------------------------------------------------------- found before training starts

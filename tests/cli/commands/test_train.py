@@ -306,6 +306,22 @@ def test_bar_is_drawn_on_stderr_and_stdout_stays_clean(
     assert shown.endswith("\x1b[2K")  # and the bar is gone
 
 
+def test_bar_of_a_resumed_run_counts_only_steps_since_then(
+    cli: "Cli", program: Path, names: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    job = ["train", "--input", names, "--output", output, "--steps", 30_000, "--quiet"]
+    assert cli(*job, "--checkpoint-every", 20_000).status == 0
+    _, shown = on_terminal([program, "train", "--resume", output])
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown).replace(",", "")
+    drawn = re.findall(r"(\d+)/30000 loss \S+ (\d+) steps/s  (\d+) tokens/s", plain)
+    assert len(drawn) > 1
+    for step, steps_per_second, tokens_per_second in drawn:
+        assert 20_000 < int(step) <= 30_000
+        # A name has 4 to 7 tokens. Both are rounded.
+        assert 3.9 < int(tokens_per_second) / int(steps_per_second) < 7.1
+
+
 def test_no_color_leaves_out_colours(long_job: list[str | Path]) -> None:
     _, shown = on_terminal(long_job, NO_COLOR="1")
     assert "steps/s" in shown

@@ -7,7 +7,7 @@ import microgpt
 
 from microgpt_cli.terminal import remark
 
-__all__ = ["report_error", "translated"]
+__all__ = ["Failures", "report_error", "translated"]
 
 
 @contextmanager
@@ -37,3 +37,15 @@ def report_error(error: BaseException, prefix: str = "") -> bool:
         remark(f"error: {prefix}not enough memory for a model or dataset of this size")
         return True
     return False
+
+
+class Failures(list[microgpt.MicrogptError]):
+    """Errors that do not keep a trained model from being saved, and are raised after it is."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Append a MicrogptError instead of raising it."""
+        try:
+            yield
+        except microgpt.MicrogptError as error:
+            self.append(error)

@@ -1,8 +1,8 @@
-"""The record of a training run: `metrics.jsonl` in the model directory."""
+"""The metrics of a training run: `metrics.jsonl` in the model directory."""
 
 import json
-import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -12,14 +12,14 @@ import msgspec
 from microgpt_cli.errors import translated
 from microgpt_cli.writing import write_whole
 
-__all__ = ["METRICS", "MetricsLog", "Record", "read_metrics", "remove_record"]
+__all__ = ["METRICS", "MetricsLine", "MetricsLog", "read_metrics", "remove_run"]
 
 METRICS = "metrics.jsonl"
-MAX_RECORDS = 1000  # of one run, apart from those with a validation loss
+MAX_LINES = 1000  # of one run, apart from those with a validation loss
 
 
-class Record(TypedDict):
-    """One line: what the steps since the line before have shown."""
+class MetricsLine(TypedDict):
+    """One line: a step, and the mean loss of the steps since the line before."""
 
     step: int
     loss: float
@@ -30,47 +30,52 @@ class Record(TypedDict):
 
 
 class MetricsLog:
-    """Collects reports and writes a line for every so many of them.
+    """Collects reports and writes a line for every so many steps.
+
+    Lines that cannot be written are kept, and written together with the next ones.
 
     Args:
         directory: of the model.
         n_steps: of the run.
-        earlier: records of an earlier part of the run.
+        earlier: lines of the run that is resumed.
     """
 
-    def __init__(self, directory: Path, n_steps: int, earlier: Sequence[Record] = ()) -> None:
+    def __init__(self, directory: Path, n_steps: int, earlier: Sequence[MetricsLine] = ()) -> None:
         self._path = directory / METRICS
-        self._every = -(-n_steps // MAX_RECORDS)
+        self._every = -(-n_steps // MAX_LINES)
         self._losses: list[float] = []
-        self._waiting: list[str] | None = [f"{json.dumps(record)}\n" for record in earlier]
+        self._unwritten = "".join(f"{json.dumps(line)}\n" for line in earlier)
         self._n_seconds_before = earlier[-1]["elapsed"] if earlier else 0.0
+        self._is_begun = False
+        self._is_new = True
 
     def begin(self) -> None:
-        """Write the file, which until then may be that of another run.
+        """Replace the file of another run by this one's lines; until then nothing is written.
 
         Raises:
-            MicrogptError: it cannot be written; then nothing more will be.
+            MicrogptError: the file cannot be written.
         """
-        lines, self._waiting = self._waiting or [], None
-        try:
-            write_whole(self._path, "".join(lines).encode())
-        except microgpt.MicrogptError as error:
-            self._give_up(error)
+        self._is_begun = True
+        self.write()
 
     def add(
-        self, reports: list[microgpt.StepReport], tokens_per_second: float, elapsed: float
+        self, reports: Sequence[microgpt.StepReport], tokens_per_second: float, elapsed: float
     ) -> None:
-        """Take reports in; `elapsed` in seconds since training started.
+        """Add the reports of some steps.
+
+        Args:
+            reports: of consecutive steps.
+            tokens_per_second: the speed so far.
+            elapsed: seconds since training started or was resumed.
 
         Raises:
-            MicrogptError: the file cannot be written; then nothing more will be.
+            MicrogptError: the file cannot be written.
         """
-        lines = []
         for report in reports:
             self._losses.append(report.loss)
             if report.step % self._every and report.val_loss is None:
                 continue
-            record = Record(
+            line = MetricsLine(
                 step=report.step,
                 loss=sum(self._losses) / len(self._losses),
                 val_loss=report.val_loss,
@@ -78,28 +83,45 @@ class MetricsLog:
                 tokens_per_second=round(tokens_per_second, 1),
                 elapsed=round(self._n_seconds_before + elapsed, 4),
             )
-            lines.append(json.dumps(record) + "\n")
+            self._unwritten += json.dumps(line) + "\n"
             self._losses.clear()
-        if self._waiting is not None:
-            self._waiting += lines
-        elif lines:
-            try:
-                with translated(f"cannot write {self._path}"), self._path.open("a") as file:
-                    file.writelines(lines)
-            except microgpt.MicrogptError as error:
-                self._give_up(error)
+        self.write()
 
-    def _give_up(self, error: microgpt.MicrogptError) -> None:
-        """Stop writing: a line after one that was cut short would make the file unreadable."""
-        self._path = Path(os.devnull)
-        raise microgpt.MicrogptError(f"{error}; it ends there") from error
+    def write(self) -> None:
+        """Write the lines that are not yet written.
+
+        Raises:
+            MicrogptError: the file cannot be written.
+        """
+        content = self._unwritten.encode()
+        if not self._is_begun:
+            return
+        if self._is_new:
+            write_whole(self._path, content)
+        elif content:
+            _append(self._path, content)
+        self._unwritten, self._is_new = "", False
 
 
-def read_metrics(directory: Path) -> list[Record]:
-    """Return the records of a run, none if there is no file; a line that was cut short is left out.
+def _append(path: Path, content: bytes) -> None:
+    """Append to a file, or on failure leave it as it was."""
+    with translated(f"cannot write {path}"), path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)  # a line that is cut short makes the file unreadable
+            raise
+
+
+def read_metrics(directory: Path) -> list[MetricsLine]:
+    """Return the lines of a run, none without a file; drop a last line that is cut short.
 
     Raises:
-        MicrogptError: the file cannot be read, or a line is not one of ours.
+        MicrogptError: the file cannot be read.
+        DataError: a line is not valid.
     """
     path = directory / METRICS
     if not path.exists():
@@ -108,19 +130,19 @@ def read_metrics(directory: Path) -> list[Record]:
         raise microgpt.DataError(f"cannot read {path}: it is not a regular file")
     with translated(f"cannot read {path}"):
         content = path.read_bytes()
-    records = []
+    lines = []
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
-            records.append(msgspec.json.decode(line, type=Record))
+            lines.append(msgspec.json.decode(line, type=MetricsLine))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise microgpt.DataError(
                 f"invalid {path}: line {number}: {error}", hint="it was damaged: move it away"
             ) from error
-    return records
+    return lines
 
 
-def remove_record(directory: Path) -> None:
-    """Remove what training has left beside a model: its snapshots and its metrics.
+def remove_run(directory: Path) -> None:
+    """Remove the snapshots and the metrics of a run; its model is kept.
 
     Raises:
         CheckpointError, OSError: they cannot be removed.

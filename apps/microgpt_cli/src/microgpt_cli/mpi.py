@@ -1,4 +1,4 @@
-"""The processes of an MPI job: joining them, and ending all of them if one fails."""
+"""Training as one process of an MPI job."""
 
 import os
 import time
@@ -11,18 +11,18 @@ import typer
 
 from microgpt_cli.errors import report_error
 
-__all__ = ["processes"]
+__all__ = ["job_ranks"]
 
-SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # that mpirun sets
-SECONDS_TO_FORWARD = 0.2  # for mpirun to pass on what was printed before it ends all
-SECONDS_FOR_RANK_0 = 1.0  # to report what has gone wrong everywhere
+SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")  # set by mpirun
+SECONDS_TO_FORWARD = 0.2  # for mpirun to forward our last lines before it ends the job
+SECONDS_FOR_RANK_0 = 1.0  # to report an error that all processes have
 
 
 @contextmanager
-def processes() -> Iterator[microgpt.Ranks | None]:
-    """Yield the processes that mpirun has started together with this one, or None.
+def job_ranks() -> Iterator[microgpt.Ranks | None]:
+    """Yield the processes that mpirun has started together with this one, or None without mpirun.
 
-    Where one of them fails, it says so and ends the job; the others would wait for it for ever.
+    A process that fails reports its error and ends the job; the others would wait for it forever.
     """
     if not any(int(os.environ.get(name) or 1) > 1 for name in SIZE_VARIABLES):
         yield None
@@ -30,11 +30,11 @@ def processes() -> Iterator[microgpt.Ranks | None]:
     ranks = microgpt.Ranks()
     try:
         yield ranks
-    except typer.Exit:  # all leave together
+    except typer.Exit:  # all processes leave together
         raise
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the others must not wait
+    except BaseException as error:  # noqa: BLE001 - the others must not wait
         if ranks.rank:
-            time.sleep(SECONDS_FOR_RANK_0)  # if it has failed too, it ends us now
+            time.sleep(SECONDS_FOR_RANK_0)  # an error of rank 0 ends this process meanwhile
         prefix = f"rank {ranks.rank}: " if ranks.rank else ""
         if not report_error(error, prefix):
             traceback.print_exc()

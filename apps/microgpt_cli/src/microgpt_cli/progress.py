@@ -1,72 +1,60 @@
-"""The progress bar of training."""
+"""The progress bar of training, on a terminal as stderr."""
 
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-from microgpt import StepReport
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
-__all__ = ["TrainingDisplay", "training_display"]
+__all__ = ["ProgressBar", "progress_bar"]
 
 SECONDS_PER_DRAWING = 0.1
 
 
-class TrainingDisplay:
-    """Lines of training on stdout, and on a terminal a bar below them on stderr."""
+class ProgressBar:
+    """A bar below the lines of stdout.
 
-    def __init__(self, n_steps: int, progress: "Progress | None") -> None:
-        self._n_steps = n_steps
+    Args:
+        progress: of rich.
+        task: the bar in it.
+    """
+
+    def __init__(self, progress: "Progress", task: "TaskID") -> None:
         self._progress = progress
-        self._task: Any = None
-        if progress is not None:
-            self._task = progress.add_task("training", total=n_steps, loss="", rates="")
-        self._start = time.perf_counter()
-        self._shown_at = 0.0  # when the bar was last drawn
-        self._n_tokens = 0
+        self._task = task
+        self._drawn_at = 0.0
 
-    def line(self, text: str) -> None:
-        """Print a line to stdout; a bar gives way until it is drawn again."""
-        if self._progress is None:
-            print(text, flush=True)  # noqa: T201
-            return
+    def clear(self) -> None:
+        """Remove the bar until its next drawing, so that a line can be printed."""
         sys.stderr.write("\r\x1b[2K")
         sys.stderr.flush()
-        print(text, flush=True)  # noqa: T201
 
-    def steps(self, reports: list[StepReport]) -> None:
-        """Move the bar."""
-        self._n_tokens += sum(report.n_tokens for report in reports)
-        if self._progress is None or not reports:
-            return
-        last = reports[-1]
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        self._progress.update(
-            self._task,
-            completed=last.step,
-            loss=f"loss {last.loss:.4f}",
-            rates=f"{last.step / elapsed:,.0f} steps/s  {self._n_tokens / elapsed:,.0f} tokens/s",
-        )
-        self._draw()
-
-    def _draw(self) -> None:
-        """Draw the bar, unless it was drawn just now: that takes longer than many a step."""
+    def update(
+        self, step: int, loss: float, steps_per_second: float, tokens_per_second: float
+    ) -> None:
+        """Move the bar, and draw it at most every 0.1 s: drawing takes longer than many a step."""
+        rates = f"{steps_per_second:,.0f} steps/s  {tokens_per_second:,.0f} tokens/s"
+        self._progress.update(self._task, completed=step, loss=f"loss {loss:.4f}", rates=rates)
         now = time.perf_counter()
-        if self._progress and now - self._shown_at >= SECONDS_PER_DRAWING:
-            self._shown_at = now
+        if now - self._drawn_at >= SECONDS_PER_DRAWING:
+            self._drawn_at = now
             self._progress.refresh()
 
 
 @contextmanager
-def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
-    """Show progress on a terminal while the context lasts, if it is to be shown."""
-    if not (shown and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
-        yield TrainingDisplay(n_steps, None)
+def progress_bar(first_step: int, n_steps: int) -> Iterator[ProgressBar | None]:
+    """Yield a bar, or None if stderr is no terminal that can show one.
+
+    Args:
+        first_step: steps taken before, by the run that is resumed.
+        n_steps: of the run.
+    """
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield None
         return
     from rich.console import Console  # noqa: PLC0415 - 70 ms, for terminals only
     from rich.progress import (  # noqa: PLC0415
@@ -94,4 +82,5 @@ def training_display(n_steps: int, *, shown: bool) -> Iterator[TrainingDisplay]:
         redirect_stdout=False,  # the lines of training belong to stdout, wherever that goes
         redirect_stderr=False,
     ) as progress:
-        yield TrainingDisplay(n_steps, progress)
+        task = progress.add_task("training", total=n_steps, completed=first_step, loss="", rates="")
+        yield ProgressBar(progress, task)

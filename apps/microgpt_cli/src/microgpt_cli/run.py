@@ -1,32 +1,26 @@
-"""The training loop of the command line: what it prints and when it saves."""
+"""The training loop of the command line: what happens after which step, and how a run ends."""
 
-import json
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import microgpt
 import typer
 
-from microgpt_cli.errors import translated
+from microgpt_cli.errors import Failures
 from microgpt_cli.interruption import interruptible
-from microgpt_cli.metrics import MetricsLog, remove_record
-from microgpt_cli.progress import TrainingDisplay, training_display
-from microgpt_cli.terminal import discard, shown, warn
+from microgpt_cli.reporting import Reporter
+from microgpt_cli.saving import Saver
+from microgpt_cli.terminal import shown, warn
 
-__all__ = ["Pace", "Run", "run_training"]
+__all__ = ["Pace", "Run", "follow", "lead"]
 
 SAMPLE_TEMPERATURE = 0.5
-SECONDS_PER_CALL = 0.1  # what may pass before signals and the progress bar get their turn
-SECONDS_PER_SHARED_CALL = 0.02  # the same with other processes: mpirun leaves little time to save
-MODEL_LABELS = ("n_embd", "n_head", "n_layer", "block_size")  # indented in the header
+SECONDS_PER_CALL = 0.1  # of the library, between two checks for signals
+SECONDS_PER_SHARED_CALL = 0.02  # in an MPI job, because mpirun leaves little time to save
 
 
 @dataclass(frozen=True)
@@ -47,168 +41,61 @@ class Pace:
         return min(step + pace - step % pace for pace in paces if pace)
 
 
-@dataclass
-class Output:
-    """Tells events in one of three styles: lines of text, nothing, or lines of JSON."""
-
-    style: Literal["text", "quiet", "json"]
-    display: TrainingDisplay | None = None
-
-    def tell(self, event: str, text: str, /, **details: Any) -> None:
-        """Tell one event; text may be several lines or empty.
-
-        Raises:
-            MicrogptError: stdout cannot be written, as on a full disk; then nothing more will be.
-                A reader that has left is no error.
-        """
-        if self.style == "json":
-            text = json.dumps({"event": event, **details})
-        if self.style == "quiet" or (self.style == "text" and not text):
-            return
-        try:
-            if self.display:
-                self.display.line(text)
-            else:
-                print(text, flush=True)  # noqa: T201
-        except OSError as error:
-            discard(sys.stdout.fileno())  # also what Python would still print as it ends
-            if not isinstance(error, BrokenPipeError):
-                with translated("cannot write to stdout"):
-                    raise
-
-
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """A training run that is set up.
 
     Args:
-        model: what is trained.
+        model: the model that is trained.
         trainer: trains it.
-        directory: where everything is written.
-        options: what snapshots keep, to resume from.
-        pace: when to do what.
-        output: whom to tell.
-        metrics: the record; None in a process that writes no files: of several, all but the first.
-        replaces: whether the directory holds another run or model, which stays as it is until this
-            one has something to save.
-
-    Attributes:
-        failures: what could not be written; none of it keeps the model from being saved.
+        pace: when something is due.
+        saver: writes its files.
+        reporter: reports its events.
+        failures: of both; none of them ends the run.
     """
 
     model: microgpt.LanguageModel
     trainer: microgpt.Trainer
-    directory: Path
-    options: dict[str, Any]
     pace: Pace
-    output: Output
-    metrics: MetricsLog | None
-    replaces: bool
-    failures: list[microgpt.MicrogptError] = field(default_factory=list)
+    saver: Saver
+    reporter: Reporter
+    failures: Failures
 
-    @contextmanager
-    def _failing_later(self) -> Iterator[None]:
-        try:
-            yield
-        except microgpt.MicrogptError as error:
-            self.failures.append(error)
 
-    def tell(self, event: str, text: str, /, **details: Any) -> None:
-        """Tell one event."""
-        with self._failing_later():
-            self.output.tell(event, text, **details)
+class Advance(NamedTuple):
+    """The steps of one call of the library, and the speed since the run began or was resumed."""
 
-    def begin_record(self) -> None:
-        """Write the first of the record, unless that of another run still stays.
+    reports: list[microgpt.StepReport]
+    elapsed: float  # seconds
+    steps_per_second: float
+    tokens_per_second: float
 
-        Raises:
-            MicrogptError: the directory cannot be made.
-        """
-        if not self.metrics or self.replaces:
+
+def advances(trainer: microgpt.Trainer, pace: Pace, received: list[int]) -> Iterator[Advance]:
+    """Take the remaining steps, a few per call, until the last step or a signal.
+
+    Args:
+        trainer: takes them.
+        pace: where a call has to end.
+        received: the signals so far.
+    """
+    ranks = trainer.ranks
+    if ranks:
+        ranks.is_leaving = lambda: bool(received)
+    seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
+    first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
+    while trainer.step < trainer.config.steps:
+        elapsed = time.perf_counter() - start
+        n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
+        n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
+        n = ranks.least(n) if ranks else n
+        reports = trainer.advance(n)
+        if not reports:
             return
-        with translated(f"cannot write {self.directory}"):
-            self.directory.mkdir(parents=True, exist_ok=True)
-        self.metrics.begin()
-
-    def record(
-        self, reports: list[microgpt.StepReport], tokens_per_second: float, elapsed: float
-    ) -> None:
-        """Record steps."""
-        if self.metrics:
-            with self._failing_later():
-                self.metrics.add(reports, tokens_per_second, elapsed)
-
-    def save_snapshot(self) -> None:
-        """Save what it takes to resume."""
-        if not (self.metrics and self.trainer.step):
-            return
-        with self._failing_later():
-            if self.replaces:
-                self._write_model()
-            keep = self.pace.keep_checkpoints
-            microgpt.write_snapshot(self.directory, self.trainer, self.options, keep=keep)
-
-    def _write_model(self) -> None:
-        """Save the current weights; what another run has left goes when they take its place."""
-        if not self.replaces:
-            self.model.save(self.directory)
-            return
-        self.model.save(self.directory, before_replacing=partial(remove_record, self.directory))
-        self.replaces = False
-        with self._failing_later():
-            self.begin_record()
-
-    def save_model(self) -> None:
-        """Save the best model so far, or without validation the latest."""
-        trainer, directory = self.trainer, self.directory
-        if not (self.metrics and trainer.step):
-            return
-        trainer.use_best()
-        if trainer.best:
-            self.tell(
-                "best",
-                f"best model: step {trainer.best.step}, val loss {trainer.best.val_loss:.4f}",
-                step=trainer.best.step,
-                val_loss=trainer.best.val_loss,
-            )
-        self._write_model()
-        weights, meta = directory / "weights.json", directory / "meta.json"
-        self.tell(
-            "saved",
-            f"\nweights saved to {weights}\nmetadata saved to {meta}",
-            weights=str(weights),
-            meta=str(meta),
-        )
-
-    def tell_step(self, last: microgpt.StepReport) -> None:
-        """Tell the loss where that is due, and the validation loss where there is one."""
-        trainer, n_steps = self.trainer, self.trainer.config.steps
-        progress = f"step {last.step:4d} / {n_steps:4d}"
-        if last.step in (1, n_steps) or last.step % self.pace.log_every == 0:
-            self.tell(
-                "step",
-                f"{progress} | loss {last.loss:.4f}",
-                step=last.step,
-                loss=last.loss,
-                lr=last.learning_rate,
-            )
-        if last.val_loss is not None:
-            is_best = trainer.best is not None and trainer.best.step == last.step
-            self.tell(
-                "validation",
-                f"{progress} | val loss {last.val_loss:.4f}{', the best so far' * is_best}",
-                step=last.step,
-                val_loss=last.val_loss,
-                is_best=is_best,
-            )
-
-    def tell_sample(self) -> None:
-        """Show what the model would write now; its draws are not those of training."""
-        step = self.trainer.step
-        if self.output.style == "quiet" or self.model.tokenizer.is_chat:
-            return
-        (text,) = self.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
-        self.tell("sample", f"step {step:4d} | sample: {shown(text)}", step=step, text=text)
+        elapsed = time.perf_counter() - start
+        n_tokens += sum(report.n_tokens for report in reports)
+        n_steps = trainer.step - first_step
+        yield Advance(reports, elapsed, n_steps / elapsed, n_tokens / elapsed)
 
 
 class LastGood:
@@ -221,6 +108,7 @@ class LastGood:
     def __init__(self, trainer: microgpt.Trainer) -> None:
         self._trainer = trainer
         self._weights: list[tuple[int, Any]] = []  # after so many steps; two at most
+        self.remember()
 
     def remember(self) -> None:
         """Copy the current weights."""
@@ -228,7 +116,7 @@ class LastGood:
         self._weights = [*self._weights[-1:], now]
 
     def put_back(self) -> bool:
-        """Go back to them, if they learned anything; return whether they did."""
+        """Restore them, if they learned anything; return whether they did."""
         # A step was taken from those that gave a finite loss.
         good = [weights for step, weights in self._weights if 0 < step < self._trainer.step]
         if good:
@@ -236,34 +124,53 @@ class LastGood:
         return bool(good)
 
 
-def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
+def follow(trainer: microgpt.Trainer, pace: Pace) -> None:
+    """Train along with the first process of an MPI job, which saves and reports.
+
+    Args:
+        trainer: of this process.
+        pace: that of the first process.
+
+    Raises:
+        Exit: a signal has ended the run.
+    """
+    with interruptible() as received:
+        for _ in advances(trainer, pace, received):
+            pass
+    if trainer.step < trainer.config.steps:
+        raise typer.Exit(_status(received))
+
+
+def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     """Train to the end or until a signal, save, and show samples.
 
     Args:
         run: what to do.
-        header: what to tell first, by label.
+        header: what to report first, by label.
         rng: for the samples at the end.
+
+    Raises:
+        Exit: a signal has ended the run.
+        MicrogptError: training failed, or a file or stdout beside it.
     """
     trainer, n_steps = run.trainer, run.trainer.config.steps
     start = time.perf_counter()
     with interruptible() as received:
-        # What cannot be told or written at the start is an error at once.
-        run.output.tell("start", _header_text(header), first_step=trainer.step, **header)
-        run.begin_record()
+        run.reporter.start(header, trainer.step)
+        run.saver.begin()
         good = LastGood(trainer)
         try:
-            with training_display(n_steps, shown=run.output.style == "text") as display:
-                run.output.display = display
-                _train(run, received, good)
+            with run.reporter.progress(trainer.step):
+                for advance in advances(trainer, run.pace, received):
+                    _attend(run, advance)
+                    good.remember()
         except microgpt.NonFiniteLossError as error:
-            run.output.display = None
-            if run.metrics:
-                error.hint = f"{error.hint}; {_keep_good(run, good)}"
+            error.hint = f"{error.hint}; {_keep_good(run, good)}"
             raise
         except microgpt.RankLostError as error:
-            run.save_snapshot()
+            run.saver.save_snapshot()
             if not run.failures:
-                error.hint = f"go on with microgpt-cli train --resume {run.directory}"
+                error.hint = f"go on with microgpt-cli train --resume {run.saver.directory}"
             raise
         except BaseException:
             _save(run)
@@ -272,83 +179,79 @@ def run_training(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     if trainer.step < n_steps:
         if run.failures:
             raise run.failures[0]
-        if run.metrics:
-            _warn_interrupted(run)
-        raise typer.Exit(128 + (received[0] if received else signal.SIGTERM))
+        _warn_interrupted(run)
+        raise typer.Exit(_status(received))
     samples = _closing_samples(run, rng)
-    run.tell(
+    run.reporter.event(
         "result",
         "",
         steps=trainer.step,
         val_loss=trainer.best and trainer.best.val_loss,
         best_step=trainer.best and trainer.best.step,
         elapsed=round(time.perf_counter() - start, 3),
-        model_dir=str(run.directory),
+        model_dir=str(run.saver.directory),
         samples=samples,
     )
     if run.failures:
         raise run.failures[0]
 
 
+def _attend(run: Run, advance: Advance) -> None:
+    """Do what is due after the steps of a call."""
+    trainer, pace, n_failures = run.trainer, run.pace, len(run.failures)
+    run.saver.add_metrics(advance.reports, advance.tokens_per_second, advance.elapsed)
+    run.reporter.steps(
+        advance.reports[-1],
+        advance.steps_per_second,
+        advance.tokens_per_second,
+        is_best=trainer.best is not None and trainer.best.step == trainer.step,
+    )
+    if pace.sample_every and trainer.step % pace.sample_every == 0:
+        _sample(run)
+    if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
+        run.saver.save_snapshot()
+    for failure in run.failures[n_failures:]:
+        warn(f"{failure}; training goes on")
+
+
+def _sample(run: Run) -> None:
+    """Show a sample; its draws are not those of training."""
+    if run.reporter.style != "quiet" and not run.model.tokenizer.is_chat:
+        step = run.trainer.step
+        (text,) = run.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
+        run.reporter.sample(step, text)
+
+
 def _save(run: Run) -> None:
-    """Save what was learned, and unless that is all, what it takes to go on."""
-    run.output.display = None
-    if run.trainer.step < run.trainer.config.steps:
-        run.save_snapshot()  # first, as the best model takes the place of the latest
-    run.save_model()
+    """Save the best model so far, or without validation the latest; and a snapshot to resume."""
+    trainer = run.trainer
+    if not trainer.step:
+        return
+    if trainer.step < trainer.config.steps:
+        run.saver.save_snapshot()  # first, because the best weights replace the latest
+    _save_model(run)
 
 
-def _header_text(header: dict[str, Any]) -> str:
-    (title, kind), *rows = header.items()
-    lines = [f"{title} ({kind})"]
-    for label, value in rows:
-        indent = "  " if label in MODEL_LABELS else ""
-        lines.append(f"{indent}{label + ':':<13}{value}")
-    return "\n".join([*lines, ""])
-
-
-def _train(run: Run, received: list[int], good: LastGood) -> None:
-    """Take the remaining steps, until the last or a signal."""
-    trainer, pace, ranks = run.trainer, run.pace, run.trainer.ranks
-    if ranks:
-        ranks.is_leaving = lambda: bool(received)
-    seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
-    first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
-    while trainer.step < trainer.config.steps:
-        elapsed = time.perf_counter() - start
-        n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
-        n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
-        n = ranks.least(n) if ranks else n
-        good.remember()
-        reports = trainer.advance(n)
-        if not reports:
-            return
-        elapsed = time.perf_counter() - start
-        n_tokens += sum(report.n_tokens for report in reports)
-        n_failures = len(run.failures)
-        run.record(reports, n_tokens / elapsed, elapsed)
-        run.tell_step(reports[-1])
-        if run.output.display:
-            run.output.display.steps(reports)
-        if pace.sample_every and trainer.step % pace.sample_every == 0:
-            run.tell_sample()
-        if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
-            run.save_snapshot()
-        for failure in run.failures[n_failures:]:
-            warn(f"{failure}; training goes on")
+def _save_model(run: Run) -> None:
+    run.trainer.use_best()
+    if run.trainer.best:
+        run.reporter.best(run.trainer.best)
+    run.saver.save_model()
+    run.reporter.saved(run.saver.directory)
 
 
 def _keep_good(run: Run, good: LastGood) -> str:
-    """Save the last good model unless another one still stays; return what to tell about it."""
-    if run.replaces:
-        return f"{run.directory} is as it was before"
+    """Save the last good model unless another run is kept; return a hint about it."""
+    directory = run.saver.directory
+    if run.saver.replaces:
+        return f"{directory} is as it was before"
     if not good.put_back() and run.trainer.best is None:
         return "nothing was learned before"
     try:
-        run.save_model()
+        _save_model(run)
     except microgpt.CheckpointError as error:
         return str(error)
-    return f"{run.directory} holds the last good weights"
+    return f"{directory} holds the last good weights"
 
 
 def _warn_interrupted(run: Run) -> None:
@@ -356,16 +259,21 @@ def _warn_interrupted(run: Run) -> None:
     if step:
         warn(
             f"interrupted after step {step} of {n_steps}; go on with "
-            f"microgpt-cli train --resume {run.directory}"
+            f"microgpt-cli train --resume {run.saver.directory}"
         )
     else:
         warn("interrupted before the first step; there is nothing to save")
 
 
+def _status(received: list[int]) -> int:
+    """Return the exit status of a run that a signal has ended, of this process or another."""
+    return 128 + (received[0] if received else signal.SIGTERM)
+
+
 def _closing_samples(run: Run, rng: random.Random) -> list[str]:
-    if run.model.tokenizer.is_chat or not run.pace.num_samples or not run.metrics:
+    if run.model.tokenizer.is_chat or not run.pace.num_samples:
         return []
     samples = run.model.generate(run.pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
     text = "\n".join(["\n--- samples ---", *(f"  {shown(sample)}" for sample in samples)])
-    run.tell("samples", text, samples=samples)
+    run.reporter.event("samples", text, samples=samples)
     return samples

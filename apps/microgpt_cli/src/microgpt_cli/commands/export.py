@@ -8,7 +8,7 @@ from typing import Annotated
 import microgpt
 import typer
 
-from microgpt_cli.metrics import remove_record
+from microgpt_cli.metrics import remove_run
 from microgpt_cli.options import ModelDir
 from microgpt_cli.writing import refuse_to_overwrite
 
@@ -40,13 +40,13 @@ def command(
     if not force:
         refuse_to_overwrite(output)
     model = microgpt.load(model_dir, engine="vectorized")  # which need not be loaded
-    # The record of the training of another model would belong to nothing.
+    # The snapshots and metrics of another model would belong to nothing.
     stays = output.resolve() == model_dir.resolve()
     model.save(
         output,
         format=format.value,
         half=half,
-        before_replacing=(lambda: None) if stays else partial(remove_record, output),
+        before_replacing=(lambda: None) if stays else partial(remove_run, output),
     )
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")

@@ -10,10 +10,13 @@ import microgpt
 import typer
 
 from microgpt_cli.datasets import read_dataset
-from microgpt_cli.metrics import METRICS, MetricsLog, read_metrics
-from microgpt_cli.mpi import processes
+from microgpt_cli.errors import Failures
+from microgpt_cli.metrics import METRICS, read_metrics
+from microgpt_cli.mpi import job_ranks
 from microgpt_cli.options import Dtype, Engine, Long, LossOn, Schedule, Seed, Threads, positive
-from microgpt_cli.run import Output, Pace, Run, run_training
+from microgpt_cli.reporting import Reporter, Style
+from microgpt_cli.run import Pace, Run, follow, lead
+from microgpt_cli.saving import Saver
 from microgpt_cli.terminal import counted, warn
 from microgpt_cli.writing import refuse_to_overwrite
 
@@ -133,8 +136,7 @@ def command(
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
     given = {field.name: _plain(flags[field.name]) for field in fields(Options)}
     pace = Pace(log_every, checkpoint_every, keep_checkpoints, sample_every, num_samples)
-    with processes() as ranks:
-        is_first = ranks is None or ranks.rank == 0
+    with job_ranks() as ranks:
         snapshot, earlier = None, []
         if resume is not None:
             snapshot = microgpt.read_snapshot(resume)
@@ -154,22 +156,27 @@ def command(
         model, trainer = _set_up(dataset, train_config, rng, options, threads, ranks)
         if snapshot is not None:
             microgpt.restore(trainer, snapshot)
-        if is_first:
-            _warn(model, dataset, options, engine)
+        if ranks and ranks.rank:
+            follow(trainer, pace)
+            return
+        _warn(model, dataset, options, engine)
         kept = asdict(options) | {"engine": model.engine.name, "pace": asdict(pace)}
         kept |= {name: kept[name] and _as_unicode(kept[name]) for name in FILES}
-        told = Output("json" if as_json else "quiet" if quiet else "text")
-        run = Run(
+        failures = Failures()
+        saver = Saver(
+            output,
             model,
             trainer,
-            output,
             kept,
-            pace,
-            told if is_first else Output("quiet"),
-            MetricsLog(output, options.steps, earlier) if is_first else None,
+            keep_snapshots=pace.keep_checkpoints,
+            earlier_metrics=earlier,
             replaces=not goes_on and _holds_run(output),
+            failures=failures,
         )
-        run_training(run, _header(model, trainer, n_documents=len(dataset)), rng)
+        style: Style = "json" if as_json else "quiet" if quiet else "text"
+        reporter = Reporter(style, options.steps, pace.log_every, failures)
+        run = Run(model, trainer, pace, saver, reporter, failures)
+        lead(run, _header(model, trainer, n_documents=len(dataset)), rng)
 
 
 def _train_config(options: Options) -> microgpt.TrainConfig:
