@@ -11,20 +11,20 @@ from microgpt_cli.terminal import discard
 
 __all__ = ["interruptible"]
 
-ASKING = (signal.SIGINT, signal.SIGTERM)
-HANGUP = getattr(signal, "SIGHUP", None)  # which Windows does not have
-SHOW_CURSOR = b"\x1b[?25h"  # which the progress bar hides
+REQUESTS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collect signals in the list that is yielded.
+    """Yield a list that collects the signals received.
 
-    A second SIGINT or SIGTERM ends the process. A second SIGHUP does not: shell and kernel may send
-    one each. Under nohup SIGHUP is ignored.
+    A second SIGINT or SIGTERM ends the process. A second SIGHUP does not, because shell and kernel
+    may send one each. Under nohup SIGHUP is ignored.
     """
     received: list[int] = []
-    numbers = [*ASKING]
+    numbers = [*REQUESTS]
     if HANGUP is not None and signal.getsignal(HANGUP) != signal.SIG_IGN:
         numbers.append(HANGUP)
     previous = {number: signal.getsignal(number) for number in numbers}
@@ -32,11 +32,11 @@ def interruptible() -> Iterator[list[int]]:
 
     def receive(number: int, _: object) -> None:
         received.append(number)
-        _let_go_of(terminals)
+        _discard_closed(terminals)
 
     for number in numbers:
         signal.signal(number, receive)
-    # Handlers run between two steps only, which may be long. A thread is told at once.
+    # Python runs handlers between two steps only, and a step may be long: a thread reads at once.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     previous_writer = signal.set_wakeup_fd(writer)
@@ -45,23 +45,23 @@ def interruptible() -> Iterator[list[int]]:
         yield received
     finally:
         signal.set_wakeup_fd(previous_writer)
-        os.close(writer)  # which ends the thread
+        os.close(writer)  # ends the thread
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _let_go_of(terminals: list[int]) -> None:
-    """Send to nowhere what is still to be printed to a terminal that is no more: it would fail."""
+def _discard_closed(terminals: list[int]) -> None:
+    """Discard the output to terminals that are closed, because writing to them would fail."""
     for number in terminals:
         if not os.isatty(number):
             discard(number)
 
 
 def _exit_on_second(reader: int) -> None:
-    """Read numbers of signals until their writer is closed; exit when a second one asks to end."""
+    """Read the numbers of signals until their writer is closed; exit at the second request."""
     n_received = 0
     while number := os.read(reader, 1):
-        n_received += number[0] in ASKING
+        n_received += number[0] in REQUESTS
         if n_received > 1:
             if sys.stderr.isatty():
                 os.write(sys.stderr.fileno(), SHOW_CURSOR)

@@ -66,5 +66,5 @@ def printable(text: str, *, one_line: bool = False) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a model's text for stdout: escaped if stdout is a terminal."""
+    """Return a model's text for stdout, with control characters escaped on a terminal."""
     return printable(text) if sys.stdout.isatty() else text

@@ -22,10 +22,10 @@ __all__ = ["Shape", "command", "peak_gflop_per_second", "prepare"]
 
 N_MEASUREMENTS = 5
 SECONDS_PER_MEASUREMENT = 0.1
-MAX_SECONDS_PER_STEP = 0.5  # an engine that is slower than this at a shape skips larger ones
+MAX_SECONDS_PER_STEP = 0.5  # an engine slower than this at one shape skips the larger shapes
 
-# Prints the best rate of a float32 product, in GFLOP/s; in a process of its own, since a BLAS
-# library reads how many threads to use when it is loaded.
+# Prints the best rate of a float32 matrix product in GFLOP/s. A process of its own, because a BLAS
+# library reads its number of threads when it is loaded.
 PEAK_PROGRAM = """
 import time
 import numpy as np
@@ -43,7 +43,7 @@ print(best)
 
 @dataclass(frozen=True)
 class Shape:
-    """A model and the documents that it is trained on."""
+    """Sizes of a model and of a training batch."""
 
     n_embd: int
     n_head: int
@@ -54,16 +54,16 @@ class Shape:
 
     @property
     def model(self) -> str:
-        """The sizes as they are usually written."""
+        """The model's sizes, such as 16/4/1/16."""
         return f"{self.n_embd}/{self.n_head}/{self.n_layer}/{self.block_size}"
 
     @property
     def batch(self) -> str:
-        """Documents and positions of each."""
+        """The batch, such as 16 x 7: documents and positions per document."""
         return f"{self.batch_size} x {self.n_tokens}"
 
     def gflop(self, vocab_size: int) -> float:
-        """Return what one training step takes at least, in 10^9 additions and multiplications."""
+        """Return the operations of one training step's matrix products, in 10^9."""
         weights = 12 * self.n_layer * self.n_embd**2 + vocab_size * self.n_embd
         pairs = self.n_tokens * (self.n_tokens + 1) / 2  # of query and key, causal
         products = weights * self.n_tokens + 2 * self.n_layer * self.n_embd * pairs
@@ -82,7 +82,7 @@ SHAPES = (
 
 @dataclass(frozen=True)
 class Result:
-    """What one engine did at one shape."""
+    """The speed of one engine at one shape."""
 
     model: str
     batch: str
@@ -133,7 +133,7 @@ def _duration(microseconds: float) -> str:
 
 
 def peak_gflop_per_second(threads: int | None) -> float:
-    """Return the best rate that NumPy's float32 matrix product reaches on so many cores."""
+    """Return the best rate of NumPy's float32 matrix product on this number of cores."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     limits = {name: str(threads) for name in names} if threads else {}
     result = subprocess.run(  # noqa: S603 - our own program
@@ -160,7 +160,7 @@ def _results(threads: int | None, peak: float) -> Iterator[Result]:
 def prepare(
     shape: Shape, engine: str, threads: int | None
 ) -> tuple[microgpt.LanguageModel, microgpt.Trainer]:
-    """Return a model of that shape, and a trainer on random letters that never ends."""
+    """Return a model of a shape, and a trainer on random letters with unlimited steps."""
     rng = random.Random(42)
     documents = [
         "".join(rng.choices(string.ascii_lowercase, k=shape.n_tokens - 1)) for _ in range(256)

@@ -19,36 +19,36 @@ from microgpt_cli.writing import write_whole
 
 __all__ = ["command"]
 
-LARGEST_BLOCK = 1024  # that we suggest
+MAX_BLOCK_SIZE = 1024  # of the suggestion
 SECONDS_OF_TRIAL = 0.3
-STEPS = 1000  # that the estimate is for
+STEPS = 1000  # of the estimate
 
-command = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(
+    help="Write sample data, or describe a file.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+command = app
+
+Output = Annotated[Path | None, typer.Option(help="File to write.", show_default="stdout")]
 
 
-@command.callback()
-def data() -> None:
-    """Write sample data, or describe a file."""
-
-
-Output = Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")]
-
-
-@command.command()
+@app.command()
 def names(*, output: Output = None) -> None:
     """Write a list of given names, one per line."""
     _write("names.txt", output)
 
 
-@command.command()
+@app.command()
 def chat(*, output: Output = None) -> None:
     """Write conversations to train with --chat on, one per line."""
     _write("chat.jsonl.gz", output)
 
 
-@command.command()
+@app.command()
 def questions(*, output: Output = None) -> None:
-    """Write questions and answers for evaluate. None is in the conversations of `data chat`."""
+    """Write questions and answers for evaluate. No conversation of `data chat` holds one."""
     _write("questions.jsonl.gz", output)
 
 
@@ -67,17 +67,17 @@ def _write(name: str, output: Path | None) -> None:
     write_whole(output, content)
 
 
-@command.command()
+@app.command()
 def stats(
     file: Annotated[Path, typer.Argument(help="Text file, one document per line.")],
     *,
-    chat: Annotated[bool, typer.Option("--chat", help="The file holds conversations.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Read conversations.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a file holds. Lengths of documents, and what training on them takes here."""
+    """Describe a file: its vocabulary, document lengths, and training time on this machine."""
     dataset = read_dataset(file, chat=chat)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
-    block_size = min(max(1 << (p99 - 1).bit_length(), 2), LARGEST_BLOCK)
+    block_size = min(max(1 << (p99 - 1).bit_length(), 2), MAX_BLOCK_SIZE)
     covered = float((dataset.lengths <= block_size).mean())
     figures: dict[str, Any] = {
         "documents": len(dataset),
@@ -114,8 +114,8 @@ def stats(
 
 
 def _n_not_ascii(dataset: microgpt.Dataset) -> int:
-    """Return how many documents hold a character that is not ASCII."""
-    chars = dataset.tokenizer.chars  # in the order of their code points, and so of their ids
+    """Return the number of documents with a character beyond ASCII."""
+    chars = dataset.tokenizer.chars  # sorted by code point, as their ids are
     first = sum(char.isascii() for char in chars)
     (at,) = ((dataset.tokens >= first) & (dataset.tokens < len(chars))).nonzero()
     ends = dataset.starts + dataset.lengths
@@ -123,10 +123,10 @@ def _n_not_ascii(dataset: microgpt.Dataset) -> int:
 
 
 def _seconds_of_training(dataset: microgpt.Dataset, block_size: int) -> float:
-    """Return how long 1000 steps would take, from a short trial."""
+    """Return the time of 1000 training steps, estimated from a short trial."""
     config = microgpt.TrainConfig(steps=STEPS, learning_rate=1e-3)
     _, trainer = microgpt.prepare(dataset, config, random.Random(42), block_size=block_size)
-    trainer.advance(1)  # the first one also sets things up
+    trainer.advance(1)  # the first step includes the set-up
     start = time.perf_counter()
     while trainer.step < STEPS and time.perf_counter() - start < SECONDS_OF_TRIAL:
         trainer.advance(min(10, STEPS - trainer.step))

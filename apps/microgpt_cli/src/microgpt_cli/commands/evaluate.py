@@ -1,4 +1,4 @@
-"""`microgpt-cli evaluate`: how many questions a chat model answers right."""
+"""`microgpt-cli evaluate`: the share of questions that a chat model answers right."""
 
 import json
 from collections import Counter
@@ -25,11 +25,11 @@ def command(
     questions: Annotated[
         Path,
         typer.Option(
-            help="JSONL: per line a task, messages and the expected answer; see data questions."
+            help="JSONL file: task, messages and expected answer per line; see data questions."
         ),
     ],
     show_wrong: Annotated[
-        bool, typer.Option("--show-wrong", help="Print each wrong answer as well.")
+        bool, typer.Option("--show-wrong", help="Print each wrong answer too.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
@@ -57,11 +57,15 @@ def command(
 
 
 def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
-    """Return task, messages and expected answer of each question, all of which can be asked."""
-    turn = msgspec.defstruct("Turn", [("role", str), ("content", str)])
+    """Return task, messages and expected answer of each question.
+
+    Raises:
+        DataError: a question cannot be asked.
+    """
+    message = msgspec.defstruct("Message", [("role", str), ("content", str)])
     kind = msgspec.defstruct(
         "Question",
-        [("messages", list[turn]), ("answer", str), ("task", str, "questions")],  # type: ignore[valid-type] # made above
+        [("messages", list[message]), ("answer", str), ("task", str, "questions")],  # type: ignore[valid-type] # made above
     )
     questions, n_unknown = [], 0
     for number, line in microgpt.read_json_lines(path, kind, EXPECTED):
@@ -71,7 +75,7 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
                 fields["messages"], model.tokenizer, model.config.block_size
             )
         except (microgpt.ChatError, microgpt.ContextLengthError) as error:
-            if not model.tokenizer.is_chat:  # then no question is at fault
+            if not model.tokenizer.is_chat:  # no question is at fault
                 raise
             raise microgpt.DataError(f"line {number}: {error}", hint=error.hint) from error
         if fields["messages"][-1]["role"] == "assistant":

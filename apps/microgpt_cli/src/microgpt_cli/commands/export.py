@@ -27,26 +27,26 @@ def command(
     model_dir: ModelDir = Path("output"),
     output: Annotated[Path, typer.Option(help="Directory for the copy.")],
     format: Annotated[  # noqa: A002 - the name of the flag
-        Format, typer.Option(help="json (the Rust system reads it too) or safetensors.")
+        Format, typer.Option(help="json, which the Rust system reads too, or safetensors.")
     ] = Format.SAFETENSORS,
     half: Annotated[
-        bool, typer.Option("--half", help="Round weights to float16, three digits; safetensors.")
+        bool, typer.Option("--half", help="Round the weights to float16; safetensors only.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a model in OUTPUT.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a model in OUTPUT.")] = False,
 ) -> None:
     """Write a copy of a model in another format. Every command and the service read both."""
     if half and format is not Format.SAFETENSORS:
         raise typer.BadParameter("it needs --format safetensors.", param_hint="--half")
     if not force:
         refuse_to_overwrite(output)
-    model = microgpt.load(model_dir, engine="vectorized")  # which need not be loaded
+    model = microgpt.load(model_dir, engine="vectorized")  # without the compiled library
     # The snapshots and metrics of another model would belong to nothing.
-    stays = output.resolve() == model_dir.resolve()
+    is_in_place = output.resolve() == model_dir.resolve()
     model.save(
         output,
         format=format.value,
         half=half,
-        before_replacing=(lambda: None) if stays else partial(remove_run, output),
+        before_replacing=(lambda: None) if is_in_place else partial(remove_run, output),
     )
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")

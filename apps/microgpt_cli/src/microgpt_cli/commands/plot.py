@@ -15,7 +15,7 @@ from microgpt_cli.writing import write_whole
 __all__ = ["command"]
 
 FORMATS = ("svg", "png")
-MAX_POINTS = 100  # of the training loss, which single steps make noisy
+MAX_POINTS = 100  # of the training loss, averaged because single steps are noisy
 MARGIN = 26  # columns beside the curve in the terminal
 MAX_WIDTH, MIN_WIDTH, HEIGHT = 100, 20, 16  # of the curve in the terminal
 PICTURE_INCHES = (8, 4.5)
@@ -30,12 +30,12 @@ class Curve:
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a model.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a trained model.")],
     *,
     output: Annotated[
         Path | None, typer.Option(help="Also write a picture: NAME.svg or NAME.png.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite OUTPUT.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
 ) -> None:
     """Draw the learning curve of a training run."""
     if output and output.suffix.removeprefix(".") not in FORMATS:
@@ -44,17 +44,15 @@ def command(
         raise microgpt.DataError(
             f"{output} exists", hint="use --force to overwrite it, or name another file"
         )
-    records = list(read_metrics(directory))
-    if not records:
+    lines = read_metrics(directory)
+    if not lines:
         raise microgpt.DataError(
-            f"nothing to draw: {directory / METRICS} does not exist or holds no record",
+            f"nothing to draw: {directory / METRICS} does not exist or is empty",
             hint="is this a directory that microgpt-cli train has written?",
         )
-    training = _smoothed([(record["step"], record["loss"]) for record in records])
-    measured = [
-        (record["step"], record["val_loss"]) for record in records if record["val_loss"] is not None
-    ]
-    validation = Curve(*map(list, zip(*measured, strict=True))) if measured else None
+    training = _smoothed([(line["step"], line["loss"]) for line in lines])
+    validated = [(line["step"], line["val_loss"]) for line in lines if line["val_loss"] is not None]
+    validation = Curve(*map(list, zip(*validated, strict=True))) if validated else None
     drawing = _drawn(training, validation)
     if output:  # before the first line, because a reader that leaves ends the command
         _write_picture(training, validation, output)
@@ -64,7 +62,7 @@ def command(
 
 
 def _smoothed(points: list[tuple[float, float]]) -> Curve:
-    """Return means over at most MAX_POINTS groups of neighbours."""
+    """Return the mean of at most MAX_POINTS groups of neighbouring points."""
     size = -(-len(points) // MAX_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     means = [[sum(column) / len(group) for column in zip(*group, strict=True)] for group in groups]
@@ -72,7 +70,7 @@ def _smoothed(points: list[tuple[float, float]]) -> Curve:
 
 
 def _drawn(training: Curve, validation: Curve | None) -> str:
-    """Return the curves in characters, as wide as the terminal allows."""
+    """Return the curves as text, as wide as the terminal allows."""
     try:
         import plotille  # type: ignore[import-untyped] # noqa: PLC0415 - optional
     except ImportError:
@@ -108,7 +106,7 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
         axes.legend()
     axes.grid(alpha=0.3)
     picture = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # one curve, one file
+    with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # the same curve gives the same file
         figure.savefig(
             picture,
             format=path.suffix.removeprefix("."),

@@ -1,4 +1,4 @@
-"""`microgpt-cli score`: how well a trained model predicts a file."""
+"""`microgpt-cli score`: the loss of a trained model on a file."""
 
 import json
 import math
@@ -21,12 +21,12 @@ def command(
         Path, typer.Option(help="Text file, or JSONL for a chat model.")
     ],
     per_document: Annotated[
-        bool, typer.Option("--per-document", help="Also print each document's loss.")
+        bool, typer.Option("--per-document", help="Print the loss of each document too.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure how well a model predicts a file. Every character and every end counts."""
+    """Measure how well a model predicts a file. All characters and ends of documents count."""
     model = microgpt.load(model_dir, threads=threads)
     dataset = read_dataset(input, chat=model.tokenizer.is_chat)
     total = model.measure(dataset)
@@ -41,7 +41,7 @@ def command(
         documents = [model.measure(dataset.only(i)).nats_per_token for i in range(len(dataset))]
     if as_json:
         if math.isinf(total.perplexity):
-            figures["perplexity"] = None  # which JSON has no number for
+            figures["perplexity"] = None  # JSON has no infinity
         typer.echo(json.dumps(figures | ({"documents": documents} if per_document else {})))
         return
     for i, nats_per_token in enumerate(documents, 1):
