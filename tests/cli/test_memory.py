@@ -15,7 +15,7 @@ MEGABYTE = 1_000_000
 
 
 def test_memory_stays_flat_over_many_steps(program: Path, names: Path, tmp_path: Path) -> None:
-    flags = ("--steps", 100_000, "--log-every", 10_000, "--checkpoint-every", 20_000, "--json")
+    flags = ("--steps", 100_000, "--log-every", 10_000, "--snapshot-every", 20_000, "--json")
     command = [program, "train", "--input", names, "--output", tmp_path / "out", *flags]
     used = []
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
@@ -63,7 +63,7 @@ def test_large_file_takes_little_more_memory_than_its_tokens(tmp_path: Path, n_b
     n_lines = write_lines(tmp_path / "large.txt", n_bytes)
     n_tokens = (tmp_path / "large.txt").stat().st_size  # a BOS in the place of each line's end
     arguments = ("--input", tmp_path / "large.txt", "--output", tmp_path / "out", "--steps", 20)
-    command = [sys.executable, "-c", PEAK, "train", *arguments, "--checkpoint-every", 10, "--quiet"]
+    command = [sys.executable, "-c", PEAK, "train", *arguments, "--snapshot-every", 10, "--quiet"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     peak = int(done.stdout.split()[-1])
     assert peak < 2 * n_tokens + 8 * n_lines + 200 * MEGABYTE

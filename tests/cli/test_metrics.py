@@ -29,7 +29,7 @@ DAMAGED = {
 def snapshots(cli: "Cli", names: Path, tmp_path: Path) -> Path:
     """A directory of a run of 7 steps, with snapshots until the 6th."""
     directory = tmp_path / "out"
-    flags = ("--steps", 7, "--checkpoint-every", 2, "--quiet")
+    flags = ("--steps", 7, "--snapshot-every", 2, "--quiet")
     assert cli("train", "--input", names, "--output", directory, *flags).status == 0
     return directory
 
@@ -116,7 +116,7 @@ def test_disk_that_is_full_for_a_moment_costs_no_line(
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert warning.startswith(f"warning: cannot write {path}: File too large; training goes on")
+    assert warning.startswith(f"warning: cannot write {path}: File too large; training continues")
     assert err.startswith("warning: interrupted after step ")
     assert process.returncode == 130
     steps = steps_in(path)

@@ -28,7 +28,7 @@ def test_same_flags_give_the_same_model_on_several_processes(
 ) -> None:
     flags = ("--input", names, *FLAGS)
     alone = cli("train", "--output", tmp_path / "alone", *flags)
-    job = run_job(n_processes, "--output", tmp_path / "job", *flags, "--checkpoint-every", 10)
+    job = run_job(n_processes, "--output", tmp_path / "job", *flags, "--snapshot-every", 10)
     assert job.returncode == 0, job.stderr
     ours, theirs = job.stdout.splitlines(), alone.out.splitlines()
     ours.remove(f"processes:   {n_processes}")
@@ -58,7 +58,7 @@ def pid_of_rank(rank: int, mpirun_pid: int) -> int:
 def test_rank_that_dies_ends_the_job_with_a_snapshot(names: Path, tmp_path: Path) -> None:
     flags = ("--input", names, "--output", tmp_path / "out", "--batch-size", 4)
     command, environment = mpirun(
-        2, "-m", "microgpt_cli", "train", *flags, "--steps", 10**7, "--checkpoint-every", 100
+        2, "-m", "microgpt_cli", "train", *flags, "--steps", 10**7, "--snapshot-every", 100
     )
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -71,8 +71,8 @@ def test_rank_that_dies_ends_the_job_with_a_snapshot(names: Path, tmp_path: Path
         _, err = job.communicate(timeout=60)
     assert job.returncode != 0
     assert "on signal 9 (Killed)" in err.replace("\n", " ")
-    assert "error: rank 0 was told to end, and the other 1 did not finish the step" in err
-    assert f"hint: go on with microgpt-cli train --resume {tmp_path / 'out'}" in err
+    assert "error: rank 0 was asked to end, and the other 1 did not finish the step" in err
+    assert f"hint: resume with microgpt-cli train --resume {tmp_path / 'out'}" in err
     snapshot = microgpt.read_snapshot(tmp_path / "out")
     assert snapshot.step >= 100
     assert np.isfinite(snapshot.arrays["weights"]).all()
@@ -99,7 +99,7 @@ def test_error_of_one_ends_all(names: Path, tmp_path: Path) -> None:
     assert errors[0].startswith(f"error: cannot write {tmp_path / 'out' / 'metrics.jsonl'}: ")
 
 
-# Each process goes on from a disk of its own; the second has nothing there.
+# Each process resumes from a disk of its own; that of the second is empty.
 OWN_DISKS = """
 import os, sys
 from microgpt_cli.main import run
@@ -115,7 +115,7 @@ run()
 def test_process_that_does_not_resume_as_the_others_do_ends_all(
     cli: Any, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("--steps", 9, "--batch-size", 2, "--checkpoint-every", 4, "--quiet")
+    flags = ("--steps", 9, "--batch-size", 2, "--snapshot-every", 4, "--quiet")
     output = tmp_path / "out"
     assert cli("train", "--input", names, "--output", output, *flags).status == 0
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import microgpt
+import numpy as np
 import pexpect
 import pytest
 
@@ -19,7 +21,7 @@ STEPS = 12_000
 FLAGS = [
     *("--steps", STEPS, "--batch-size", 2, "--clip", 0.5, "--weight-decay", 0.01),
     *("--warmup-steps", 100, "--schedule", "cosine", "--val-fraction", 0.25, "--eval-every", 700),
-    *("--checkpoint-every", 1000, "--log-every", 1000),
+    *("--snapshot-every", 1000, "--log-every", 1000),
 ]
 
 
@@ -129,7 +131,7 @@ def test_signal_saves_and_says_how_to_go_on(
     assert process.returncode == 128 + number
     snapshot = microgpt.read_snapshot(tmp_path / "out")
     assert err == (
-        f"warning: interrupted after step {snapshot.step} of 10000000; go on with "
+        f"warning: interrupted after step {snapshot.step} of 10000000; resume with "
         f"microgpt-cli train --resume {tmp_path / 'out'}\n"
     )
     model = microgpt.load(tmp_path / "out")
@@ -217,22 +219,22 @@ def train(cli: Any, *arguments: object) -> Any:
 def snapshots(cli: Any, names: Path, tmp_path: Path) -> Path:
     """Return a directory with snapshots after steps 10 and 20 of 25."""
     directory = tmp_path / "out"
-    train(cli, "--input", names, "--output", directory, "--steps", 25, "--checkpoint-every", 10)
+    train(cli, "--input", names, "--output", directory, "--steps", 25, "--snapshot-every", 10)
     return directory
 
 
-def test_latest_checkpoints_are_kept(cli: Any, names: Path, tmp_path: Path) -> None:
+def test_latest_snapshots_are_kept(cli: Any, names: Path, tmp_path: Path) -> None:
     flags = ("--input", names, "--output", tmp_path / "out", "--steps", 100)
-    train(cli, *flags, "--checkpoint-every", 10)
+    train(cli, *flags, "--snapshot-every", 10)
     assert steps_in(tmp_path / "out") == [80, 90, 100]
-    train(cli, *flags, "--force", "--checkpoint-every", 30, "--keep-checkpoints", 1)
+    train(cli, *flags, "--force", "--snapshot-every", 30, "--keep-snapshots", 1)
     assert steps_in(tmp_path / "out") == [90]
 
 
 def test_forced_run_does_not_mix_with_the_one_before(
     cli: Any, snapshots: Path, names: Path
 ) -> None:
-    flags = ("--steps", 8, "--checkpoint-every", 5, "--force")
+    flags = ("--steps", 8, "--snapshot-every", 5, "--force")
     train(cli, "--input", names, "--output", snapshots, *flags)
     assert steps_in(snapshots) == [5]
 
@@ -244,7 +246,7 @@ def test_unfinished_run_is_not_overwritten(cli: Any, snapshots: Path, names: Pat
     assert result.status == 1
     assert result.err.splitlines() == [
         f"error: {snapshots} already holds snapshots of a run that was not finished",
-        f"hint: go on with --resume {snapshots}, or use --force to start anew",
+        f"hint: resume it with --resume {snapshots}, or start a new run with --force",
     ]
 
 
@@ -266,8 +268,8 @@ def test_resumed_run_may_name_its_directory_in_another_way(
 
 PACE = {  # flags that no result depends on
     "--log-every": 4,
-    "--checkpoint-every": 7,
-    "--keep-checkpoints": 2,
+    "--snapshot-every": 7,
+    "--keep-snapshots": 2,
     "--sample-every": 9,
     "--num-samples": 1,
 }
@@ -290,9 +292,9 @@ def test_resumed_run_keeps_its_pace_except_where_flags_say_otherwise(
     again = cli("train", "--json", "--resume", out)
     assert told(again.out) == {"step": [24, 28, 30], "sample": [27], "samples": [1]}
     assert steps_in(out) == [21, 28]
-    other = cli("train", "--json", "--resume", out, "--log-every", 29, "--checkpoint-every", 29)
+    other = cli("train", "--json", "--resume", out, "--log-every", 29, "--snapshot-every", 29)
     assert told(other.out) == {"step": [29, 30], "sample": [], "samples": [1]}
-    assert steps_in(out) == [28, 29]  # --keep-checkpoints as it was
+    assert steps_in(out) == [28, 29]  # --keep-snapshots as it was
     last = cli("train", "--json", "--resume", out, "--num-samples", 3)
     assert told(last.out) == {"step": [30], "sample": [], "samples": [3]}
 
@@ -310,13 +312,13 @@ def test_snapshot_that_knows_no_pace_can_be_resumed(cli: Any, snapshots: Path) -
 
 
 def test_engine_may_be_chosen_again_as_it_was(cli: Any, names: Path, tmp_path: Path) -> None:
-    flags = ("--steps", 20, "--checkpoint-every", 10)
+    flags = ("--steps", 20, "--snapshot-every", 10)
     for engine in ("auto", "vectorized"):
         job = ("--input", names, "--output", tmp_path / engine, "--engine", engine)
         train(cli, *job, *flags)
         train(cli, "--resume", tmp_path / engine, "--engine", engine)
-    error, _ = refused(cli, "--resume", tmp_path / "vectorized", "--engine", "auto")
-    assert error.startswith("error: got --engine native, expected --engine vectorized as in ")
+    (error,) = refused(cli, "--resume", tmp_path / "vectorized", "--engine", "auto")
+    assert error.startswith("error: the run's engine: got native, expected vectorized as in ")
 
 
 def test_resumed_run_keeps_its_flags_and_its_metrics(cli: Any, snapshots: Path) -> None:
@@ -346,13 +348,56 @@ def test_data_whose_name_is_not_utf_8_can_be_named_again(
 ) -> None:
     strange = names.rename(os.fsdecode(os.fsencode(names.parent) + b"/na\xefve.txt"))
     output = tmp_path / "out"
-    flags = ("--output", output, "--steps", 20, "--checkpoint-every", 15)
+    flags = ("--output", output, "--steps", 20, "--snapshot-every", 15)
     assert train(cli, "--input", strange, *flags).err == ""
     error, *_ = refused(cli, "--resume", output)
     assert error.endswith(r"na\xefve.txt")
     whole = digest(output)
     train(cli, "--resume", output, "--input", strange)
     assert digest(output) == whole
+
+
+# ---------------------------------------------------------------- snapshots of version 0.1
+
+OLDER = Path(__file__).parent / "older"  # written by version 0.1
+SMALL = ("--steps", 30, "--dtype", "float64", "--engine", "vectorized", "--n-embd", 4)
+OLDER_FLAGS: dict[str, tuple[object, ...]] = {
+    "text": (
+        *("--lr", 0.02, "--seed", 7, "--no-shuffle", "--batch-size", 2, "--clip", 0.5),
+        *("--weight-decay", 0.01, "--warmup-steps", 3, "--schedule", "cosine"),
+    ),
+    "share": ("--val-fraction", 0.25, "--eval-every", 7),
+    "validation": ("--eval-every", 5, "--long", "split", "--block-size", 5),
+    "chat": ("--chat", "--loss-on", "assistant"),
+}
+
+
+@pytest.mark.parametrize("kind", OLDER_FLAGS)
+def test_snapshot_of_version_0_1_is_resumed(
+    cli: Any, names: Path, tmp_path: Path, kind: str
+) -> None:
+    resumed, whole = tmp_path / kind, tmp_path / "whole"
+    shutil.copytree(OLDER / kind, resumed)
+    files = ["--input", OLDER / "chat.jsonl" if kind == "chat" else names]
+    files += ["--val-input", OLDER / "val.txt"] * (kind == "validation")
+    train(cli, "--resume", resumed, *files)
+    flags = ("--n-head", 2, "--block-size", 8, *OLDER_FLAGS[kind])
+    train(cli, *files, "--output", whole, *SMALL, *flags)
+    ours, theirs = (microgpt.load(path).parameters.flat for path in (resumed, whole))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)  # another processor wrote it
+    lines = [json.loads(line) for line in (resumed / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 31))
+
+
+def test_pace_of_version_0_1_is_kept(cli: Any, names: Path, tmp_path: Path) -> None:
+    shutil.copytree(OLDER / "share", tmp_path / "share")  # every 4 steps, 9 of them
+    train(cli, "--resume", tmp_path / "share", "--input", names)
+    assert steps_in(tmp_path / "share") == [12, 16, 20, 24, 28]
+
+
+def test_flags_of_version_0_1_have_their_meaning(cli: Any, snapshots: Path) -> None:
+    train(cli, "--resume", snapshots, "--checkpoint-every", 3, "--keep-checkpoints", 2)
+    assert steps_in(snapshots) == [21, 24]
 
 
 # ---------------------------------------------------------------- what cannot be resumed
@@ -381,58 +426,58 @@ def test_flags_that_differ_are_named(cli: Any, snapshots: Path) -> None:
     )
     error, hint = refused(cli, "--resume", snapshots, *flags)
     assert error.startswith(
-        "error: got --n-embd 32, expected --n-embd 16; got --lr 0.1, expected no --lr; "
+        "error: got --n-embd 32, expected --n-embd 16; got --lr 0.1, expected --lr 0.01; "
         "got --schedule constant, expected --schedule linear; got --no-shuffle, expected --shuffle "
         f"as in {snapshots}"
     )
     assert hint == "hint: a resumed run keeps its flags: leave these out, or start a new run"
 
 
-def test_directory_that_is_no_checkpoint_is_named(cli: Any, tmp_path: Path) -> None:
+def test_directory_without_a_snapshot_is_named(cli: Any, tmp_path: Path) -> None:
     error, hint = refused(cli, "--resume", tmp_path / "nowhere")
     assert error == (
         f"error: {tmp_path / 'nowhere'} holds no snapshot of training: there is nothing in "
         f"{tmp_path / 'nowhere' / 'checkpoints'}"
     )
-    assert hint.startswith("hint: train with --checkpoint-every")
+    assert hint.startswith("hint: train with --snapshot-every")
 
 
-def test_changed_data_is_told(cli: Any, snapshots: Path, names: Path) -> None:
+def test_changed_data_is_an_error(cli: Any, snapshots: Path, names: Path) -> None:
     names.write_text(names.read_text().replace("bob", "abo"))
     error, hint = refused(cli, "--resume", snapshots)
     assert error.startswith("error: the training data is not that of ")
     assert hint == "hint: give the same files as --input and --val-input, unchanged"
 
 
-def test_other_documents_to_measure_on_are_a_flag_that_differs(
+def test_other_validation_documents_are_a_flag_that_differs(
     cli: Any, snapshots: Path, names: Path
 ) -> None:
     error, _ = refused(cli, "--resume", snapshots, "--val-input", names)
     assert error.startswith(f"error: got --val-input {names}, expected no --val-input as in ")
 
 
-def test_corrupt_checkpoint_is_told(cli: Any, snapshots: Path) -> None:
+def test_corrupt_snapshot_is_an_error(cli: Any, snapshots: Path) -> None:
     latest = snapshots / "checkpoints" / "step-00000020.safetensors"
     content = bytearray(latest.read_bytes())
     content[-1] ^= 1
     latest.write_bytes(content)
     error, hint = refused(cli, "--resume", snapshots)
     assert error.startswith(f"error: {latest} is damaged")
-    assert hint == f"hint: remove {latest.name} to go on from the one before"
+    assert hint == f"hint: remove {latest.name} to resume from the snapshot before"
     latest.unlink()
     train(cli, "--resume", snapshots)
 
 
-def test_checkpoint_of_another_version_is_told(cli: Any, snapshots: Path) -> None:
+def test_snapshot_of_another_version_is_an_error(cli: Any, snapshots: Path) -> None:
     latest = snapshots / "checkpoints" / "step-00000020.safetensors"
     content = latest.read_bytes()
     latest.write_bytes(content.replace(b"microgpt-snapshot-1", b"microgpt-snapshot-9"))
     error, hint = refused(cli, "--resume", snapshots)
     assert error.endswith("'microgpt-snapshot-9', expected 'microgpt-snapshot-1'")
-    assert hint == "hint: go on with the version of microgpt that wrote it"
+    assert hint == "hint: resume with the version of microgpt that wrote it"
 
 
-def test_checkpoint_of_another_program_is_told(cli: Any, tmp_path: Path, names: Path) -> None:
+def test_snapshot_of_another_program_is_an_error(cli: Any, tmp_path: Path, names: Path) -> None:
     dataset = microgpt.Dataset.from_documents(microgpt.read_documents(names))
     config = microgpt.TrainConfig(steps=3)
     _, trainer = microgpt.prepare(dataset, config, random.Random(1))
@@ -440,12 +485,13 @@ def test_checkpoint_of_another_program_is_told(cli: Any, tmp_path: Path, names: 
     path = microgpt.write_snapshot(tmp_path, trainer, {"steps": 3})
     (error,) = refused(cli, "--resume", tmp_path)
     assert error.startswith(
-        f"error: {path} does not hold the flags of this program: it lacks batch_size, block_size"
+        f"error: {path} does not hold the options of microgpt-cli train: Object missing required "
+        "field `input`"
     )
 
 
 @pytest.mark.parametrize("value", [0, -1, "x"])
-@pytest.mark.parametrize("flag", ["--checkpoint-every", "--keep-checkpoints", "--eval-every"])
+@pytest.mark.parametrize("flag", ["--snapshot-every", "--keep-snapshots", "--eval-every"])
 def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) -> None:
     result = cli("train", "--input", names, flag, value)
     assert result.status == 2
@@ -459,7 +505,7 @@ def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) 
     ("flags", "message"),
     [
         (("--val-fraction", 0.01), "val_fraction is 0.01, expected a share between 0 and 1 that"),
-        (("--val-fraction", 1.0), "val_fraction is 1.0, expected a share between 0 and 1 that"),
+        (("--val-fraction", 1.0), "val_fraction is 1.0, expected a finite number of at least 0 "),
         (
             ("--batch-size", 9),
             "the number of documents to train on is 8, expected at least batch_size=9",
@@ -498,7 +544,7 @@ def test_validation_file_that_is_missing_is_named(cli: Any, names: Path, tmp_pat
         ("\n", "dataset is empty"),
     ],
 )
-def test_what_is_wrong_with_documents_to_measure_on_is_told_as_theirs(
+def test_error_in_the_validation_documents_names_them(
     cli: Any, names: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     others = tmp_path / "others.txt"
@@ -506,7 +552,7 @@ def test_what_is_wrong_with_documents_to_measure_on_is_told_as_theirs(
     output = tmp_path / "out"
     flags = ("--val-input", others, "--long", "skip", "--block-size", 7, "--output", output)
     error, *_ = refused(cli, "--input", names, *flags)
-    assert error == f"error: the documents to measure on: {message}"
+    assert error == f"error: the validation documents: {message}"
     assert not output.exists()
 
 

@@ -44,7 +44,7 @@ def files(directory: Path) -> dict[str, bytes]:
 def finished(cli: "Cli", names: Path, tmp_path: Path) -> Path:
     """A directory with model, snapshots and metrics of a run of 25 steps, 16 wide."""
     directory = tmp_path / "out"
-    flags = ("--steps", 25, "--checkpoint-every", 10, "--quiet")
+    flags = ("--steps", 25, "--snapshot-every", 10, "--quiet")
     assert cli("train", "--input", names, "--output", directory, *flags).status == 0
     return directory
 
@@ -60,6 +60,7 @@ def test_forced_run_that_is_killed_early_leaves_all_that_was_there(
         program, "train", "--input", names, "--output", finished, "--force", *FOREVER
     ) as process:
         process.kill()
+    (finished / "train.lock").unlink()  # of the killed process; nothing holds it
     assert files(finished) == before
 
 
@@ -108,7 +109,7 @@ def test_full_disk_without_a_model_does_not_speak_of_one(
 def test_first_snapshot_of_a_forced_run_replaces_all_that_was_there(
     program: Path, names: Path, finished: Path
 ) -> None:
-    flags = ("--n-embd", 8, "--lr", 0.001, "--checkpoint-every", 5, "--keep-checkpoints", 10**6)
+    flags = ("--n-embd", 8, "--lr", 0.001, "--snapshot-every", 5, "--keep-snapshots", 10**6)
     with training(
         program, "train", "--input", names, "--output", finished, "--force", *flags, *FOREVER
     ) as process:
@@ -128,7 +129,7 @@ import sys
 import microgpt_cli.commands.train
 from microgpt_cli.main import run
 
-flags = "--n-embd 8 --lr 0.001 --steps 5 --checkpoint-every 5 --num-samples 0 --engine vectorized"
+flags = "--n-embd 8 --lr 0.001 --steps 5 --snapshot-every 5 --num-samples 0 --engine vectorized"
 command = "microgpt-cli train --force --quiet --input {names} " + flags + " --output"
 
 def save(directory):
@@ -159,7 +160,7 @@ def test_run_and_the_one_before_are_never_mixed_wherever_a_save_fails(
     cli: "Cli", names: Path, tmp_path: Path, call: str, fault: str
 ) -> None:
     before = tmp_path / "before"
-    flags = ("--steps", 20, "--checkpoint-every", 10, "--quiet")
+    flags = ("--steps", 20, "--snapshot-every", 10, "--quiet")
     assert cli("train", "--input", names, "--output", before, *flags).status == 0
     directories = [tmp_path / str(k) for k in range(MAX_CALLS + 8)]  # for two saves
     for directory in directories:
@@ -182,11 +183,11 @@ def test_snapshot_that_cannot_be_written_does_not_end_training(
 
     expected = microgpt.fit(names.read_text().split(), steps=20)
     monkeypatch.setattr(microgpt, "write_snapshot", fail)
-    flags = ("--steps", 20, "--checkpoint-every", 10)
+    flags = ("--steps", 20, "--snapshot-every", 10)
     result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)
     assert result.status == 1
     assert result.err.splitlines() == [
-        *["warning: cannot write a snapshot; training goes on"] * 2,
+        *["warning: cannot write a snapshot; training continues"] * 2,
         "error: cannot write a snapshot",
     ]
     assert "--- samples ---" in result.out
@@ -257,7 +258,7 @@ def test_stdout_that_fills_up_is_told_when_the_model_is_saved(
     with log.open("a") as stdout:
         run = limited(program, "--input", names, "--output", tmp_path / "out", *tiny, stdout=stdout)
     problem = f"cannot write to stdout: {os.strerror(errno.EFBIG)}"
-    assert run.stderr == f"warning: {problem}; training goes on\nerror: {problem}\n"
+    assert run.stderr == f"warning: {problem}; training continues\nerror: {problem}\n"
     assert run.returncode == 1
     assert microgpt.load(tmp_path / "out").config.n_embd == 2
 
@@ -273,7 +274,7 @@ def test_directory_that_vanishes_is_made_again_for_the_model(
     assert process.returncode == 0
     assert err == (
         f"warning: cannot write {output / 'metrics.jsonl'}: No such file or directory; training "
-        "goes on, and its metrics are written later\n"
+        "continues, and its metrics are written later\n"
     )
     assert microgpt.load(output).config.n_embd == 16
     assert steps_in(output / "metrics.jsonl")[-1] == 20_000

@@ -22,7 +22,7 @@ TRAIN = [
     "model",
     "--steps",
     "200",
-    "--checkpoint-every",
+    "--snapshot-every",
     "100",
 ]
 

@@ -1,23 +1,21 @@
 """`microgpt-cli bench`: what it reports, not how fast that is."""
 
-import importlib
 import json
 from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
-from microgpt_cli.commands.bench import Shape
+from microgpt_cli.commands import bench
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
 
-SMALL, LARGER = Shape(8, 2, 1, 8, 1, 5), Shape(12, 3, 2, 8, 3, 7)
+SMALL, LARGER = bench.Shape(8, 2, 1, 8, 1, 5), bench.Shape(12, 3, 2, 8, 3, 7)
 ENGINES = [name for name in microgpt.ENGINES if name != "auto"]
 
 
 @pytest.fixture(autouse=True)
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = importlib.import_module("microgpt_cli.commands.bench")
     monkeypatch.setattr(bench, "SHAPES", (SMALL, LARGER))
     monkeypatch.setattr(bench, "N_MEASUREMENTS", 1)
     monkeypatch.setattr(bench, "SECONDS_PER_MEASUREMENT", 0.001)

@@ -35,7 +35,7 @@ def test_snapshots_of_an_unfinished_run_are_replaced_by_force_only(
     cli: Any, model_dir: Path, names: Path, tmp_path: Path
 ) -> None:
     unfinished = tmp_path / "unfinished"
-    flags = ("--steps", 5, "--checkpoint-every", 2, "--quiet")
+    flags = ("--steps", 5, "--snapshot-every", 2, "--quiet")
     assert cli("train", "--input", names, "--output", unfinished, *flags).status == 0
     (unfinished / "weights.json").unlink()
     (unfinished / "meta.json").unlink()
@@ -44,7 +44,7 @@ def test_snapshots_of_an_unfinished_run_are_replaced_by_force_only(
     assert (refused.status, refused.out) == (1, "")
     assert refused.err == (
         f"error: {unfinished} already holds snapshots of a run that was not finished\n"
-        f"hint: go on with --resume {unfinished}, or use --force to start anew\n"
+        f"hint: resume it with --resume {unfinished}, or start a new run with --force\n"
     )
     assert microgpt.read_snapshot(unfinished).step == 4
     (unfinished / "checkpoints" / "step-00000006.safetensors.staged").touch()  # killed while saving

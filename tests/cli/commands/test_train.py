@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import pty
@@ -7,13 +8,14 @@ import shlex
 import signal
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import microgpt
 import numpy as np
 import pexpect
 import pytest
 from measuring import unmeasured
+from microgpt_cli.commands.train import command
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -106,7 +108,7 @@ def test_scalar_engine_prints_the_first_losses_of_the_original_until_ctrl_c(
     assert lines[11:] == step_lines(original["losses"])[:20]
     assert process.returncode == 130
     # One more step may have begun before the signal was seen.
-    assert re.match(r"warning: interrupted after step 2[01] of 1000; go on with ", err)
+    assert re.match(r"warning: interrupted after step 2[01] of 1000; resume with ", err)
     assert f"weights saved to {tmp_path}/out/weights.json\n" in out
     assert microgpt.load(tmp_path / "out").config.n_params == 4192
 
@@ -260,6 +262,46 @@ def test_order_of_documents_follows_the_file_without_shuffle(
     assert unshuffled == cli(*job, "--input", names, "--no-shuffle").out
 
 
+# ---------------------------------------------------------------- the schema of a run
+
+SCHEMA = get_type_hints(microgpt.TrainConfig, include_extras=True)
+BOUNDED = {  # field: a value below its least
+    name: (about.ge or 0) - 1
+    for name, (_, about) in ((name, get_args(hint)) for name, hint in SCHEMA.items())
+    if about.ge is not None or name == "seed"
+}
+
+
+def test_flags_have_the_names_types_and_defaults_of_the_schema() -> None:
+    parameters = inspect.signature(command).parameters
+    defaults = microgpt.TrainConfig()
+    assert SCHEMA.keys() <= parameters.keys()
+    for name, hint in SCHEMA.items():
+        kind = get_args(hint)[0]
+        if type(None) in get_args(kind):  # with a bound inside
+            kind = float | None
+        if name == "engine":
+            kind = Literal[*microgpt.ENGINES]
+        assert get_args(parameters[name].annotation)[0] == kind, name
+        assert parameters[name].default == getattr(defaults, name), name
+
+
+@pytest.mark.parametrize(("name", "below"), BOUNDED.items())
+def test_flags_have_the_bounds_of_the_schema(
+    cli: "Cli", names: Path, tmp_path: Path, name: str, below: float
+) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    result = cli("train", "--input", names, "--output", tmp_path / "out", f"{flag}={below}")
+    assert (result.status, result.out) == (2, "")
+    assert f"Invalid value for '{flag}'" in result.err
+
+
+@pytest.mark.parametrize("flag", ["--lr", "--learning-rate"])
+def test_learning_rate_has_two_names(cli: "Cli", names: Path, tmp_path: Path, flag: str) -> None:
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--steps", 1]
+    assert "lr:          0.05" in cli(*job, flag, 0.05).lines
+
+
 # ---------------------------------------------------------------- on a terminal
 
 
@@ -311,7 +353,7 @@ def test_bar_of_a_resumed_run_counts_only_steps_since_then(
 ) -> None:
     output = tmp_path / "out"
     job = ["train", "--input", names, "--output", output, "--steps", 30_000, "--quiet"]
-    assert cli(*job, "--checkpoint-every", 20_000).status == 0
+    assert cli(*job, "--snapshot-every", 20_000).status == 0
     _, shown = on_terminal([program, "train", "--resume", output])
     plain = re.sub(r"\x1b\[[\d;]*m", "", shown).replace(",", "")
     drawn = re.findall(r"(\d+)/30000 loss \S+ (\d+) steps/s  (\d+) tokens/s", plain)

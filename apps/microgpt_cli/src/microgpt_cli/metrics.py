@@ -87,6 +87,17 @@ class MetricsLog:
             self._losses.clear()
         self.write()
 
+    def move(self, directory: Path) -> None:
+        """Move the file to another directory.
+
+        Raises:
+            MicrogptError: it cannot be moved; the lines to come are written there nevertheless.
+        """
+        before, self._path = self._path, directory / METRICS
+        if not self._is_new:
+            with translated(f"cannot move {before}"):
+                before.rename(self._path)
+
     def write(self) -> None:
         """Write the lines that are not yet written.
 

@@ -1,65 +1,34 @@
-"""Options that several commands share, defined once."""
+"""Flags that several commands share, and flags made from the schema of a run."""
 
 import math
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
+import microgpt
 import typer
 
 __all__ = [
-    "Dtype",
-    "Engine",
-    "Long",
-    "LossOn",
+    "MaxTokens",
     "ModelDir",
-    "Schedule",
     "Seed",
+    "Stop",
     "Temperature",
     "Threads",
     "TopK",
     "TopP",
+    "field",
     "positive",
 ]
 
-
-class Dtype(StrEnum):
-    """Types of numbers that a model can be made of."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
+SCHEMA = get_type_hints(microgpt.TrainConfig, include_extras=True)
 
 
-class Engine(StrEnum):
-    """Ways to compute."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    VECTORIZED = "vectorized"
-    SCALAR = "scalar"
-
-
-class Schedule(StrEnum):
-    """What the learning rate does after the warm-up."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    CONSTANT = "constant"
-
-
-class Long(StrEnum):
-    """What becomes of documents that are longer than the block."""
-
-    TRUNCATE = "truncate"
-    SPLIT = "split"
-    SKIP = "skip"
-
-
-class LossOn(StrEnum):
-    """Which tokens of a conversation count in the loss."""
-
-    ALL = "all"
-    ASSISTANT = "assistant"
+def field(name: str, *flags: str, **attributes: Any) -> Any:
+    """Return the flag of a field of `TrainConfig`, with its description and bounds."""
+    _, about = get_args(SCHEMA[name])
+    text = about.description.partition(";")[0]
+    attributes = {"help": f"{text[0].upper()}{text[1:]}.", "min": about.ge} | attributes
+    return typer.Option(*flags, **attributes)
 
 
 def positive(value: float | None) -> float | None:
@@ -70,19 +39,18 @@ def positive(value: float | None) -> float | None:
 
 
 ModelDir = Annotated[Path, typer.Option(help="Directory of a trained model.", show_default=True)]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Seed = Annotated[int, field("seed", min=0)]
 Temperature = Annotated[
-    float, typer.Option(help="0 for the likeliest text; higher is more surprising.")
+    float, typer.Option(help="Sampling temperature; 0 for the most likely text.")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Processor cores to use; results do not depend on it.", show_default="all"
-    ),
+    typer.Option(min=1, help="Processor cores; no result depends on them.", show_default="all"),
 ]
-TopK = Annotated[
-    int | None, typer.Option(min=1, help="Choose among the K likeliest characters only.")
+TopK = Annotated[int | None, typer.Option(min=1, help="Keep the K most likely characters.")]
+TopP = Annotated[float, typer.Option(help="Keep the most likely characters up to probability P.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum length in characters.", show_default="rest of the block"),
 ]
-TopP = Annotated[
-    float, typer.Option(help="Choose among the likeliest characters that reach probability P.")
-]
+Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")]

@@ -12,33 +12,15 @@ import typer
 
 from microgpt_cli.errors import Failures
 from microgpt_cli.interruption import interruptible
+from microgpt_cli.plan import Pace
 from microgpt_cli.reporting import Reporter
 from microgpt_cli.saving import Saver
 from microgpt_cli.terminal import shown, warn
 
-__all__ = ["Pace", "Run", "follow", "lead"]
+__all__ = ["Run", "follow", "lead"]
 
-SAMPLE_TEMPERATURE = 0.5
 SECONDS_PER_CALL = 0.1  # of the library, between two checks for signals
 SECONDS_PER_SHARED_CALL = 0.02  # in an MPI job, because mpirun leaves little time to save
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What happens every so many steps, and at the end."""
-
-    log_every: int
-    checkpoint_every: int | None
-    keep_checkpoints: int
-    sample_every: int | None
-    num_samples: int
-
-    def next_stop(self, step: int) -> int:
-        """Return the next step after which something is due."""
-        if step == 0:
-            return 1
-        paces = (self.log_every, self.checkpoint_every, self.sample_every)
-        return min(step + pace - step % pace for pace in paces if pace)
 
 
 @dataclass(frozen=True)
@@ -170,7 +152,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         except microgpt.RankLostError as error:
             run.saver.save_snapshot()
             if not run.failures:
-                error.hint = f"go on with microgpt-cli train --resume {run.saver.directory}"
+                error.hint = f"resume with microgpt-cli train --resume {run.saver.directory}"
             raise
         except BaseException:
             _save(run)
@@ -208,17 +190,17 @@ def _attend(run: Run, advance: Advance) -> None:
     )
     if pace.sample_every and trainer.step % pace.sample_every == 0:
         _sample(run)
-    if pace.checkpoint_every and trainer.step % pace.checkpoint_every == 0:
+    if pace.snapshot_every and trainer.step % pace.snapshot_every == 0:
         run.saver.save_snapshot()
     for failure in run.failures[n_failures:]:
-        warn(f"{failure}; training goes on")
+        warn(f"{failure}; training continues")
 
 
 def _sample(run: Run) -> None:
     """Show a sample; its draws are not those of training."""
     if run.reporter.style != "quiet" and not run.model.tokenizer.is_chat:
         step = run.trainer.step
-        (text,) = run.model.generate(1, temperature=SAMPLE_TEMPERATURE, seed=step)
+        (text,) = run.model.generate(1, seed=step)
         run.reporter.sample(step, text)
 
 
@@ -258,7 +240,7 @@ def _warn_interrupted(run: Run) -> None:
     step, n_steps = run.trainer.step, run.trainer.config.steps
     if step:
         warn(
-            f"interrupted after step {step} of {n_steps}; go on with "
+            f"interrupted after step {step} of {n_steps}; resume with "
             f"microgpt-cli train --resume {run.saver.directory}"
         )
     else:
@@ -273,7 +255,7 @@ def _status(received: list[int]) -> int:
 def _closing_samples(run: Run, rng: random.Random) -> list[str]:
     if run.model.tokenizer.is_chat or not run.pace.num_samples:
         return []
-    samples = run.model.generate(run.pace.num_samples, temperature=SAMPLE_TEMPERATURE, rng=rng)
+    samples = run.model.generate(run.pace.num_samples, rng=rng)
     text = "\n".join(["\n--- samples ---", *(f"  {shown(sample)}" for sample in samples)])
     run.reporter.event("samples", text, samples=samples)
     return samples

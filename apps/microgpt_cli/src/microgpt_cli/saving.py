@@ -1,15 +1,16 @@
 """The files of a training run: the model, its snapshots and its metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import microgpt
 
 from microgpt_cli.errors import Failures, translated
 from microgpt_cli.metrics import MetricsLine, MetricsLog, remove_run
+from microgpt_cli.plan import Plan
 from microgpt_cli.terminal import warn
+from microgpt_cli.writing import holds_run, new_sibling
 
 __all__ = ["Saver"]
 
@@ -21,12 +22,16 @@ class Saver:
         directory: of the model.
         model: the model that is trained.
         trainer: trains it.
-        options: what snapshots store besides, to resume the run.
-        keep_snapshots: how many.
+        plan: of the run; snapshots store it.
         earlier_metrics: of the run that is resumed.
+        force: a model or another run in the directory may be replaced.
+        resumes: the run in the directory is the one that is resumed.
+        failures: where errors go, apart from those of the model.
+
+    Attributes:
+        directory: of the model, or a new one beside it; see `save_model`.
         replaces: the directory holds a model or another run, which is kept until this run has
             something to save.
-        failures: where errors go, apart from those of the model.
     """
 
     def __init__(
@@ -34,19 +39,19 @@ class Saver:
         directory: Path,
         model: microgpt.LanguageModel,
         trainer: microgpt.Trainer,
-        options: Mapping[str, Any],
+        plan: Plan,
         *,
-        keep_snapshots: int,
         earlier_metrics: Sequence[MetricsLine],
-        replaces: bool,
+        force: bool,
+        resumes: bool,
         failures: Failures,
     ) -> None:
         self.directory = directory
-        self.replaces = replaces
+        self.replaces = not resumes and holds_run(directory)
+        self._may_overwrite = force or resumes
         self._model = model
         self._trainer = trainer
-        self._options = options
-        self._keep_snapshots = keep_snapshots
+        self._plan = plan
         self._metrics = MetricsLog(directory, trainer.config.steps, earlier_metrics)
         self._failures = failures
         self._has_warned = False
@@ -71,7 +76,7 @@ class Saver:
             self._metrics.add(reports, tokens_per_second, elapsed)
         except microgpt.MicrogptError as error:
             if not self._has_warned:
-                warn(f"{error}; training goes on, and its metrics are written later")
+                warn(f"{error}; training continues, and its metrics are written later")
             self._has_warned = True
 
     def save_snapshot(self) -> None:
@@ -79,20 +84,35 @@ class Saver:
         if not self._trainer.step:
             return
         with self._failures.collecting():
+            self._leave_other_model()
             if self.replaces:
                 self.save_model()
-            microgpt.write_snapshot(
-                self.directory, self._trainer, self._options, keep=self._keep_snapshots
-            )
+            stored, keep = self._plan.stored(), self._plan.pace.keep_snapshots
+            microgpt.write_snapshot(self.directory, self._trainer, stored, keep=keep)
 
     def save_model(self) -> None:
         """Save the current weights, and the metrics; they replace all that another run has left.
 
+        A model that another program has saved since the start is kept, unless `force` is set; then
+        the run continues in a new directory.
+
         Raises:
             CheckpointError: the model cannot be written; the model before is intact.
         """
+        self._leave_other_model()
+        self._model.training = self._trainer.record()
         remove = partial(remove_run, self.directory) if self.replaces else lambda: None
         self._model.save(self.directory, before_replacing=remove)
-        self.replaces = False
+        self.replaces, self._may_overwrite = False, True
         with self._failures.collecting():
             self.begin()
+
+    def _leave_other_model(self) -> None:
+        """Continue in a new directory if another program has saved a model into this one."""
+        if self._may_overwrite or not microgpt.holds_model(self.directory):
+            return
+        other, self.directory = self.directory, new_sibling(self.directory)
+        self._may_overwrite = True
+        warn(f"another model has appeared in {other}; this run is saved into {self.directory}")
+        with self._failures.collecting():
+            self._metrics.move(self.directory)

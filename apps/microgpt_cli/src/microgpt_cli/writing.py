@@ -3,13 +3,19 @@
 import errno
 import os
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import microgpt
 
 from microgpt_cli.errors import translated
 
-__all__ = ["refuse_to_overwrite", "write_whole"]
+__all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "write_whole"]
+
+
+def holds_run(directory: Path) -> bool:
+    """Return whether a directory holds a model, or the snapshots of an unfinished run."""
+    return microgpt.holds_model(directory) or microgpt.holds_snapshot(directory)
 
 
 def refuse_to_overwrite(directory: Path) -> None:
@@ -22,8 +28,24 @@ def refuse_to_overwrite(directory: Path) -> None:
     if microgpt.holds_snapshot(directory):
         raise microgpt.CheckpointError(
             f"{directory} already holds snapshots of a run that was not finished",
-            hint=f"go on with --resume {directory}, or use --force to start anew",
+            hint=f"resume it with --resume {directory}, or start a new run with --force",
         )
+
+
+def new_sibling(directory: Path) -> Path:
+    """Make a new directory beside another one, and return its path.
+
+    Raises:
+        MicrogptError: it cannot be made.
+    """
+    base = directory if directory.name.strip(".") else directory.resolve()
+    with translated(f"cannot write beside {directory}"):
+        for k in count(2):
+            path = Path(f"{base}-{k}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    return path
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -165,17 +165,17 @@ def prepare(
     documents = [
         "".join(rng.choices(string.ascii_lowercase, k=shape.n_tokens - 1)) for _ in range(256)
     ]
-    return microgpt.prepare(
-        microgpt.Dataset.from_documents(documents),
-        microgpt.TrainConfig(steps=1 << 40, learning_rate=1e-3, batch_size=shape.batch_size),
-        rng,
+    config = microgpt.TrainConfig(
+        steps=1 << 40,
+        batch_size=shape.batch_size,
         n_embd=shape.n_embd,
         n_head=shape.n_head,
         n_layer=shape.n_layer,
         block_size=shape.block_size,
         engine=engine,
-        threads=threads,
     )
+    dataset = microgpt.Dataset.from_documents(documents)
+    return microgpt.prepare(dataset, config, rng, threads=threads)
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import random
 import sys
 import time
 from importlib.resources import files
@@ -124,8 +123,8 @@ def _n_not_ascii(dataset: microgpt.Dataset) -> int:
 
 def _seconds_of_training(dataset: microgpt.Dataset, block_size: int) -> float:
     """Return the time of 1000 training steps, estimated from a short trial."""
-    config = microgpt.TrainConfig(steps=STEPS, learning_rate=1e-3)
-    _, trainer = microgpt.prepare(dataset, config, random.Random(42), block_size=block_size)
+    config = microgpt.TrainConfig(steps=STEPS, block_size=block_size)
+    _, trainer = microgpt.prepare(dataset, config)
     trainer.advance(1)  # the first step includes the set-up
     start = time.perf_counter()
     while trainer.step < STEPS and time.perf_counter() - start < SECONDS_OF_TRIAL:

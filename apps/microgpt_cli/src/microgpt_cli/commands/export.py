@@ -42,12 +42,13 @@ def command(
     model = microgpt.load(model_dir, engine="vectorized")  # without the compiled library
     # The snapshots and metrics of another model would belong to nothing.
     is_in_place = output.resolve() == model_dir.resolve()
-    model.save(
-        output,
-        format=format.value,
-        half=half,
-        before_replacing=(lambda: None) if is_in_place else partial(remove_run, output),
-    )
+    with microgpt.lock_directory(output):
+        model.save(
+            output,
+            format=format.value,
+            half=half,
+            before_replacing=(lambda: None) if is_in_place else partial(remove_run, output),
+        )
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")
     typer.echo(f"metadata saved to {output / 'meta.json'}")

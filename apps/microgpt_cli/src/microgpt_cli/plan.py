@@ -1,0 +1,145 @@
+"""The plan of a run: its options, its data and its pace, from flags or from a snapshot."""
+
+import os
+from typing import Any, NamedTuple
+
+import microgpt
+import msgspec
+import typer
+from msgspec.structs import replace
+
+__all__ = ["Pace", "Plan", "Source", "is_given", "new_plan", "resumed_plan"]
+
+RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # until 0.1
+
+
+class Source(msgspec.Struct, frozen=True):
+    """The data of a run."""
+
+    input: str
+    val_input: str | None = None
+    chat: bool = False
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """When a run reports, saves and shows samples; no result depends on it."""
+
+    log_every: int = 100
+    snapshot_every: int | None = None
+    keep_snapshots: int = 3
+    sample_every: int | None = None
+    num_samples: int = 5
+
+    def next_stop(self, step: int) -> int:
+        """Return the next step after which something is due."""
+        if step == 0:
+            return 1
+        paces = (self.log_every, self.snapshot_every, self.sample_every)
+        return min(step + pace - step % pace for pace in paces if pace)
+
+
+class Plan(NamedTuple):
+    """All that determines a run, and its pace."""
+
+    config: microgpt.TrainConfig
+    source: Source
+    pace: Pace
+
+    def stored(self) -> dict[str, Any]:
+        """Return what a snapshot stores besides the options: JSON values.
+
+        A path that is not UTF-8 is escaped; it has to be given again to resume.
+        """
+        source = msgspec.structs.asdict(self.source)
+        for name in ("input", "val_input"):
+            source[name] = source[name] and os.fsencode(source[name]).decode(
+                errors="backslashreplace"
+            )
+        return source | {"pace": msgspec.to_builtins(self.pace)}
+
+
+def new_plan(context: typer.Context) -> Plan:
+    """Return the plan that the flags describe.
+
+    Raises:
+        ConfigError: flags do not fit together.
+    """
+    config = microgpt.TrainConfig(**_values(context, microgpt.TrainConfig))
+    return Plan(config, Source(**_values(context, Source)), Pace(**_values(context, Pace)))
+
+
+def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
+    """Return the plan of the run that is resumed, with the pace and the paths that are given.
+
+    Raises:
+        CheckpointError: the snapshot is not one of `microgpt-cli train`.
+        ConfigError: a flag contradicts the snapshot.
+    """
+    pace = {RENAMED.get(name, name): v for name, v in snapshot.options.get("pace", {}).items()}
+    try:
+        source = msgspec.convert(snapshot.options, Source)
+        stored_pace = msgspec.convert(pace, Pace)
+    except msgspec.ValidationError as error:
+        raise microgpt.CheckpointError(
+            f"{snapshot.path} does not hold the options of microgpt-cli train: {error}"
+        ) from error
+    config = snapshot.train_config
+    if is_given(context, "engine") and context.params["engine"] == "auto":
+        config = replace(config, engine="auto")  # `restore` compares the engine that it selects
+    _check_contradictions(context, snapshot, config, source)
+    return Plan(
+        config,
+        replace(source, **_values(context, Source, given_only=True)),
+        replace(stored_pace, **_values(context, Pace, given_only=True)),
+    )
+
+
+def _check_contradictions(
+    context: typer.Context,
+    snapshot: microgpt.Snapshot,
+    config: microgpt.TrainConfig,
+    source: Source,
+) -> None:
+    stored = msgspec.structs.asdict(config) | msgspec.structs.asdict(source)
+    given = _values(context, type(config), given_only=True)
+    given |= _values(context, Source, given_only=True)
+    for name in ("input", "val_input"):
+        if stored[name] is not None:  # a file may have moved, and its content is compared
+            given.pop(name, None)
+    contradictions = [
+        f"got {_spelled(flag, given[flag.name])}, expected {_spelled(flag, stored[flag.name])}"
+        for flag in context.command.params
+        if flag.name in given and given[flag.name] != stored[flag.name]
+    ]
+    if contradictions:
+        raise microgpt.ConfigError(
+            f"{'; '.join(contradictions)} as in {snapshot.path}",
+            hint="a resumed run keeps its flags: leave these out, or start a new run",
+        )
+
+
+def _values(
+    context: typer.Context, schema: type[msgspec.Struct], *, given_only: bool = False
+) -> dict[str, Any]:
+    """Return the values of the flags that are fields of a schema."""
+    values = {name: context.params[name] for name in schema.__struct_fields__}
+    paths = {name: str(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+    return {
+        name: value
+        for name, value in (values | paths).items()
+        if is_given(context, name) or not given_only
+    }
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether a flag stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _spelled(flag: Any, value: Any) -> str:
+    """Return a flag and its value as they are typed."""
+    name = flag.opts[0]
+    if value is None or value is False:
+        return flag.secondary_opts[0] if flag.secondary_opts else f"no {name}"
+    return name if value is True else f"{name} {value}"
