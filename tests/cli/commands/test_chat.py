@@ -420,7 +420,7 @@ def test_every_setting_can_be_changed(piped: Piped, name: str, value: str, store
         ("/set temperature", "temperature is '', expected a number"),
         ("/set top_k 0", "top_k is 0, expected an integer of at least 1"),
         ("/set top_p 2", "top_p is 2.0, expected above 0 and at most 1"),
-        ("/set max_tokens 0", "max_tokens is 0, expected at least 1"),
+        ("/set max_tokens 0", "max_tokens is 0, expected an integer of at least 1"),
         ("/set seed -1", "seed is -1, expected at least 0"),
         (
             "/set color red",

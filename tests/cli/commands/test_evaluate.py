@@ -146,7 +146,7 @@ def test_bad_question_is_told_before_any_is_asked(
     cli: "Cli", echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(microgpt.LanguageModel, "chat", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr(microgpt.LanguageModel, "reply", lambda *_, **__: asked.append(1))
     path = write(tmp_path / "questions.jsonl", question("h", "h"), b"{")
     assert cli("evaluate", echo, "--questions", path).status == 1
     assert asked == []

@@ -5,14 +5,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import microgpt
 import typer
 
-from microgpt_cli.conversation import HELP, Session, Settings
+from microgpt_cli.conversation import HELP, Conversation
 from microgpt_cli.errors import report_error
-from microgpt_cli.options import ModelDir, Seed, Temperature, Threads, TopK, TopP
+from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
 from microgpt_cli.terminal import counted, printable, remark
 
 if TYPE_CHECKING:
@@ -27,30 +27,23 @@ QUOTES = '"""'
 def command(
     *,
     model_dir: ModelDir = Path("output"),
-    temperature: Temperature = 0.5,
-    seed: Seed = 42,
-    top_k: TopK = None,
-    top_p: TopP = 1.0,
-    max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest reply.", show_default="what fits")
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends a reply; may be given repeatedly.")
-    ] = None,
+    temperature: Temperature = microgpt.SamplingConfig.temperature,
+    seed: Seed = microgpt.SamplingConfig.seed,
+    top_k: TopK = microgpt.SamplingConfig.top_k,
+    top_p: TopP = microgpt.SamplingConfig.top_p,
+    max_tokens: MaxTokens = microgpt.SamplingConfig.max_tokens,
+    stop: Stop = None,
     threads: Threads = None,
 ) -> None:
-    """Talk with a trained chat model. Piped in, each line gets one line of answer."""
-    microgpt.SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    """Talk with a trained chat model. Through a pipe, each line gets one line of answer."""
+    config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
     model = microgpt.load(model_dir, threads=threads)
-    # Raises now if the model cannot chat at all.
-    nothing: microgpt.Message = {"role": "user", "content": ""}
-    microgpt.build_prompt([nothing], model.tokenizer, model.config.block_size)
-    settings = Settings(temperature, top_k, top_p, max_tokens, stop or [], seed)
-    session = Session(model, settings)
+    model.prompt([{"role": "user", "content": ""}])  # raises if the model cannot chat
+    conversation = Conversation(model, config)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        _talk(session)
+        _talk(conversation)
     else:
-        _answer_lines(session)
+        _answer_lines(conversation)
 
 
 def _note(text: str) -> None:
@@ -60,71 +53,71 @@ def _note(text: str) -> None:
 # ---------------------------------------------------------------- one line of input
 
 
-def _respond(session: Session, line: str, *, at_terminal: bool) -> bool:
-    """Carry out a command or reply to a message; return False to leave."""
+def _respond(conversation: Conversation, line: str, *, at_terminal: bool) -> bool:
+    """Run a command or reply to a message; return False to leave."""
     name, _, argument = line.partition(" ")
     argument = argument.strip()
     if not line.startswith("/"):
-        if n_unknown := session.ask(line):
+        if n_unknown := conversation.ask(line):
             _note(f"{counted(n_unknown, 'character')} left out that the model does not know")
-        _reply(session, at_terminal=at_terminal)
+        _reply(conversation, at_terminal=at_terminal)
     elif name == "/quit":
         return False
     elif name == "/clear":
-        session.clear()
+        conversation.clear()
         typer.echo("(history cleared)", err=not at_terminal)
     elif name == "/regen":
-        if session.take_back():
-            _reply(session, at_terminal=at_terminal)
+        if conversation.take_back():
+            _reply(conversation, at_terminal=at_terminal)
         else:
             _note("nothing was said yet")
     elif name == "/save" and argument:
-        session.save(Path(argument))
+        conversation.save(Path(argument))
         _note(f"saved to {argument}")
     elif name == "/set" and argument:
         setting, _, value = argument.partition(" ")
-        session.settings.change(setting, value.strip())
+        conversation.change(setting, value.strip())
     elif name in {"/set", "/help"}:
-        typer.echo(HELP if name == "/help" else str(session.settings), err=not at_terminal)
+        typer.echo(HELP if name == "/help" else conversation.options(), err=not at_terminal)
     else:
         what = "file after /save" if name == "/save" else f"command {line!r}"
         raise microgpt.ConfigError(f"no {what}; /help shows them")
     return True
 
 
-def _reply(session: Session, *, at_terminal: bool) -> None:
+def _reply(conversation: Conversation, *, at_terminal: bool) -> None:
     """Stream one reply to stdout; at a terminal, Ctrl-C stops it."""
-    stream = session.reply()
+    stream = conversation.reply()
     if stream.prompt:
-        _note_what_is_left_out(session, stream.prompt)
+        _note_left_out(conversation, stream.prompt)
     sys.stdout.write(ASSISTANT if at_terminal else "")
-    said = ""
+    content = ""
     with _stoppable(at_terminal=at_terminal) as stopped:
         for piece in stream:
-            said += piece
+            content += piece
             sys.stdout.write(printable(piece, one_line=not at_terminal))
             sys.stdout.flush()
             if stopped:
                 break
     sys.stdout.write("\n")
     sys.stdout.flush()
-    session.keep(said)
+    conversation.keep(content)
     if stopped:
         _note("stopped")
 
 
-def _note_what_is_left_out(session: Session, prompt: microgpt.ChatPrompt) -> None:
+def _note_left_out(conversation: Conversation, prompt: microgpt.Prompt) -> None:
     if prompt.turns_dropped:
         _note(f"{counted(prompt.turns_dropped, 'old turn')} left out to fit")
-    n_read = len(session.model.tokenizer.decode(prompt.token_ids))
-    n_cut = len(session.messages[-1]["content"]) - n_read
-    if n_cut > 0:  # only a message that stands alone is ever cut
+    n_read = len(conversation.model.tokenizer.decode(prompt.token_ids))
+    n_cut = len(conversation.messages[-1]["content"]) - n_read
+    if n_cut > 0:  # only a single message is ever cut
         _note(f"too long: {counted(n_cut, 'character')} cut off at the beginning")
 
 
 @contextmanager
 def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
-    """Collect Ctrl-C in the list that is yielded; through a pipe it ends the program instead."""
+    """Yield a list that collects Ctrl-C; through a pipe Ctrl-C ends the program instead."""
     received: list[int] = []
     if not at_terminal:
         yield received
@@ -139,15 +132,15 @@ def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
 # ---------------------------------------------------------------- many lines
 
 
-def _answer_lines(session: Session) -> None:
+def _answer_lines(conversation: Conversation) -> None:
     """Answer every line of stdin with one line on stdout.
 
-    A command that fails ends this: what follows relies on it, and nobody is there to see.
+    A command that fails ends the program, because the lines after it rely on it.
     """
     for number, raw in enumerate(sys.stdin.buffer, 1):
         line = raw.decode("utf-8", "replace").strip()
         try:
-            if line and not _respond(session, line, at_terminal=False):
+            if line and not _respond(conversation, line, at_terminal=False):
                 return
         except microgpt.MicrogptError as error:
             if not line.startswith("/"):
@@ -155,11 +148,11 @@ def _answer_lines(session: Session) -> None:
             raise microgpt.MicrogptError(f"line {number}: {error}", hint=error.hint) from error
 
 
-def _talk(session: Session) -> None:
-    """Go on until the person leaves."""
+def _talk(conversation: Conversation) -> None:
+    """Read and answer messages until the user leaves."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - for terminals only
 
-    typer.echo(f"microgpt chat (block_size={session.model.config.block_size})")
+    typer.echo(f"microgpt chat (block_size={conversation.model.config.block_size})")
     typer.echo("type /quit to exit, /clear to reset history\n")
     prompt: PromptSession[str] = PromptSession()
     was_interrupted = False
@@ -167,11 +160,11 @@ def _talk(session: Session) -> None:
         try:
             line = _read(prompt)
             was_interrupted = False
-            if line and not _respond(session, line, at_terminal=True):
+            if line and not _respond(conversation, line, at_terminal=True):
                 return
         except EOFError:
             return
-        except KeyboardInterrupt:  # at the prompt: the line is gone, a second one leaves
+        except KeyboardInterrupt:  # at the prompt: clears the line, and twice it leaves
             if was_interrupted and not prompt.default_buffer.text:
                 return
             was_interrupted = True

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, NamedTuple
 
 import microgpt
 import msgspec
@@ -14,9 +14,17 @@ from microgpt_cli.terminal import counted, printable, warn
 
 __all__ = ["command"]
 
-Question: TypeAlias = tuple[str, list[microgpt.Message], str]
 
 EXPECTED = '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...}'
+
+
+class Question(NamedTuple):
+    """A question that the model can be asked."""
+
+    task: str
+    prompt: microgpt.Prompt
+    text: str
+    answer: str
 
 
 def command(
@@ -38,12 +46,14 @@ def command(
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     model = microgpt.load(model_dir, threads=threads)
-    for task, messages, answer in _read(questions, model):
-        reply = model.chat(messages, temperature=0).content
-        asked[task] += 1
-        right[task] += reply == answer
-        if show_wrong and reply != answer:
-            typer.echo(f"{messages[-1]['content']!r}: {reply!r}, expected {answer!r}", err=as_json)
+    config = microgpt.SamplingConfig(temperature=0)
+    for question in _read(questions, model):
+        reply = model.reply(question.prompt, config).content
+        asked[question.task] += 1
+        right[question.task] += reply == question.answer
+        if show_wrong and reply != question.answer:
+            line = f"{question.text!r}: {reply!r}, expected {question.answer!r}"
+            typer.echo(line, err=as_json)
     if as_json:
         tasks = {task: {"asked": n, "right": right[task]} for task, n in asked.items()}
         total = {"asked": asked.total(), "right": right.total()}
@@ -57,7 +67,7 @@ def command(
 
 
 def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
-    """Return task, messages and expected answer of each question.
+    """Return the questions of a file.
 
     Raises:
         DataError: a question cannot be asked.
@@ -70,19 +80,19 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
     questions, n_unknown = [], 0
     for number, line in microgpt.read_json_lines(path, kind, EXPECTED):
         fields = msgspec.to_builtins(line)
+        messages = fields["messages"]
         try:
-            prompt = microgpt.build_prompt(
-                fields["messages"], model.tokenizer, model.config.block_size
-            )
+            prompt = model.prompt(messages, unknown="skip")
         except (microgpt.ChatError, microgpt.ContextLengthError) as error:
             if not model.tokenizer.is_chat:  # no question is at fault
                 raise
             raise microgpt.DataError(f"line {number}: {error}", hint=error.hint) from error
-        if fields["messages"][-1]["role"] == "assistant":
+        if messages[-1]["role"] == "assistant":
             raise microgpt.DataError(
                 f"line {number}: the last message is the assistant's, expected the user's question"
             )
-        questions.append((fields["task"], fields["messages"], fields["answer"]))
+        question = Question(fields["task"], prompt, messages[-1]["content"], fields["answer"])
+        questions.append(question)
         n_unknown += prompt.n_unknown
     if not questions:
         raise microgpt.DataError(f"{path} holds no questions")
