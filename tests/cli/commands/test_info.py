@@ -1,5 +1,7 @@
+import json
 import random
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +46,27 @@ def test_chat_model_names_its_special_tokens(cli: "Cli", tmp_path: Path) -> None
         "  special_tokens:  ['user', 'assistant', 'end_turn']",
         f"  num_params:      {model.config.n_params}",
     ]
+
+
+def test_model_says_how_it_was_trained(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    flags = ("--steps", 20, "--seed", 7, "--lr", 0.02, "--val-fraction", 0.25, "--json")
+    job = ("train", "--input", names, "--output", tmp_path / "out", "--engine", "vectorized")
+    events = [json.loads(line) for line in cli(*job, *flags).lines]
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    lines = cli("info", "--model-dir", tmp_path / "out").lines[1:]
+    rows = {line[2:19].strip(" :"): line[19:] for line in lines}
+    training = microgpt.load(tmp_path / "out").training
+    assert training
+    assert list(rows)[-7:] == [
+        *("trained", "options", "seed", "data_digest", "loss", "val_loss", "library")
+    ]
+    assert rows["trained"] == "20 steps"
+    assert rows["options"] == "steps=20, learning_rate=0.02, val_fraction=0.25, engine=vectorized"
+    assert rows["seed"] == "7"
+    assert training.data_digest.startswith(rows["data_digest"])
+    assert rows["loss"] == f"{losses[-1]:.4f}"
+    assert rows["val_loss"] == f"{events[-1]['val_loss']:.4f}"
+    assert rows["library"] == f"microgpt-lib {version('microgpt-lib')}"
 
 
 @pytest.mark.parametrize("name", ["meta.json", "weights.json"])

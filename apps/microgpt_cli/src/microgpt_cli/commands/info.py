@@ -25,6 +25,29 @@ def command(*, model_dir: ModelDir = Path("output")) -> None:
     if tokenizer.is_chat:
         rows["special_tokens"] = list(tokenizer.special_tokens)
     rows |= {"num_params": config.n_params, "dtype": model.dtype, "engine": model.engine.name}
+    if model.training:
+        rows |= _training_rows(model.training)
     typer.echo("microgpt model")
     for label, value in rows.items():
         typer.echo(f"  {label + ':':<17}{value}")
+
+
+def _training_rows(training: microgpt.TrainingRecord) -> dict[str, object]:
+    """Return how the model was made, by label; of its options, those that are not the default."""
+    defaults = microgpt.TrainConfig()
+    options = [
+        f"{name}={value}"
+        for name, value in training.options.items()
+        if value != getattr(defaults, name, None)
+    ]
+    rows: dict[str, object] = {
+        "trained": f"{training.steps} steps",
+        "options": ", ".join(options),
+        "seed": "unknown" if training.seed is None else training.seed,
+        "data_digest": training.data_digest[:12],
+    }
+    if training.loss is not None:
+        rows["loss"] = f"{training.loss:.4f}"
+    if training.val_loss is not None:
+        rows["val_loss"] = f"{training.val_loss:.4f}"
+    return rows | {"library": f"microgpt-lib {training.library_version}"}
