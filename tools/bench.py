@@ -1,9 +1,9 @@
 """Compare speeds side by side, in one run: `hatch run bench`.
 
-Ours against PyTorch in eager mode (where it is installed and MICROGPT_SHARED has its program, or
-the folder `shared` beside this checkout) and against what NumPy's matrix product reaches on one
-core. Both sides alternate, and figures are medians; the ratio is what counts, since machines are
-noisy. Takes some five minutes.
+Compares microgpt with PyTorch in eager mode, if it is installed and MICROGPT_SHARED (or the folder
+`shared` beside this checkout) has its program, and with the rate of NumPy's matrix product on one
+core. Both sides alternate, and figures are medians; compare ratios, because machines are noisy.
+Takes some five minutes.
 """
 
 import argparse
@@ -47,7 +47,7 @@ AGAINST_TORCH = [  # shape, threads, at least
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long `work` takes."""
+    """Return the duration of `work`."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -81,23 +81,23 @@ def torch_step(shape: Shape, threads: int) -> float:
     return float(json.loads(output)["us_per_step"]) * 1e-6
 
 
-def report(what: str, ours: float, theirs: float, at_least: float) -> None:
-    """Print one line: seconds of both, how many times faster we are, and want to be."""
+def report(label: str, ours: float, theirs: float, at_least: float) -> None:
+    """Print one line: both durations, their ratio, and the least ratio we accept."""
     times = f"{ours * 1e6:12,.1f} us {theirs * 1e6:12,.1f} us"
-    print(f"{what:<{WIDTH}} {times} {theirs / ours:8.2f} x (at least {at_least})", flush=True)
+    print(f"{label:<{WIDTH}} {times} {theirs / ours:8.2f} x (at least {at_least})", flush=True)
 
 
 def compare_with_torch() -> None:
     """Print training steps against PyTorch."""
     if importlib.util.find_spec("torch") is None or not PEER.exists():
-        print("PyTorch, or the program that runs the same model on it, is not here: left out")
+        print("PyTorch, or its program for the same model, is missing: not compared")
         return
     print(f"{'training step':<{WIDTH}} {'microgpt':>15} {'PyTorch':>15}")
     for shape, threads, at_least in AGAINST_TORCH:
         pairs = [(our_step(shape, threads), torch_step(shape, threads)) for _ in range(ROUNDS)]
         ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-        what = f"{shape.model}, {shape.batch} tokens, {threads} thread{'s' * (threads > 1)}"
-        report(what, ours, theirs, at_least)
+        label = f"{shape.model}, {shape.batch} tokens, {threads} thread{'s' * (threads > 1)}"
+        report(label, ours, theirs, at_least)
 
 
 def compare_with_itself() -> None:
@@ -150,17 +150,17 @@ def compare_sampling() -> None:
     tiny, trainer = prepare(TINY, "native", 1)
     trainer.advance(1000)
     large, _ = prepare(LARGE, "native", 1)
-    for what, rate, model, at_least in (
+    for label, rate, model, at_least in (
         (f"{TINY.model}, many samples in one call", kernel_rate, tiny, 500_000),
         (f"{TINY.model}, LanguageModel.generate", facade_rate, tiny, 200_000),
         (f"{LARGE.model}, one stream, full context", stream_rate, large, 10 * RUST_RATE),
     ):
         figure = statistics.median(rate(model) for _ in range(2 * ROUNDS))
-        print(f"{what:<{WIDTH}} {figure:12,.0f} tokens/s (at least {at_least:,})", flush=True)
+        print(f"{label:<{WIDTH}} {figure:12,.0f} tokens/s (at least {at_least:,})", flush=True)
 
 
 def compare_whole_command() -> None:
-    """Print how long 1000 steps on names take, from the start of the process to its end."""
+    """Print the duration of the command for 1000 steps on names, from start to end."""
     print("\nwhole command")
     with tempfile.TemporaryDirectory() as directory:
         names = f"{directory}/names.txt"

@@ -1,7 +1,7 @@
-"""The main jobs on the sample data: `hatch run demo` takes seconds, `hatch run demo-chat` minutes.
+"""Run the main commands on the sample data: `hatch run demo` takes seconds, `demo-chat` minutes.
 
-Runs commands of `microgpt-cli`, shows each before it runs, and says what to try next. May be run
-again: it replaces the data and the model of the last time.
+Prints each command of `microgpt-cli` before it runs, and in the end commands to try next. A second
+run replaces the data and the model of the first.
 """
 
 import argparse
@@ -54,7 +54,7 @@ The model is in {FOLDER}/chat-model. Talk with it:
 
 
 def run(command: str, lines: str | None) -> None:
-    """Show a command and run it, with lines to read if any; leave with its status if it fails."""
+    """Print a command and run it, with `lines` as its input; exit with its status if it fails."""
     print(f"\n$ {command}", flush=True)
     if lines is not None:
         print("".join(f"> {line}\n" for line in lines.splitlines()), flush=True)
@@ -68,7 +68,9 @@ def run(command: str, lines: str | None) -> None:
 def main() -> None:
     """Run the commands of one demo."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--chat", action="store_true", help="conversations in place of names")
+    parser.add_argument(
+        "--chat", action="store_true", help="train on conversations instead of names"
+    )
     is_chat = parser.parse_args().chat
     FOLDER.mkdir(exist_ok=True)
     for name in DATA:

@@ -1,8 +1,8 @@
-"""Trains as the table of recipes in the README of microgpt-cli says.
+"""Train with the flags of a recipe of microgpt-cli's README.
 
     hatch run recipe names-10s --input names.txt --output out
 
-What follows the recipe's name goes to `microgpt-cli train` too, and wins where both say something.
+Arguments after the recipe's name are passed to `microgpt-cli train` and override its flags.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ RECIPES = {
     "--block-size 64 --long split --weight-decay 0.1 --clip 1",
     "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
 }
-HELD_OUT = "--val-fraction 0.1 --eval-every 1000000"  # measured once, after the last step
+VALIDATION = "--val-fraction 0.1 --eval-every 1000000"  # after the last step
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     if name not in RECIPES:
         print(f"usage: recipes.py {{{','.join(RECIPES)}}} --input FILE [options of train]")
         return 2
-    command = ["microgpt-cli", "train", *RECIPES[name].split(), *HELD_OUT.split(), *arguments]
+    command = ["microgpt-cli", "train", *RECIPES[name].split(), *VALIDATION.split(), *arguments]
     print("$", *command, flush=True)
     return subprocess.run(command, check=False).returncode
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 __all__ = ["Pace", "Plan", "Source", "is_given", "new_plan", "resumed_plan"]
 
-RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # until 0.1
+RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # after 0.1
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -75,10 +75,10 @@ def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
         CheckpointError: the snapshot is not one of `microgpt-cli train`.
         ConfigError: a flag contradicts the snapshot.
     """
-    pace = {RENAMED.get(name, name): v for name, v in snapshot.options.get("pace", {}).items()}
     try:
         source = msgspec.convert(snapshot.options, Source)
-        stored_pace = msgspec.convert(pace, Pace)
+        stored = msgspec.convert(snapshot.options.get("pace", {}), dict[str, Any])
+        pace = msgspec.convert({RENAMED.get(name, name): stored[name] for name in stored}, Pace)
     except msgspec.ValidationError as error:
         raise microgpt.CheckpointError(
             f"{snapshot.path} does not hold the options of microgpt-cli train: {error}"
@@ -90,7 +90,7 @@ def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
     return Plan(
         config,
         replace(source, **_values(context, Source, given_only=True)),
-        replace(stored_pace, **_values(context, Pace, given_only=True)),
+        replace(pace, **_values(context, Pace, given_only=True)),
     )
 
 
@@ -132,7 +132,7 @@ def _values(
 
 
 def is_given(context: typer.Context, name: str) -> bool:
-    """Return whether a flag stands on the command line."""
+    """Return whether a flag is given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 

@@ -1,4 +1,4 @@
-"""The training loop of the command line: what happens after which step, and how a run ends."""
+"""The training loop of the command line: reports, saves, signals, and the end of a run."""
 
 import random
 import signal
@@ -33,7 +33,7 @@ class Run:
         pace: when something is due.
         saver: writes its files.
         reporter: reports its events.
-        failures: of both; none of them ends the run.
+        failures: errors of saver and reporter; none of them ends the run.
     """
 
     model: microgpt.LanguageModel
@@ -84,7 +84,7 @@ class LastGood:
     """The latest weights that are known to give a finite loss.
 
     Args:
-        trainer: whose weights; remember them before each call of `advance`.
+        trainer: `remember` its weights before each call of `advance`.
     """
 
     def __init__(self, trainer: microgpt.Trainer) -> None:
@@ -97,9 +97,9 @@ class LastGood:
         now = (self._trainer.step, self._trainer.engine.parameters.flat.copy())
         self._weights = [*self._weights[-1:], now]
 
-    def put_back(self) -> bool:
-        """Restore them, if they learned anything; return whether they did."""
-        # A step was taken from those that gave a finite loss.
+    def restore(self) -> bool:
+        """Restore the latest good weights, unless they are the initial ones; return whether."""
+        # A step was taken from weights that gave a finite loss.
         good = [weights for step, weights in self._weights if 0 < step < self._trainer.step]
         if good:
             self._trainer.engine.parameters.flat[:] = good[-1]
@@ -127,8 +127,8 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
     """Train to the end or until a signal, save, and show samples.
 
     Args:
-        run: what to do.
-        header: what to report first, by label.
+        run: set up, at its first step or resumed.
+        header: first report, by label.
         rng: for the samples at the end.
 
     Raises:
@@ -179,7 +179,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
 
 
 def _attend(run: Run, advance: Advance) -> None:
-    """Do what is due after the steps of a call."""
+    """Report, sample and save after the steps of a call, where that is due."""
     trainer, pace, n_failures = run.trainer, run.pace, len(run.failures)
     run.saver.add_metrics(advance.reports, advance.tokens_per_second, advance.elapsed)
     run.reporter.steps(
@@ -224,16 +224,15 @@ def _save_model(run: Run) -> None:
 
 def _keep_good(run: Run, good: LastGood) -> str:
     """Save the last good model unless another run is kept; return a hint about it."""
-    directory = run.saver.directory
     if run.saver.replaces:
-        return f"{directory} is as it was before"
-    if not good.put_back() and run.trainer.best is None:
+        return f"{run.saver.directory} is as it was before"
+    if not good.restore() and run.trainer.best is None:
         return "nothing was learned before"
     try:
         _save_model(run)
-    except microgpt.CheckpointError as error:
+    except microgpt.MicrogptError as error:
         return str(error)
-    return f"{directory} holds the last good weights"
+    return f"{run.saver.directory} holds the last good weights"
 
 
 def _warn_interrupted(run: Run) -> None:

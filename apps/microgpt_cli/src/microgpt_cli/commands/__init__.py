@@ -1,1 +1,1 @@
-"""One module per command; what several of them need stands beside this folder."""
+"""One module per command; modules that several commands share are beside this folder."""
