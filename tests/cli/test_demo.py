@@ -7,7 +7,7 @@ from measuring import unmeasured
 DEMO = Path(__file__).parents[2] / "tools/demo.py"
 
 
-def test_demo_runs_again_over_what_another_version_left(tmp_path: Path) -> None:
+def test_demo_replaces_the_data_of_another_version(tmp_path: Path) -> None:
     names = tmp_path / "demo/names.txt"
     names.parent.mkdir()
     names.write_text("of another version\n")

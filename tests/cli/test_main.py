@@ -71,7 +71,7 @@ def test_no_command_shows_the_help_and_is_wrong_usage(cli: "Cli") -> None:
         (["generate", "--num-samples", "many"], "'many' is not a valid int"),
     ],
 )
-def test_wrong_usage_has_status_2_and_says_what_is_wrong(
+def test_wrong_usage_has_status_2_and_a_message(
     cli: "Cli", arguments: list[str], message: str
 ) -> None:
     result = cli(*arguments)

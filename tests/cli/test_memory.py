@@ -1,4 +1,4 @@
-"""How much memory training takes: as long as it runs, and for a large file."""
+"""Memory of training: over many steps, and for a large file."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="memory is re
 MEGABYTE = 1_000_000
 
 
-def test_memory_stays_flat_over_many_steps(program: Path, names: Path, tmp_path: Path) -> None:
+def test_memory_is_constant_over_many_steps(program: Path, names: Path, tmp_path: Path) -> None:
     flags = ("--steps", 100_000, "--log-every", 10_000, "--snapshot-every", 20_000, "--json")
     command = [program, "train", "--input", names, "--output", tmp_path / "out", *flags]
     used = []

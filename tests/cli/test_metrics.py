@@ -63,7 +63,7 @@ def test_line_that_was_cut_short_is_left_out(cli: "Cli", snapshots: Path) -> Non
     assert steps_in(path) == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_run_that_goes_on_elsewhere_takes_its_own_record_along(
+def test_run_that_is_resumed_elsewhere_keeps_its_own_metrics(
     cli: "Cli", names: Path, snapshots: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
@@ -72,16 +72,13 @@ def test_run_that_goes_on_elsewhere_takes_its_own_record_along(
     resumed = cli("train", "--resume", snapshots, "--output", other, "--force", "--quiet")
     assert resumed.status == 0
     ours, theirs = (
-        [
-            (record["step"], record["lr"])
-            for record in map(json.loads, path.read_text().splitlines())
-        ]
+        [(line["step"], line["lr"]) for line in map(json.loads, path.read_text().splitlines())]
         for path in (other / "metrics.jsonl", snapshots / "metrics.jsonl")
     )
     assert ours == theirs
 
 
-def test_exported_model_does_not_take_over_the_record_of_another(
+def test_exported_model_does_not_take_over_the_metrics_of_another(
     cli: "Cli", model_dir: Path, snapshots: Path
 ) -> None:
     kept = cli("export", "--model-dir", snapshots, "--output", snapshots, "--force")

@@ -78,7 +78,7 @@ def test_rank_that_dies_ends_the_job_with_a_snapshot(names: Path, tmp_path: Path
     assert np.isfinite(snapshot.arrays["weights"]).all()
 
 
-def test_error_of_all_is_told_once(names: Path, tmp_path: Path) -> None:
+def test_error_of_all_processes_is_reported_once(names: Path, tmp_path: Path) -> None:
     job = run_job(3, "--input", names, "--output", tmp_path / "out")
     assert job.returncode == 1
     errors = [line for line in job.stderr.splitlines() if line.startswith("error:")]

@@ -121,7 +121,7 @@ def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_saves_and_says_how_to_go_on(
+def test_signal_saves_and_prints_how_to_resume(
     program: Path, names: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     flags = ("--steps", 10**7, "--input", names, "--output", tmp_path / "out")
@@ -198,7 +198,7 @@ def test_second_signal_ends_a_long_step_at_once(
     with long_step(program, tmp_path) as process:
         process.send_signal(number)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.3)  # the step goes on
+            process.wait(0.3)  # the step continues
         start = time.monotonic()
         process.send_signal(number)
         assert process.wait(20) == 128 + number
@@ -206,7 +206,7 @@ def test_second_signal_ends_a_long_step_at_once(
     assert not microgpt.holds_model(tmp_path / "out")
 
 
-# ---------------------------------------------------------------- what stays
+# ---------------------------------------------------------------- what a resumed run keeps
 
 
 def train(cli: Any, *arguments: object) -> Any:
@@ -250,7 +250,7 @@ def test_unfinished_run_is_not_overwritten(cli: Any, snapshots: Path, names: Pat
     ]
 
 
-def test_resumed_run_may_go_on_elsewhere(cli: Any, snapshots: Path, tmp_path: Path) -> None:
+def test_run_may_be_resumed_elsewhere(cli: Any, snapshots: Path, tmp_path: Path) -> None:
     train(cli, "--resume", snapshots, "--output", tmp_path / "other")
     assert digest(tmp_path / "other") == digest(snapshots)
 
@@ -275,8 +275,8 @@ PACE = {  # flags that no result depends on
 }
 
 
-def told(out: str) -> dict[str, list[int]]:
-    """Return after which steps there was an event, and how many samples at the end."""
+def due(out: str) -> dict[str, list[int]]:
+    """Return the steps of the events, and the number of samples at the end."""
     events = [json.loads(line) for line in out.splitlines()]
     steps = {name: [e["step"] for e in events if e["event"] == name] for name in ("step", "sample")}
     return steps | {"samples": [len(events[-1]["samples"])]}
@@ -290,13 +290,13 @@ def test_resumed_run_keeps_its_pace_except_where_flags_say_otherwise(
     assert steps_in(out) == [21, 28]
     (out / "checkpoints" / "step-00000028.safetensors").unlink()
     again = cli("train", "--json", "--resume", out)
-    assert told(again.out) == {"step": [24, 28, 30], "sample": [27], "samples": [1]}
+    assert due(again.out) == {"step": [24, 28, 30], "sample": [27], "samples": [1]}
     assert steps_in(out) == [21, 28]
     other = cli("train", "--json", "--resume", out, "--log-every", 29, "--snapshot-every", 29)
-    assert told(other.out) == {"step": [29, 30], "sample": [], "samples": [1]}
+    assert due(other.out) == {"step": [29, 30], "sample": [], "samples": [1]}
     assert steps_in(out) == [28, 29]  # --keep-snapshots as it was
     last = cli("train", "--json", "--resume", out, "--num-samples", 3)
-    assert told(last.out) == {"step": [30], "sample": [], "samples": [3]}
+    assert due(last.out) == {"step": [30], "sample": [], "samples": [3]}
 
 
 def test_snapshot_that_knows_no_pace_can_be_resumed(cli: Any, snapshots: Path) -> None:

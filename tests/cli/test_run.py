@@ -1,4 +1,4 @@
-"""What is left when training fails, or something beside it: never less than before."""
+"""Training that fails, or a file beside it: no earlier model is lost."""
 
 import errno
 import json
@@ -52,7 +52,7 @@ def finished(cli: "Cli", names: Path, tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- a run that was there before
 
 
-def test_forced_run_that_is_killed_early_leaves_all_that_was_there(
+def test_forced_run_that_is_killed_early_leaves_the_earlier_run(
     program: Path, names: Path, finished: Path
 ) -> None:
     before = files(finished)
@@ -64,7 +64,7 @@ def test_forced_run_that_is_killed_early_leaves_all_that_was_there(
     assert files(finished) == before
 
 
-def test_forced_run_that_diverges_leaves_all_that_was_there(
+def test_forced_run_that_diverges_leaves_the_earlier_run(
     cli: "Cli", names: Path, finished: Path
 ) -> None:
     before = files(finished)
@@ -73,7 +73,7 @@ def test_forced_run_that_diverges_leaves_all_that_was_there(
     assert files(finished) == before
 
 
-def test_full_disk_leaves_all_that_was_there(program: Path, names: Path, finished: Path) -> None:
+def test_full_disk_leaves_the_earlier_run(program: Path, names: Path, finished: Path) -> None:
     before = files(finished)
     run = limited(program, "--input", names, "--output", finished, "--force", *SMALL)
     assert run.returncode == 1
@@ -106,7 +106,7 @@ def test_full_disk_without_a_model_does_not_speak_of_one(
     assert run.stderr == f"error: cannot write {tmp_path / 'out'}: File too large\n"
 
 
-def test_first_snapshot_of_a_forced_run_replaces_all_that_was_there(
+def test_first_snapshot_of_a_forced_run_replaces_the_earlier_run(
     program: Path, names: Path, finished: Path
 ) -> None:
     flags = ("--n-embd", 8, "--lr", 0.001, "--snapshot-every", 5, "--keep-snapshots", 10**6)
@@ -196,7 +196,7 @@ def test_snapshot_that_cannot_be_written_does_not_end_training(
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a bug of ours")])
-def test_whatever_fails_in_training_what_was_learned_is_saved(
+def test_model_is_saved_whatever_fails_in_training(
     cli: "Cli",
     names: Path,
     tmp_path: Path,
@@ -238,7 +238,7 @@ def test_reader_that_leaves_does_not_end_training(
 @pytest.mark.parametrize(
     ("redirection", "number"), [(">/dev/full", errno.ENOSPC), (">&-", errno.EBADF)]
 )
-def test_stdout_that_takes_nothing_is_told_before_training(
+def test_stdout_that_fails_is_an_error_before_training(
     program: Path, names: Path, tmp_path: Path, redirection: str, number: int
 ) -> None:
     arguments = ["train", "--input", names, "--output", tmp_path / "out", *SMALL]
@@ -249,7 +249,7 @@ def test_stdout_that_takes_nothing_is_told_before_training(
     assert not (tmp_path / "out").exists()
 
 
-def test_stdout_that_fills_up_is_told_when_the_model_is_saved(
+def test_stdout_that_fills_up_is_an_error_after_the_save(
     program: Path, names: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

@@ -1,4 +1,4 @@
-"""What `data chat` and `data questions` write: right answers, and nothing that both hold."""
+"""The data of `data chat` and `data questions`: right answers, and no word in both."""
 
 import gzip
 import json
@@ -62,7 +62,7 @@ def test_there_are_many_short_conversations(conversations: list[list[dict[str, s
         assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
-def test_sample_data_is_what_its_generator_makes(generator: dict[str, Any]) -> None:
+def test_sample_data_is_made_by_its_generator(generator: dict[str, Any]) -> None:
     seed = generator["SEED"]
     talks = generator["json_lines"](generator["conversations"](random.Random(seed)))
     asked = generator["json_lines"](generator["questions"](random.Random(seed + 1), talks))
@@ -84,14 +84,14 @@ def test_every_answer_to_a_fixed_phrasing_is_right(
     assert min(seen.values()) >= 10
 
 
-def test_a_name_is_recalled_as_it_was_told(conversations: list[list[dict[str, str]]]) -> None:
+def test_a_name_is_recalled_as_it_was_given(conversations: list[list[dict[str, str]]]) -> None:
     n_between: Counter[int] = Counter()
     for messages in conversations:
         turns = exchanges(messages)
         asked = [i for i, (text, _) in enumerate(turns) if text == "what is my name?"]
-        told = [i for i, (_, said) in enumerate(turns) if said.startswith("nice to meet you, ")]
+        given = [i for i, (_, said) in enumerate(turns) if said.startswith("nice to meet you, ")]
         if asked:
-            ((at,), (then,)) = told, asked
+            ((at,), (then,)) = given, asked
             assert re.fullmatch(r"nice to meet you, [a-z]{3,7}!", turns[at][1])
             name = turns[at][1].removeprefix("nice to meet you, ")[:-1]
             assert turns[then][1] == f"your name is {name}"
@@ -101,7 +101,7 @@ def test_a_name_is_recalled_as_it_was_told(conversations: list[list[dict[str, st
 
 
 def words_and_pairs(text: str) -> set[str]:
-    """Return what may be held out of a question: its last word, or its two numbers in order."""
+    """Return the subjects of a question: its last word, or its two numbers in order."""
     numbers = re.findall(r"\d+", text)
     if len(numbers) == 2:
         return {"+".join(sorted(numbers, key=int))}
@@ -124,8 +124,8 @@ def test_questions_ask_nothing_that_conversations_hold(
     for question in questions:
         if question["task"] not in {"capitals", "greetings"}:
             asked = [m["content"] for m in question["messages"] if m["role"] == "user"]
-            told = [text for text in asked if re.match(r"my name is|i am|call me", text)]
-            subjects = words_and_pairs(told[0] if question["task"] == "recall" else asked[-1])
+            given = [text for text in asked if re.match(r"my name is|i am|call me", text)]
+            subjects = words_and_pairs(given[0] if question["task"] == "recall" else asked[-1])
             assert subjects, question
             assert not subjects & known, question
     tasks = Counter(question["task"] for question in questions)
@@ -144,9 +144,9 @@ def test_fresh_questions_ask_everything_at_every_place(generator: dict[str, Any]
         assert len(question["messages"]) == 2 * int(place) - 1
         places[task] += 1
         if task == "recall":
-            told = [m["content"] for m in question["messages"] if m["content"][:7] == "my name"]
+            given = [m["content"] for m in question["messages"] if m["content"][:7] == "my name"]
             assert asked["content"] == "what is my name?"
-            assert question["answer"] == told[0].replace("my name is", "your name is")
+            assert question["answer"] == given[0].replace("my name is", "your name is")
         for pattern, expected in PHRASINGS.items():
             if found := re.fullmatch(pattern, asked["content"]):
                 assert question["answer"] == expected(*found.groups())

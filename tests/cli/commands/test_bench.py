@@ -1,4 +1,4 @@
-"""`microgpt-cli bench`: what it reports, not how fast that is."""
+"""`microgpt-cli bench`: its figures, not their size."""
 
 import json
 from typing import TYPE_CHECKING

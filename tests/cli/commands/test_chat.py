@@ -163,7 +163,7 @@ def settings_shown(values: dict[str, str]) -> str:
     return "".join(f"{name:<12}{value}\r\n" for name, value in values.items())
 
 
-def test_every_command_does_what_it_says(
+def test_every_command_works(
     terminal: Callable[..., Terminal], talkative: Path, tmp_path: Path
 ) -> None:
     person, replies = terminal(), Replies(talkative)
@@ -237,7 +237,7 @@ def test_unknown_characters_are_counted_and_left_out(
     assert printed == note + shown(replies.to(" wrld", seed=42))
 
 
-def test_what_does_not_fit_is_said_aloud(
+def test_messages_that_do_not_fit_are_noted(
     terminal: Callable[..., Terminal], talkative: Path
 ) -> None:
     person, replies = terminal("--max-tokens", 30), Replies(talkative)
@@ -258,13 +258,13 @@ def test_what_does_not_fit_is_said_aloud(
 
 @pytest.fixture(scope="session")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose reply goes on for longer than a terminal takes in."""
+    """A model whose reply is longer than the buffer of a terminal."""
     directory = tmp_path_factory.mktemp("models") / "endless"
     biased("hi", {"h": 100.0}, block_size=30_000).save(directory, format="safetensors")
     return directory
 
 
-def test_interrupt_stops_the_reply_and_not_the_session(
+def test_interrupt_stops_the_reply_and_not_the_program(
     terminal: Callable[..., Terminal], endless: Path, tmp_path: Path
 ) -> None:
     person = terminal(model_dir=endless)
@@ -542,7 +542,7 @@ def test_block_too_small_to_chat_is_an_error(piped: Piped, tmp_path: Path, block
 # ---------------------------------------------------------------- conversations to train on
 
 
-def test_what_is_left_out_of_real_conversations_is_counted(
+def test_messages_left_out_of_real_conversations_are_counted(
     cli: "Cli", shared: Path, tmp_path: Path
 ) -> None:
     path = shared / "data" / "oasst1_chat.jsonl"

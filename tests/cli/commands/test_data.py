@@ -73,7 +73,7 @@ def test_only_files_are_written_whole(cli: "Cli", tmp_path: Path, kind: str) -> 
     assert not path.is_file()
 
 
-def test_link_to_a_file_stays_one(cli: "Cli", tmp_path: Path) -> None:
+def test_link_to_a_file_is_kept(cli: "Cli", tmp_path: Path) -> None:
     path = tmp_path / "link"
     path.symlink_to("names.txt")
     assert cli("data", "names", "--output", path).status == 0
@@ -170,13 +170,13 @@ def test_stats_as_json(cli: "Cli", names: Path) -> None:
     }
 
 
-def test_one_document_beyond_ascii_is_told_in_the_singular(cli: "Cli", tmp_path: Path) -> None:
+def test_one_document_beyond_ascii_is_counted_in_the_singular(cli: "Cli", tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("zo\u00eb\nanna\n")
     assert "not ASCII:       characters of 1 document" in cli("data", "stats", path).lines
 
 
-def test_stats_of_conversations_warn_about_what_is_left_out(cli: "Cli", tmp_path: Path) -> None:
+def test_stats_of_conversations_warn_about_messages_left_out(cli: "Cli", tmp_path: Path) -> None:
     user, assistant = ({"role": role, "content": "hi"} for role in ("user", "assistant"))
     path = tmp_path / "chat.jsonl"
     talks = [[user, assistant], [user, assistant, user], [user]]
@@ -229,7 +229,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
     ],
     ids=["missing", "empty", "UTF-8", "JSON"],
 )
-def test_stats_of_what_is_no_data_is_one_error(
+def test_stats_of_invalid_data_is_one_error(
     cli: "Cli", tmp_path: Path, content: bytes | None, flags: list[str], message: str
 ) -> None:
     path = tmp_path / "input"

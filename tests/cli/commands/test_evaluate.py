@@ -142,7 +142,7 @@ def test_question_that_cannot_be_asked_is_named(
     assert "\n" not in result.err.partition("\nhint: ")[0].rstrip("\n")
 
 
-def test_bad_question_is_told_before_any_is_asked(
+def test_bad_question_is_an_error_before_any_is_asked(
     cli: "Cli", echo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
@@ -162,7 +162,7 @@ def test_unknown_characters_of_questions_are_counted(
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_what_is_no_file_of_questions_is_an_error(
+def test_file_that_cannot_be_read_is_an_error(
     cli: "Cli", echo: Path, tmp_path: Path, *, is_there: bool
 ) -> None:
     path = tmp_path if is_there else tmp_path / "nowhere"

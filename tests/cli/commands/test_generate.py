@@ -100,7 +100,7 @@ def test_prompt_that_fills_the_block_gets_one_more_character(cli: "Cli", model_d
         (["--stop", ""], "stop is [''], expected a list of strings that are not empty"),
     ],
 )
-def test_what_cannot_be_is_one_error(
+def test_option_out_of_its_domain_is_one_error(
     cli: "Cli", model_dir: Path, arguments: list[str], message: str
 ) -> None:
     result = cli("generate", "--model-dir", model_dir, *arguments)

@@ -12,7 +12,7 @@ SVG, PNG = b"<?xml", b"\x89PNG"
 
 @pytest.fixture
 def run_directory(tmp_path: Path) -> Path:
-    """Return a directory with the record of a run of 250 steps."""
+    """Return a directory with the metrics of a run of 250 steps."""
     rest = {"lr": 0.01, "tokens_per_second": 1.0, "elapsed": 1.0}
     lines = [
         {"step": i, "loss": 3 - i / 250, "val_loss": 3.5 - i / 250 if i % 50 == 0 else None, **rest}
@@ -42,9 +42,9 @@ def test_curve_is_drawn_in_the_terminal(
 
 
 @pytest.mark.parametrize("step", [0, -5, 1, 10**26])
-def test_curve_of_one_strange_record_is_drawn(cli: Any, run_directory: Path, step: int) -> None:
-    record = {"step": step, "loss": 3.0, "val_loss": 3.0, "lr": 0.01, "tokens_per_second": 1.0}
-    text = json.dumps(record | {"elapsed": 1.0}) + "\n"
+def test_curve_of_one_strange_line_is_drawn(cli: Any, run_directory: Path, step: int) -> None:
+    line = {"step": step, "loss": 3.0, "val_loss": 3.0, "lr": 0.01, "tokens_per_second": 1.0}
+    text = json.dumps(line | {"elapsed": 1.0}) + "\n"
     (run_directory / "metrics.jsonl").write_text(text)
     result = cli("plot", run_directory)
     assert (result.status, result.err) == (0, "")
@@ -85,7 +85,7 @@ def test_picture_of_another_kind_is_refused(cli: Any, run_directory: Path) -> No
     assert "ends in neither .svg nor .png" in result.err
 
 
-def test_picture_that_cannot_be_written_is_told(cli: Any, run_directory: Path) -> None:
+def test_picture_that_cannot_be_written_is_an_error(cli: Any, run_directory: Path) -> None:
     path = run_directory / "none" / "a.svg"
     result = cli("plot", run_directory, "--output", path)
     assert result.err == f"error: cannot write {path}: No such file or directory\n"
@@ -99,13 +99,13 @@ def test_picture_takes_the_place_of_a_file_only(cli: Any, run_directory: Path) -
     assert path.is_fifo()
 
 
-def test_record_that_is_no_file_is_not_waited_for(cli: Any, tmp_path: Path) -> None:
+def test_metrics_that_are_no_file_are_an_error(cli: Any, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     os.mkfifo(path)
     assert cli("plot", tmp_path).err == f"error: cannot read {path}: it is not a regular file\n"
 
 
-def test_directory_without_a_record_is_named(cli: Any, tmp_path: Path) -> None:
+def test_directory_without_metrics_is_named(cli: Any, tmp_path: Path) -> None:
     result = cli("plot", tmp_path)
     assert result.status == 1
     assert result.err.startswith(f"error: nothing to draw: {tmp_path / 'metrics.jsonl'} does not")

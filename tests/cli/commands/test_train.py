@@ -122,22 +122,22 @@ def test_scalar_engine_prints_the_first_losses_of_the_original_until_ctrl_c(
     ],
     ids=["deep and short", "one head, batches"],
 )
-def test_engines_print_what_the_scalar_one_does_with_other_seeds_and_shapes(
+def test_engines_agree_with_the_scalar_one_on_other_seeds_and_shapes(
     cli: "Cli", names: Path, tmp_path: Path, engine: str, flags: list[str]
 ) -> None:
-    def told(engine: str) -> list[dict[str, Any]]:
+    def events(engine: str) -> list[dict[str, Any]]:
         job = ["train", "--input", names, "--output", tmp_path / "out", "--force", "--json"]
         pace = ["--steps", "6", "--log-every", "1", "--dtype", "float64", "--engine", engine]
         return [json.loads(line) for line in cli(*job, *pace, *flags).lines]
 
-    found, expected = told(engine), told("scalar")
+    found, expected = events(engine), events("scalar")
     for ours, theirs in zip(found, expected, strict=True):
         for key in ours.keys() - {"engine", "elapsed", "loss"}:
             assert ours[key] == theirs[key], key
         assert ours.get("loss", 0.0) == pytest.approx(theirs.get("loss", 0.0), abs=1e-12)
 
 
-# ---------------------------------------------------------------- what is told, and where
+# ---------------------------------------------------------------- reports, and their streams
 
 
 def test_defaults_are_those_of_the_rust_system(
@@ -165,7 +165,7 @@ def test_defaults_are_those_of_the_rust_system(
     np.testing.assert_array_equal(loaded.parameters.flat, model.parameters.flat)
 
 
-def test_samples_are_five_and_go_on_with_the_draws_of_training(
+def test_samples_are_five_and_continue_the_draws_of_training(
     cli: "Cli", names: Path, tmp_path: Path
 ) -> None:
     def samples(*flags: str) -> list[str]:
@@ -205,7 +205,7 @@ def test_learning_rate_depends_on_the_width_unless_it_is_given(
     assert "lr:          0.02" in cli(*job, "--n-embd", 32, "--lr", 0.02).lines
 
 
-def test_warnings_go_to_stderr_and_name_what_is_cut(
+def test_warnings_go_to_stderr_and_count_documents_that_are_cut(
     cli: "Cli", names: Path, tmp_path: Path
 ) -> None:
     job = ["train", "--input", names, "--output", tmp_path / "out", "--steps", 1]
@@ -218,14 +218,14 @@ def test_warnings_go_to_stderr_and_name_what_is_cut(
     assert "are cut" not in result.out
 
 
-def test_quiet_tells_errors_only(cli: "Cli", names: Path, tmp_path: Path) -> None:
+def test_quiet_prints_errors_only(cli: "Cli", names: Path, tmp_path: Path) -> None:
     job = ["train", "--input", names, "--output", tmp_path / "out", "--quiet", *SMALL]
     assert cli(*job) == (0, "", "")
     assert microgpt.holds_model(tmp_path / "out")
     assert cli(*job).err.startswith("error: ")
 
 
-def test_json_tells_one_event_per_line(cli: "Cli", names: Path, tmp_path: Path) -> None:
+def test_json_prints_one_event_per_line(cli: "Cli", names: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     result = cli("train", "--input", names, "--output", output, "--json", *SMALL)
     quietly = cli(
@@ -335,9 +335,7 @@ def long_job(program: Path, names: Path, tmp_path: Path) -> list[str | Path]:
     return [program, "train", "--input", names, "--output", tmp_path / "out", "--force", *flags]
 
 
-def test_bar_is_drawn_on_stderr_and_stdout_stays_clean(
-    cli: "Cli", long_job: list[str | Path]
-) -> None:
+def test_bar_is_drawn_on_stderr_and_not_on_stdout(cli: "Cli", long_job: list[str | Path]) -> None:
     out, shown = on_terminal(long_job)
     assert out == cli(*long_job[1:]).out
     bar = r"━ \d+/1000 loss \d\.\d{4} [\d,]+ steps/s  [\d,]+ tokens/s ETA \d+:\d\d"
