@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -105,7 +105,7 @@ class Generation:
 
     def documents(self, signal: StopSignal) -> list[str]:
         """Generate and return all texts, the prompt included, many per call of the engine."""
-        options = asdict(self.config)
+        options = vars(self.config)  # `asdict` takes a third of the time of a short text
         documents = self.model.generate(self.n, prompt=self.prompt, signal=signal, **options)
         n_prompt = len(self.prompt.token_ids) - 1  # without BOS; a character is a token
         self._count(sum(len(document) - n_prompt for document in documents))
