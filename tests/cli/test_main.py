@@ -29,6 +29,7 @@ def test_help_fits_80_columns_and_ends_no_line_in_dots(
     assert (result.status, result.err) == (0, "")
     assert max(map(len, result.lines)) <= 80
     assert "..." not in result.out.partition("Options:")[2]
+    assert "..." not in cli("data", flag).out.partition("Options:")[2]
     commands = result.out.partition("Commands:\n")[2].splitlines()
     assert dict(re.split(r"  +", line.strip(), maxsplit=1) for line in commands) == COMMANDS
 

@@ -73,7 +73,7 @@ def stats(
     chat: Annotated[bool, typer.Option("--chat", help="Read conversations.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a file: its vocabulary, document lengths, and training time on this machine."""
+    """Describe a file. Vocabulary, lengths of documents, and training time on this machine."""
     dataset = read_dataset(file, chat=chat)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
     block_size = min(max(1 << (p99 - 1).bit_length(), 2), MAX_BLOCK_SIZE)
