@@ -1,11 +1,11 @@
-"""Change the code in many small ways, and see whether a test fails each time.
+"""Mutation testing: change the code in many small ways, each of which should fail a test.
 
     hatch run mutation:run                     # every module of MODULES: half an hour
     hatch run mutation:run sampling            # one of them, or any other module
     hatch run mutation:run storage.commit
     hatch run mutation:show NAME               # the change of a mutant that survived
 
-Works on a copy, in which the library stands where mutmut expects it. Fails below 90 %.
+Works on a copy, where the library is at the place that mutmut expects. Fails below 90 %.
 """
 
 import json
@@ -50,7 +50,7 @@ def tests_of(module: str) -> Path:
 
 
 def prepare(modules: list[str]) -> None:
-    """Copy the library and its tests, without what was built."""
+    """Copy the library and its tests, without built files."""
     shutil.rmtree(COPY, ignore_errors=True)
     built = shutil.ignore_patterns("*.so", "*.sha256", "__pycache__")
     shutil.copytree(ROOT / "libs/microgpt/src", COPY / "src", ignore=built)

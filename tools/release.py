@@ -5,8 +5,8 @@
     hatch run package:bump microgpt-lib 0.1.1    # version, changelog, commit and tag
     hatch run package:lock                       # versions and hashes of what CI installs
 
-A build takes what is committed and nothing else, at the time of the commit, so that the same
-commit gives the same bytes wherever the compiler and the locked tools are the same.
+A build takes the committed files and the time of the commit, so that the same commit, compiler and
+locked tools give the same bytes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 from public_names import breaking_changes, describe
 
 ROOT = Path(__file__).parents[1]
@@ -38,16 +38,16 @@ FOLDERS = {
 }
 PUBLIC_NAMES = ROOT / "libs/microgpt/api"  # one file per release
 LOCK = Path(".ci/requirements.lock")
-HATCH_LOCK = Path(".ci/hatch.lock")  # what installs all the rest
+HATCH_LOCK = Path(".ci/hatch.lock")  # hatch, which installs all the rest
 UNRELEASED = "## Unreleased\n"
 
 
 class ReleaseError(Exception):
-    """What was asked for cannot be released."""
+    """A release that cannot be built or tagged."""
 
 
 def run(*command: str, cwd: Path = ROOT, variables: dict[str, str] | None = None) -> str:
-    """Return what a program prints; raise ReleaseError with its complaint when it fails."""
+    """Return a program's output; raise ReleaseError with its error message if it fails."""
     environment = os.environ | (variables or {})
     done = subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -63,7 +63,7 @@ def tool(name: str) -> str:
 
 
 def project_of(distribution: str, root: Path = ROOT) -> dict[str, Any]:
-    """Return what a distribution says of itself."""
+    """Return the `[project]` table of a distribution."""
     path = root / FOLDERS[distribution] / "pyproject.toml"
     project: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
     return project
@@ -74,7 +74,7 @@ def project_of(distribution: str, root: Path = ROOT) -> dict[str, Any]:
 
 @contextmanager
 def source_tree(*, worktree: bool) -> Iterator[Path]:
-    """Yield a folder with the files of the last commit, or of the checkout as it stands."""
+    """Yield a folder with the files of the last commit, or of the working tree."""
     with tempfile.TemporaryDirectory() as directory:
         if worktree:
             listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -114,7 +114,7 @@ def name_compatible_systems(wheel: Path, at: dict[str, str]) -> None:
 
 
 def write_bill_of_materials(distribution: str, tree: Path, output: Path) -> None:
-    """Write what an installation of a distribution consists of, at the locked versions."""
+    """Write the bill of materials of a distribution, installed at the locked versions."""
     project = project_of(distribution, tree)
     name = f"{distribution.replace('-', '_')}-{project['version']}.cdx.json"
     with tempfile.TemporaryDirectory() as directory:
@@ -124,12 +124,12 @@ def write_bill_of_materials(distribution: str, tree: Path, output: Path) -> None
         find = "--find-links", str(output), "--constraint", str(tree / LOCK)
         run(*install, *find, f"{distribution}=={project['version']}")
         pyproject = tree / FOLDERS[distribution] / "pyproject.toml"
-        describe = tool("cyclonedx-py"), "environment", "--output-reproducible"
-        run(*describe, "--pyproject", str(pyproject), "-o", str(output / name), python)
+        bill = tool("cyclonedx-py"), "environment", "--output-reproducible"
+        run(*bill, "--pyproject", str(pyproject), "-o", str(output / name), python)
 
 
 def build(output: Path, *, worktree: bool) -> None:
-    """Write everything that a release consists of."""
+    """Write every file of a release."""
     output.mkdir(parents=True, exist_ok=True)
     if any(output.iterdir()):
         raise ReleaseError(f"{output} is not empty: remove it, or choose another --output")
@@ -145,7 +145,7 @@ def build(output: Path, *, worktree: bool) -> None:
 
 
 def lock() -> None:
-    """Write the versions and hashes of all that CI installs, for every system and Python."""
+    """Write the versions and hashes of CI's packages, for every system and Python."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     environments = settings["tool"]["hatch"]["envs"].values()
     wanted = {name for each in environments for name in each.get("dependencies", [])}
@@ -198,7 +198,7 @@ def check_api(now: Version) -> None:
 
 
 def range_of(application: str) -> Requirement:
-    """Return which versions of the library an application takes."""
+    """Return the requirement of an application on the library."""
     requirements = map(Requirement, project_of(application)["dependencies"])
     return next(requirement for requirement in requirements if requirement.name == LIBRARY)
 
@@ -227,8 +227,8 @@ def check_ranges(distribution: str, version: Version) -> None:
 def dated_changelog(changelog: str, version: Version, date: str) -> str:
     """Return the changelog with a dated section for the version.
 
-    What is under Unreleased becomes that section; a section that has the version for a title and
-    no date yet, as before the first release, is given the date.
+    The entries under Unreleased become that section. Without such entries, a section that is
+    titled with the version alone, as before the first release, gets the date.
     """
     head, found, rest = changelog.partition(UNRELEASED)
     if not found:
@@ -240,12 +240,12 @@ def dated_changelog(changelog: str, version: Version, date: str) -> str:
             raise ReleaseError(f"the changelog has entries under Unreleased and under {version}")
         return f"{head}{UNRELEASED}\n{title}{unreleased}{next_section}{older}"
     if f"\n## {version}\n" not in changelog:
-        raise ReleaseError(f"the changelog says nothing of {version}: add lines under Unreleased")
+        raise ReleaseError(f"the changelog lacks {version}: add lines under Unreleased")
     return changelog.replace(f"\n## {version}\n", f"\n{title}", 1)
 
 
 def check_order(distribution: str, version: Version) -> None:
-    """Raise ReleaseError unless the version follows what is released and what the files say."""
+    """Raise ReleaseError unless the version follows the last release and the project file."""
     current = Version(project_of(distribution)["version"])
     if version < current:
         raise ReleaseError(f"{distribution} is at {current}, expected a version from there on")
@@ -281,23 +281,19 @@ def bump(distribution: str, version: Version) -> None:
 
 
 def a_version(text: str) -> Version:
-    """Return X.Y.Z as a version, for argparse."""
-    try:
-        version = Version(text)
-    except InvalidVersion as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no version, expected X.Y.Z") from error
+    """Parse X.Y.Z as a version, for argparse."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", text):
         raise argparse.ArgumentTypeError(f"{text!r}, expected X.Y.Z")
-    return version
+    return Version(text)
 
 
 def main() -> None:
-    """Do what the command line asks for."""
+    """Run a command of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     builder = commands.add_parser("build", help="write sdists, wheels, bills of materials, sums")
     builder.add_argument("--output", type=Path, default=ROOT / "dist")
-    builder.add_argument("--worktree", action="store_true", help="take what is not committed too")
+    builder.add_argument("--worktree", action="store_true", help="include uncommitted changes")
     commands.add_parser("lock", help="choose the versions that CI installs")
     commands.add_parser("api", help="compare public names with the last release")
     bumper = commands.add_parser("bump", help="set a version, date its changelog, commit and tag")

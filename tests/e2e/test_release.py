@@ -1,4 +1,4 @@
-"""The release tool, in a clone that it may change."""
+"""The release tool, run in a clone of the repository."""
 
 import re
 import subprocess
@@ -141,7 +141,7 @@ def test_version_that_does_not_follow_is_refused(clone: Clone) -> None:
 def test_release_without_a_word_in_the_changelog_is_refused(clone: Clone) -> None:
     (clone.folder / CHANGELOG).write_text("# Changelog\n\n## Unreleased\n")
     clone.commit()
-    assert refusal(clone, "microgpt-lib", "0.1.0").startswith("the changelog says nothing of 0.1.0")
+    assert refusal(clone, "microgpt-lib", "0.1.0").startswith("the changelog lacks 0.1.0")
 
 
 def test_release_of_changes_that_are_not_committed_is_refused(clone: Clone) -> None:
