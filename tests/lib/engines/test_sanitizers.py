@@ -1,7 +1,5 @@
 """The kernel under AddressSanitizer, UndefinedBehaviorSanitizer and, in the long run, valgrind."""
 
-import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,15 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from kernel_builds import ROOT, build
 
-ROOT = Path(__file__).parents[3]
 PROGRAM = """
 import sys
 from pathlib import Path
-from microgpt.engines import native
+from microgpt.engines import library, native
 
-native.LIBRARY = Path(sys.argv[1])
-native.DIGEST = native.LIBRARY.with_suffix(".sha256")
+library.PATH = Path(sys.argv[1])
 
 import random
 import numpy as np
@@ -32,8 +29,8 @@ for number in range(n_cases):
     lengths = [rng.randint(1, config.block_size + 3) for _ in range(rng.randint(1, 9))]
     case = Case(config, lengths, rng.choice((0.0, 0.3)), seed=number)
     for dtype in ("float32", "float64"):
-        for width in native.VECTOR_BYTES:
-            if width > native._open_library().microgpt_vector_bytes():
+        for width in library.VECTOR_BYTES:
+            if width > library.open_library().microgpt_vector_bytes():
                 continue
             for threads in (1, 3):
                 native.FLOPS_PER_THREAD = 1.0  # so that small models use several threads too
@@ -62,20 +59,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def compile_to(library: Path, flags: list[str]) -> None:
-    """Compile the kernel as the distribution does, with more flags."""
-    path = ROOT / "libs/microgpt/hatch_build.py"
-    spec = importlib.util.spec_from_file_location("hatch_build", path)
-    assert spec is not None
-    assert spec.loader is not None
-    hatch_build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hatch_build)
-    kernel = ROOT / "libs/microgpt/src/microgpt/engines/kernel"
-    hatch_build.compile_kernel(kernel / "kernel.c", library, flags)
-    digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    library.with_suffix(".sha256").write_text(digest)
-
-
 def run(library: Path, n_cases: int, *before: str, **variables: str) -> str:
     """Run the program, perhaps under another one; return what it complains of."""
     command = [*before, os.path.realpath(sys.executable), "-c", PROGRAM, str(library), str(n_cases)]
@@ -91,8 +74,7 @@ def run(library: Path, n_cases: int, *before: str, **variables: str) -> str:
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("kernel") / "libmicrogpt.so"
     # -O0 compiles in a quarter of the time of -O1, and optimizes no faulty access away.
-    compile_to(library, ["-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
-    return library
+    return build(library, "-O0", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitizer_variables() -> dict[str, str]:
@@ -140,7 +122,6 @@ def test_kernel_stays_within_its_memory_on_many_shapes(sanitized: Path) -> None:
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
 def test_kernel_reads_nothing_that_was_not_written(tmp_path: Path) -> None:
-    library = tmp_path / "libmicrogpt.so"
-    compile_to(library, ["-O1", "-g"])
+    library = build(tmp_path / "libmicrogpt.so", "-O1", "-g")
     complaints = run(library, 3, "valgrind", "--quiet", PYTHONMALLOC="malloc")
     assert "libmicrogpt" not in complaints, complaints[-4000:]

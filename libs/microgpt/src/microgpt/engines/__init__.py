@@ -2,7 +2,8 @@
 
 from microgpt.checks import checked_integer
 from microgpt.engines.base import Engine
-from microgpt.engines.native import NativeEngine, why_unavailable
+from microgpt.engines.library import why_unavailable
+from microgpt.engines.native import NativeEngine
 from microgpt.engines.scalar import ScalarEngine
 from microgpt.engines.vectorized import VectorizedEngine
 from microgpt.errors import EngineError

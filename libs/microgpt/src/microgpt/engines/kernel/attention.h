@@ -1,64 +1,64 @@
 // Causal attention of one head over one document, forward and backward.
 //
-// Queries go PANEL at a time, one per lane: scores are (key, query), so that softmax runs down the
-// columns and every step is a vector operation. Keys beyond the last query of a panel are skipped.
-// Probabilities are not kept: backward computes them again from each query's largest score and
-// sum (Dao et al. 2022, arXiv:2205.14135).
+// Queries are processed PANEL at a time, one per lane. Scores are (key, query), so that softmax
+// runs down the columns and every step is a vector operation. Keys after the last query of a panel
+// are skipped. Probabilities are not stored: backward computes them again from the largest score
+// and the sum of each query (Dao et al. 2022, arXiv:2205.14135).
 
 #ifndef MICROGPT_ATTENTION_H
 #define MICROGPT_ATTENTION_H
 
 #include "layout.h"
 
-// A head's part of the activations. Keys and values may come from a cache, with `start` positions
-// before the first query.
+// The activations of one head and one document of T positions. In inference, keys and values come
+// from a cache, which holds `start` positions before the first query; backward has no cache.
 typedef struct {
-    long n_queries, start;
-    const real *q;  // (T, D)
-    long q_stride;
-    Left keys;       // (start + T, D)
-    Left values_t;   // (D, start + T)
-    real *mixed;     // (T, D)
-    long mixed_stride;
-    real *largest, *inverse;  // (T)
+    isize T, D, start;
+    const real *q, *k, *v;        // (T, D), rows `stride` apart, as are those of d_q, d_k, d_v
+    real *d_q, *d_k, *d_v;        // (T, D)
+    real *mixed;                  // (T, D), rows mixed_stride apart, as are those of d_mixed
+    const real *d_mixed;          // (T, D)
+    isize stride, mixed_stride;
+    Left keys, values_t;          // (start + T, D), (D, start + T)
+    real *largest, *inverse;      // (T)
 } Head;
 
 // to (n, D) = x (D, PANEL)^T, row i times scale[i]
-static void transpose_out(const real *x, long n, long D, const real *scale, real *to, long stride) {
-    long d = 0;
+static void transpose_out(const real *x, isize n, isize D, const real *scale, real *to,
+                          isize stride) {
+    isize d = 0;
     for (; d + LANES <= D; d += LANES)
-        for (long first = 0; first < n; first += LANES) {
+        for (isize first = 0; first < n; first += LANES) {
             vector rows[LANES];
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) rows[i] = load(x + (d + i) * PANEL + first);
+            UNROLL for (int i = 0; i < LANES; i++) rows[i] = load(x + (d + i) * PANEL + first);
             transpose(rows);
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++)
+            UNROLL for (int i = 0; i < LANES; i++)
                 if (first + i < n) store(to + (first + i) * stride + d, rows[i] * scale[first + i]);
         }
     for (; d < D; d++)
-        for (long i = 0; i < n; i++) to[i * stride + d] = scale[i] * x[d * PANEL + i];
+        for (isize i = 0; i < n; i++) to[i * stride + d] = scale[i] * x[d * PANEL + i];
 }
 
-// Lanes whose query, number `first` + lane, may look at key `key`.
-INLINE ivector may_see(long key, long first) { return lane_numbers() >= (integer)(key - first); }
+// Lanes whose query, number `first` + lane, sees key number `key`.
+INLINE ivector may_see(isize key, isize first) { return lane_numbers() >= (integer)(key - first); }
 
-// largest (n), inverse (n): of scores (n_keys, PANEL), which become exp(score - largest)
-static void softmax_columns(real *scores, long n_keys, long first, long n, real *largest,
+// scores (n_keys, PANEL) become exp(score - largest); largest (n), inverse (n): 1 / sum of exp.
+// The first query has number `first`.
+static void softmax_columns(real *scores, isize n_keys, isize first, isize n, real *largest,
                             real *inverse) {
     real lanes[PANEL], inverse_lanes[PANEL];
-    for (long v = 0; v * LANES < n; v++) {
+    for (isize v = 0; v * LANES < n; v++) {
         real *column = scores + v * LANES;
-        const long first_query = first + v * LANES;
-        const long n_seen = min_of(first_query + 1, n_keys);  // keys that all lanes may see
+        const isize first_query = first + v * LANES;
+        const isize n_seen = min_of(first_query + 1, n_keys);  // keys that all lanes see
         vector top = load(column);
-        for (long j = 1; j < n_keys; j++) {
+        for (isize j = 1; j < n_keys; j++) {
             const vector s = load(column + j * PANEL);
             const vector larger_one = larger(s, top);
             top = j < n_seen ? larger_one : choose(may_see(j, first_query), larger_one, top);
         }
         vector sum = splat(0);
-        for (long j = 0; j < n_keys; j++) {
+        for (isize j = 0; j < n_keys; j++) {
             vector e = exp_of(load(column + j * PANEL) - top);
             if (j >= n_seen) e = choose(may_see(j, first_query), e, splat(0));
             store(column + j * PANEL, e);
@@ -67,80 +67,82 @@ static void softmax_columns(real *scores, long n_keys, long first, long n, real 
         store(lanes + v * LANES, top);
         store(inverse_lanes + v * LANES, 1 / sum);
     }
-    for (long i = 0; i < n; i++) {
+    for (isize i = 0; i < n; i++) {
         largest[i] = lanes[i];
         inverse[i] = inverse_lanes[i];
     }
 }
 
-static void attention(const Head *head, long D, const Scratch *scratch) {
-    const real scale = 1 / sqrt_of_real((real)D);
-    for (long i = 0; i < head->n_queries; i += PANEL) {
-        const long n = min_of(PANEL, head->n_queries - i), n_lanes = round_up(n, LANES);
-        const long first = head->start + i, n_keys = first + n;
-        pack_transposed(head->q + i * head->q_stride, head->q_stride, D, n, scale, scratch->q);
-        matmul(n_keys, n_lanes, D, head->keys, packed(scratch->q, D), scratch->scores, PANEL, 0);
-        softmax_columns(scratch->scores, n_keys, first, n, head->largest + i, head->inverse + i);
-        matmul(D, n_lanes, n_keys, head->values_t, packed(scratch->scores, n_keys),
-               scratch->product, PANEL, 0);
-        transpose_out(scratch->product, n, D, head->inverse + i,
-                      head->mixed + i * head->mixed_stride, head->mixed_stride);
-    }
-}
-
-// scores (n_keys, PANEL) become probabilities; d_probs becomes the gradient of what q @ k is
-static void softmax_columns_backward(real *scores, real *d_probs, long n_keys, long first, long n,
-                                     const real *largest, const real *inverse, real scale) {
+// scores (n_keys, PANEL) become probabilities, and d_probs the gradient of q @ k.
+static void softmax_columns_backward(real *scores, real *d_probs, isize n_keys, isize first,
+                                     isize n, const real *largest, const real *inverse,
+                                     real scale) {
     real lanes[PANEL] = {0}, inverse_lanes[PANEL] = {0};
-    for (long i = 0; i < n; i++) {
+    for (isize i = 0; i < n; i++) {
         lanes[i] = largest[i];
         inverse_lanes[i] = inverse[i];
     }
-    for (long v = 0; v * LANES < n; v++) {
+    for (isize v = 0; v * LANES < n; v++) {
         real *s = scores + v * LANES, *d = d_probs + v * LANES;
-        const long first_query = first + v * LANES;
+        const isize first_query = first + v * LANES;
         const vector top = load(lanes + v * LANES), factor = load(inverse_lanes + v * LANES);
         vector projection = splat(0);
-        for (long j = 0; j < n_keys; j++) {
+        for (isize j = 0; j < n_keys; j++) {
             vector p = exp_of(load(s + j * PANEL) - top) * factor;
             if (j > first_query) p = choose(may_see(j, first_query), p, splat(0));
             store(s + j * PANEL, p);
             projection += p * load(d + j * PANEL);
         }
-        for (long j = 0; j < n_keys; j++) {
+        for (isize j = 0; j < n_keys; j++) {
             const vector p = load(s + j * PANEL) * scale;
             store(d + j * PANEL, p * (load(d + j * PANEL) - projection));
         }
     }
 }
 
-// d_q, d_k, d_v (T, D) with stride d_stride, from d_mixed (T, D); k, v (T, D) with the stride of q
-static void attention_backward(const Head *head, const real *k, const real *v, long D,
-                               const real *d_mixed, real *d_q, real *d_k, real *d_v,
-                               long d_stride, const Scratch *scratch) {
+// mixed = softmax(q @ keys^T / sqrt(D)) @ values
+static void attention(const Head *h, const Scratch *scratch) {
+    const isize D = h->D;
     const real scale = 1 / sqrt_of_real((real)D);
-    const long T = head->n_queries, stride = head->q_stride, mixed_stride = head->mixed_stride;
+    for (isize i = 0; i < h->T; i += PANEL) {
+        const isize n = min_of(PANEL, h->T - i), n_lanes = round_up(n, LANES);
+        const isize first = h->start + i, n_keys = first + n;
+        pack_transposed(h->q + i * h->stride, h->stride, D, n, scale, scratch->q);
+        matmul(n_keys, n_lanes, D, h->keys, packed(scratch->q, D), into(scratch->scores, PANEL));
+        softmax_columns(scratch->scores, n_keys, first, n, h->largest + i, h->inverse + i);
+        matmul(D, n_lanes, n_keys, h->values_t, packed(scratch->scores, n_keys),
+               into(scratch->product, PANEL));
+        transpose_out(scratch->product, n, D, h->inverse + i, h->mixed + i * h->mixed_stride,
+                      h->mixed_stride);
+    }
+}
+
+// d_q, d_k, d_v from d_mixed
+static void attention_backward(const Head *h, const Scratch *scratch) {
+    const isize T = h->T, D = h->D, stride = h->stride;
+    const real scale = 1 / sqrt_of_real((real)D);
     real ones[PANEL];
     for (int i = 0; i < PANEL; i++) ones[i] = 1;
-    // The last panel of queries sees all keys, so it comes first, and sets what others add to.
-    for (long i = (T - 1) / PANEL * PANEL; i >= 0; i -= PANEL) {
-        const long n = min_of(PANEL, T - i), n_lanes = round_up(n, LANES), n_keys = i + n;
-        const int accumulate = n_keys < T;
+    // The last panel of queries sees all keys: it comes first and sets the sums of d_k and d_v.
+    for (isize i = (T - 1) / PANEL * PANEL; i >= 0; i -= PANEL) {
+        const isize n = min_of(PANEL, T - i), n_lanes = round_up(n, LANES), n_keys = i + n;
+        const real *q = h->q + i * stride, *d_mixed = h->d_mixed + i * h->mixed_stride;
         real *probs = scratch->scores, *d_scores = scratch->d_scores;  // (n_keys, PANEL)
-        pack_transposed(head->q + i * stride, stride, D, n, scale, scratch->q);
-        pack_transposed(d_mixed + i * mixed_stride, mixed_stride, D, n, 1, scratch->d_mixed);
-        matmul(n_keys, n_lanes, D, head->keys, packed(scratch->q, D), probs, PANEL, 0);
-        matmul(n_keys, n_lanes, D, rows_of(v, stride), packed(scratch->d_mixed, D), d_scores,
-               PANEL, 0);
-        softmax_columns_backward(probs, d_scores, n_keys, i, n, head->largest + i,
-                                 head->inverse + i, scale);
-        matmul(D, n_lanes, n_keys, columns_of(k, stride), packed(d_scores, n_keys),
-               scratch->product, PANEL, 0);
-        transpose_out(scratch->product, n, D, ones, d_q + i * d_stride, d_stride);
-        matmul(n_keys, D, n, rows_of(d_scores, PANEL), unpacked(head->q + i * stride, stride), d_k,
-               d_stride, accumulate);
-        matmul(n_keys, D, n, rows_of(probs, PANEL), unpacked(d_mixed + i * mixed_stride,
-               mixed_stride), d_v, d_stride, accumulate);
+        pack_transposed(q, stride, D, n, scale, scratch->q);
+        pack_transposed(d_mixed, h->mixed_stride, D, n, 1, scratch->d_mixed);
+        matmul(n_keys, n_lanes, D, h->keys, packed(scratch->q, D), into(probs, PANEL));
+        matmul(n_keys, n_lanes, D, rows_of(h->v, stride), packed(scratch->d_mixed, D),
+               into(d_scores, PANEL));
+        softmax_columns_backward(probs, d_scores, n_keys, i, n, h->largest + i, h->inverse + i,
+                                 scale);
+        matmul(D, n_lanes, n_keys, columns_of(h->k, stride), packed(d_scores, n_keys),
+               into(scratch->product, PANEL));
+        transpose_out(scratch->product, n, D, ones, h->d_q + i * stride, stride);
+        const int accumulate = n_keys < T;
+        matmul(n_keys, D, n, rows_of(d_scores, PANEL), unpacked(q, stride),
+               (Output){h->d_k, stride, accumulate});
+        matmul(n_keys, D, n, rows_of(probs, PANEL), unpacked(d_mixed, h->mixed_stride),
+               (Output){h->d_v, stride, accumulate});
     }
 }
 

@@ -1,59 +1,48 @@
-// Where everything lies: weights in the flat buffer, activations and packed weights in the workspace.
+// Where arrays are: weights in the flat buffer, activations and packed weights in a workspace, keys
+// and values in the memory of a stream.
 //
 // Axes: R rows (positions of all documents of a chunk, one after another), C = n_embd, H = n_head,
-// D = head_dim, V = vocab_size. Activations are row-major; rows are padded with zeros to whole
-// vectors, and wide ones to an odd number of cache lines, so that a column does not fall into few
-// sets of the cache.
+// D = head_dim, V = vocab_size. Activations are row-major. Rows are padded with zeros to whole
+// vectors; wide rows take an odd number of cache lines, because with an even number a column would
+// use few sets of the cache.
 
 #ifndef MICROGPT_LAYOUT_H
 #define MICROGPT_LAYOUT_H
 
+#include "interface.h"
 #include "matmul.h"
 
-#define BLOCK_ROWS 64    // rows of a task: their activations stay in the second-level cache
-#define CHUNK_ROWS 256   // rows that go through the model at once, unless one document is longer
+#define LINE_BYTES 64   // of a cache line; memory is aligned to it
+#define BLOCK_ROWS 64   // rows of one task: their activations stay in the second-level cache
+#define CHUNK_ROWS 256  // rows that pass through the model together, unless a document is longer
+#define SLAB 4096       // elements of a flat buffer that are one task
 
-// As `_Model` in native.py. Flat buffers have n_params elements, in the order of parameter_shapes.
-typedef struct {
-    int64_t vocab_size, n_embd, n_head, n_layer, block_size;
-    real *weights, *grads, *adam_m, *adam_v;
-} Model;
+INLINE isize head_dim(const Model *m) { return m->n_embd / m->n_head; }
 
-INLINE long head_dim(const Model *model) { return model->n_embd / model->n_head; }
-
-// Offsets of the matrices in a flat buffer; each is (out, in).
-INLINE long wte_at(const Model *m) { return 0 * m->n_embd; }                             // (V, C)
-INLINE long wpe_at(const Model *m) { return m->vocab_size * m->n_embd; }        // (block_size, C)
-INLINE long head_at(const Model *m) { return wpe_at(m) + m->block_size * m->n_embd; }    // (V, C)
-INLINE long layer_at(const Model *m, long layer) {
+// Offsets of the matrices in a flat buffer; each matrix is (out, in). The first one is wte (V, C).
+INLINE isize wpe_at(const Model *m) { return m->vocab_size * m->n_embd; }      // (block_size, C)
+INLINE isize head_at(const Model *m) { return wpe_at(m) + m->block_size * m->n_embd; }  // (V, C)
+INLINE isize layer_at(const Model *m, isize layer) {
     return head_at(m) + (m->vocab_size + layer * 12 * m->n_embd) * m->n_embd;
 }
-INLINE long qkv_at(const Model *m, long layer) { return layer_at(m, layer); }           // (3C, C)
-INLINE long wo_at(const Model *m, long layer) {                                          // (C, C)
+INLINE isize qkv_at(const Model *m, isize layer) { return layer_at(m, layer); }        // (3C, C)
+INLINE isize wo_at(const Model *m, isize layer) {                                       // (C, C)
     return layer_at(m, layer) + 3 * m->n_embd * m->n_embd;
 }
-INLINE long fc1_at(const Model *m, long layer) {                                        // (4C, C)
+INLINE isize fc1_at(const Model *m, isize layer) {                                     // (4C, C)
     return layer_at(m, layer) + 4 * m->n_embd * m->n_embd;
 }
-INLINE long fc2_at(const Model *m, long layer) {                                        // (C, 4C)
+INLINE isize fc2_at(const Model *m, isize layer) {                                     // (C, 4C)
     return layer_at(m, layer) + 8 * m->n_embd * m->n_embd;
 }
-INLINE long n_params(const Model *m) { return layer_at(m, m->n_layer); }
-
-
-// Distance between rows of n elements.
-INLINE long stride_of(long n) {
-    const long line = 64 / sizeof(real);
-    const long n_lines = (n + line - 1) / line;
-    return (n_lines < 4 ? n_lines : n_lines | 1) * line;
-}
+INLINE isize n_params(const Model *m) { return layer_at(m, m->n_layer); }
 
 // One layer's matrices in panels: `forward` for x @ w^T, `backward` for x @ w.
 typedef struct {
     real *qkv, *wo, *fc1, *fc2;
 } Packed;
 
-// What backward needs of a layer's forward pass. In inference all layers share one of these.
+// The activations of a layer that backward needs. In inference all layers share one Trace.
 typedef struct {
     real *normed_attn, *scale_attn;  // (R, C), (R)
     real *qkv;                       // (R, 3C)
@@ -63,7 +52,7 @@ typedef struct {
     real *hidden;                    // (R, 4C)
 } Trace;
 
-// What one thread needs for itself.
+// Arrays that each thread has for itself.
 typedef struct {
     real *rows;                   // (BLOCK_ROWS, C)
     real *scores, *d_scores;      // (block_size, PANEL)
@@ -71,48 +60,60 @@ typedef struct {
 } Scratch;
 
 typedef struct {
-    long max_rows;
-    long ld, ld_qkv, ld_hidden, ld_logits;  // strides of rows of C, 3C, 4C, V elements
-    real *x;                                // (R, C): the residual stream
-    real *embedded, *scale_embedded;        // (R, C), (R)
-    real *logits;                           // (R, V); then their gradient
-    double *nll;                            // (R)
-    real *d_x, *d_middle, *d_mixed;         // (R, C)
-    real *d_hidden, *d_qkv;                 // (R, 4C), (R, 3C)
-    double *squares;                        // (slabs): partial sums of squared gradients
-    real *head_forward, *head_backward;
-    Packed *forward, *backward;  // (n_layer)
-    Trace *traces;               // (n_layer)
-    Scratch *scratch;            // (n_members)
+    isize max_rows;
+    isize ld, ld_qkv, ld_hidden, ld_logits;  // strides of rows of C, 3C, 4C, V elements
+    real *x;                                 // (R, C): the residual stream
+    real *embedded, *scale_embedded;         // (R, C), (R)
+    Packed *forward, *backward;              // (n_layer)
+    Trace *traces;                           // (n_layer)
+    real *head_forward, *head_backward;      // lm_head in panels
+    // In training:
+    real *logits;                    // (R, V); then their exp; then their gradient
+    real *sum_exp;                   // (R)
+    double *nll;                     // (R)
+    real *d_x, *d_middle, *d_mixed;  // (R, C)
+    real *d_hidden, *d_qkv;          // (R, 4C), (R, 3C)
+    double *squares;                 // (slabs): partial sums of squared gradients
+    Scratch *scratch;                // (n_members)
 } Workspace;
 
-#define SLAB 4096  // elements of a flat buffer that are one task
+// The memory of a stream. Keys and values are stored feature by feature, so that attention loads
+// LANES positions at once; the other arrays are for the token that is decoded.
+typedef struct {
+    isize stride;              // of a row of keys or values: block_size in whole cache lines
+    real *keys, *values;       // (n_layer, C, stride)
+    real *x, *normed, *mixed;  // (C)
+    real *qkv, *hidden;        // (3C), (4C)
+    real *scores;              // (stride)
+} Cache;
+
+// ---------------------------------------------------------------- laying out memory
 
 typedef struct {
-    char *next;  // NULL: only count
-    long n_bytes;
+    char *start;  // NULL: only count
+    isize n_bytes;
 } Arena;
 
-static void *take(Arena *arena, long n_bytes) {
-    n_bytes = round_up(n_bytes, 64);
-    void *taken = arena->next ? arena->next + arena->n_bytes : NULL;
-    arena->n_bytes += n_bytes;
+static void *take(Arena *arena, isize n_bytes) {
+    void *taken = arena->start ? arena->start + arena->n_bytes : NULL;
+    arena->n_bytes += round_up(n_bytes, LINE_BYTES);
     return taken;
 }
 
-static real *take_reals(Arena *arena, long n) { return take(arena, n * (long)sizeof(real)); }
+static real *take_reals(Arena *arena, isize n) { return take(arena, n * (isize)sizeof(real)); }
 
-static real *take_panels(Arena *arena, long K, long N) {
+// Panels of a matrix (n_out, n_in), for x @ w^T or x @ w.
+static real *take_panels(Arena *arena, isize n_out, isize n_in, int is_forward) {
+    const isize K = is_forward ? n_in : n_out, N = is_forward ? n_out : n_in;
     return take_reals(arena, K * panels(N) * PANEL);
 }
 
-static Packed take_packed(Arena *arena, long n_embd, int is_forward) {
-    const long C = n_embd;
+static Packed take_packed(Arena *arena, isize C, int is_forward) {
     Packed packed;
-    packed.qkv = is_forward ? take_panels(arena, C, 3 * C) : take_panels(arena, 3 * C, C);
-    packed.wo = take_panels(arena, C, C);
-    packed.fc1 = is_forward ? take_panels(arena, C, 4 * C) : take_panels(arena, 4 * C, C);
-    packed.fc2 = is_forward ? take_panels(arena, 4 * C, C) : take_panels(arena, C, 4 * C);
+    packed.qkv = take_panels(arena, 3 * C, C, is_forward);
+    packed.wo = take_panels(arena, C, C, is_forward);
+    packed.fc1 = take_panels(arena, 4 * C, C, is_forward);
+    packed.fc2 = take_panels(arena, C, 4 * C, is_forward);
     return packed;
 }
 
@@ -141,55 +142,87 @@ static Scratch take_scratch(Arena *arena, const Model *m, const Workspace *w) {
     return scratch;
 }
 
-// Lays a workspace out at `memory` (zeros, aligned to 64 bytes) and returns its size in bytes; only
-// counts if `memory` is NULL, and then `workspace` is not to be used.
-static long lay_out(Workspace *w, void *memory, const Model *m, long max_rows, int n_members,
-                    int is_training) {
+INLINE isize whole_lines(isize n) { return round_up(n, LINE_BYTES / (isize)sizeof(real)); }
+
+// Distance between rows of n elements.
+INLINE isize row_stride(isize n) {
+    const isize line = whole_lines(1), n_lines = whole_lines(n) / line;
+    return (n_lines < 4 ? n_lines : n_lines | 1) * line;
+}
+
+static void take_training_arrays(Arena *arena, const Model *m, Workspace *w) {
+    w->logits = take_reals(arena, w->max_rows * w->ld_logits);
+    w->sum_exp = take_reals(arena, w->max_rows);
+    w->nll = take(arena, w->max_rows * (isize)sizeof(double));
+    w->d_x = take_reals(arena, w->max_rows * w->ld);
+    w->d_middle = take_reals(arena, w->max_rows * w->ld);
+    w->d_mixed = take_reals(arena, w->max_rows * w->ld);
+    w->d_hidden = take_reals(arena, w->max_rows * w->ld_hidden);
+    w->d_qkv = take_reals(arena, w->max_rows * w->ld_qkv);
+    w->squares = take(arena, (n_params(m) / SLAB + 1) * (isize)sizeof(double));
+    w->head_backward = take_panels(arena, m->vocab_size, m->n_embd, 0);
+    for (isize i = 0; i < m->n_layer; i++) {
+        const Packed packed = take_packed(arena, m->n_embd, 0);
+        if (arena->start) w->backward[i] = packed;
+    }
+}
+
+// Lays a workspace out at `memory`, zeros aligned to LINE_BYTES, and returns its size in bytes.
+// With NULL for `memory` it only counts, and `w` must not be used.
+static isize lay_out(Workspace *w, void *memory, const Model *m, isize max_rows, isize n_members,
+                     int is_training) {
     Arena arena = {memory, 0};
-    const long n_layer = m->n_layer, C = m->n_embd;
+    const isize n_layer = m->n_layer, C = m->n_embd;
     w->max_rows = max_rows;
-    w->ld = stride_of(C);
-    w->ld_qkv = stride_of(3 * C);
-    w->ld_hidden = stride_of(4 * C);
-    w->ld_logits = stride_of(m->vocab_size);
-    w->forward = take(&arena, n_layer * (long)sizeof(Packed));
-    w->backward = take(&arena, n_layer * (long)sizeof(Packed));
-    w->traces = take(&arena, n_layer * (long)sizeof(Trace));
+    w->ld = row_stride(C);
+    w->ld_qkv = row_stride(3 * C);
+    w->ld_hidden = row_stride(4 * C);
+    w->ld_logits = row_stride(m->vocab_size);
+    w->forward = take(&arena, n_layer * (isize)sizeof(Packed));
+    w->backward = take(&arena, n_layer * (isize)sizeof(Packed));
+    w->traces = take(&arena, n_layer * (isize)sizeof(Trace));
     w->x = take_reals(&arena, max_rows * w->ld);
     w->embedded = take_reals(&arena, max_rows * w->ld);
     w->scale_embedded = take_reals(&arena, max_rows);
-    w->head_forward = take_panels(&arena, C, m->vocab_size);
-    for (long i = 0; i < n_layer; i++) {
+    w->head_forward = take_panels(&arena, m->vocab_size, C, 1);
+    for (isize i = 0; i < n_layer; i++) {
         const Packed packed = take_packed(&arena, C, 1);
         if (memory) w->forward[i] = packed;
     }
     Trace trace;
-    for (long i = 0; i < n_layer; i++) {
+    for (isize i = 0; i < n_layer; i++) {
         if (i == 0 || is_training) trace = take_trace(&arena, m, w);
         if (memory) w->traces[i] = trace;
     }
-    if (is_training) {
-        w->logits = take_reals(&arena, max_rows * w->ld_logits);
-        w->nll = take(&arena, max_rows * (long)sizeof(double));
-        w->d_x = take_reals(&arena, max_rows * w->ld);
-        w->d_middle = take_reals(&arena, max_rows * w->ld);
-        w->d_mixed = take_reals(&arena, max_rows * w->ld);
-        w->d_hidden = take_reals(&arena, max_rows * w->ld_hidden);
-        w->d_qkv = take_reals(&arena, max_rows * w->ld_qkv);
-        w->squares = take(&arena, (n_params(m) / SLAB + 1) * (long)sizeof(double));
-        w->head_backward = take_panels(&arena, m->vocab_size, C);
-        for (long i = 0; i < n_layer; i++) {
-            const Packed packed = take_packed(&arena, C, 0);
-            if (memory) w->backward[i] = packed;
-        }
-    }
-    // Last, so that the rest lies where it does for any number of threads.
-    w->scratch = take(&arena, n_members * (long)sizeof(Scratch));
-    for (int i = 0; i < n_members; i++) {
+    if (is_training) take_training_arrays(&arena, m, w);
+    // Last, so that all other arrays are at the same place for any number of threads.
+    w->scratch = take(&arena, n_members * (isize)sizeof(Scratch));
+    for (isize i = 0; i < n_members; i++) {
         const Scratch scratch = take_scratch(&arena, m, w);
         if (memory) w->scratch[i] = scratch;
     }
-    take_reals(&arena, PANEL);  // vectors that begin in the last row may end beyond it
+    take_reals(&arena, PANEL);  // a vector that begins in the last row may end after it
+    return arena.n_bytes;
+}
+
+// Training: rows that the workspace has room for.
+INLINE isize training_rows(const Model *m) {
+    return m->block_size > CHUNK_ROWS ? m->block_size : CHUNK_ROWS;
+}
+
+// Lays out the memory of a stream, as `lay_out` does a workspace.
+static isize lay_out_cache(Cache *cache, void *memory, const Model *m) {
+    Arena arena = {memory, 0};
+    const isize C = m->n_embd;
+    cache->stride = whole_lines(m->block_size);
+    cache->keys = take_reals(&arena, m->n_layer * C * cache->stride);
+    cache->values = take_reals(&arena, m->n_layer * C * cache->stride);
+    cache->x = take_reals(&arena, C);
+    cache->normed = take_reals(&arena, C);
+    cache->mixed = take_reals(&arena, C);
+    cache->qkv = take_reals(&arena, 3 * C);
+    cache->hidden = take_reals(&arena, 4 * C);
+    cache->scores = take_reals(&arena, cache->stride);
     return arena.n_bytes;
 }
 

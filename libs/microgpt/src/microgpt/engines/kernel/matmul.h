@@ -1,15 +1,15 @@
 // Matrix products: one register tile, and the loops around it.
 //
-// C (M, N) = A (M, K) @ B (K, N), where A may be stored either way round and B lies in panels of
-// PANEL columns. Every element of C sums over k in order, in one accumulator, whatever the tile; so
-// results do not depend on how rows are divided among threads.
+// C (M, N) = A (M, K) @ B (K, N). A may be stored by rows or by columns; B is stored in panels of
+// PANEL columns. The sum of an element of C does not depend on the tile that computes it, so
+// results do not depend on how threads divide the rows.
 
 #ifndef MICROGPT_MATMUL_H
 #define MICROGPT_MATMUL_H
 
 #include "vector.h"
 
-// Rows of a register tile: as many as leave room for two vectors of B and one of A.
+// Rows of a register tile: as many as leave registers for two vectors of B and one of A.
 #if VECTOR_BYTES == 64
 #define TILE_ROWS 8
 #elif VECTOR_BYTES == 32
@@ -18,81 +18,90 @@
 #define TILE_ROWS 4
 #endif
 #define PANEL (2 * LANES)
+#define K_BLOCK 256  // rows of B in one pass: a panel of them stays in the first-level cache
 
-INLINE long min_of(long a, long b) { return a < b ? a : b; }
-INLINE long round_up(long n, long step) { return (n + step - 1) / step * step; }
+INLINE isize min_of(isize a, isize b) { return a < b ? a : b; }
+INLINE isize round_up(isize n, isize step) { return (n + step - 1) / step * step; }
+INLINE isize panels(isize n_columns) { return (n_columns + PANEL - 1) / PANEL; }
 
-// A matrix whose element (row, k) is data[row * row_stride + k * k_stride].
+// A: element (row, k) is data[row * row_stride + k * k_stride].
 typedef struct {
     const real *data;
-    long row_stride, k_stride;
+    isize row_stride, k_stride;
 } Left;
 
-// Panel p, of columns p * PANEL and on: element (k, column) is
-// data[p * panel_stride + k * k_stride + column]. What a vector reads beyond the last column does
-// not matter, but it must be there to be read.
+// B: element (k, column) of panel p is data[p * panel_stride + k * k_stride + column]. Values
+// beyond the last column do not matter, but the memory up to the next whole vector is read.
 typedef struct {
     const real *data;
-    long panel_stride, k_stride;
+    isize panel_stride, k_stride;
 } Right;
 
-INLINE Left rows_of(const real *x, long stride) { return (Left){x, stride, 1}; }
-INLINE Left columns_of(const real *x, long stride) { return (Left){x, 1, stride}; }
-INLINE Right unpacked(const real *x, long stride) { return (Right){x, PANEL, stride}; }
-INLINE Right packed(const real *x, long K) { return (Right){x, K * PANEL, PANEL}; }
+// C: element (row, column) is data[row * stride + column]; the product is added if `accumulate`.
+typedef struct {
+    real *data;
+    isize stride;
+    int accumulate;
+} Output;
 
-// c (n_rows, n_vectors * LANES, of which the first n_columns are stored) = or += a @ b
-INLINE void tile(int n_rows, int n_vectors, long K, const real *a, long row_stride, long k_stride,
-                 const real *b, long b_stride, real *c, long c_stride, int n_columns,
-                 int accumulate) {
+INLINE Left rows_of(const real *x, isize stride) { return (Left){x, stride, 1}; }
+INLINE Left columns_of(const real *x, isize stride) { return (Left){x, 1, stride}; }
+INLINE Right unpacked(const real *x, isize stride) { return (Right){x, PANEL, stride}; }
+INLINE Right packed(const real *x, isize K) { return (Right){x, K * PANEL, PANEL}; }
+INLINE Output into(real *y, isize stride) { return (Output){y, stride, 0}; }
+INLINE Output added_to(real *y, isize stride) { return (Output){y, stride, 1}; }
+
+// The part of a product that one register tile computes: up to TILE_ROWS rows, K products per
+// element, and one or two vectors of columns, of which the first n_columns are stored.
+typedef struct {
+    Left a;
+    Right b;
+    Output c;
+    isize K;
+    int n_columns;
+} Tile;
+
+// to (n) = or += from (n); not inlined, because few tiles end in a part of a vector
+__attribute__((noinline)) static void store_part(const real *from, int n, int accumulate,
+                                                 real *to) {
+    for (int j = 0; j < n; j++) to[j] = accumulate ? to[j] + from[j] : from[j];
+}
+
+// Code for a constant number of rows and vectors: all sums stay in registers.
+INLINE void tile(int n_rows, int n_vectors, const Tile *t) {
+    const Left a = t->a;
+    const Right b = t->b;
     vector sums[TILE_ROWS][2];
-#pragma GCC unroll 16
-    for (int i = 0; i < n_rows; i++)
-#pragma GCC unroll 2
-        for (int v = 0; v < n_vectors; v++) sums[i][v] = splat(0);
-    for (long k = 0; k < K; k++) {
+    UNROLL for (int i = 0; i < n_rows; i++)
+        UNROLL for (int v = 0; v < n_vectors; v++) sums[i][v] = splat(0);
+    for (isize k = 0; k < t->K; k++) {
         vector b_k[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < n_vectors; v++) b_k[v] = load(b + k * b_stride + v * LANES);
-#pragma GCC unroll 16
-        for (int i = 0; i < n_rows; i++) {
-            const vector a_ik = splat(a[i * row_stride + k * k_stride]);
-#pragma GCC unroll 2
-            for (int v = 0; v < n_vectors; v++) sums[i][v] += a_ik * b_k[v];
+        const real *row = b.data + k * b.k_stride;
+        UNROLL for (int v = 0; v < n_vectors; v++) b_k[v] = load(row + v * LANES);
+        UNROLL for (int i = 0; i < n_rows; i++) {
+            const vector a_ik = splat(a.data[i * a.row_stride + k * a.k_stride]);
+            UNROLL for (int v = 0; v < n_vectors; v++) sums[i][v] += a_ik * b_k[v];
         }
     }
-    if (n_columns == n_vectors * LANES) {
-#pragma GCC unroll 16
-        for (int i = 0; i < n_rows; i++)
-#pragma GCC unroll 2
-            for (int v = 0; v < n_vectors; v++) {
-                real *to = c + i * c_stride + v * LANES;
-                store(to, accumulate ? load(to) + sums[i][v] : sums[i][v]);
-            }
-        return;
-    }
-    real lanes[PANEL] = {0};
-#pragma GCC unroll 16
-    for (int i = 0; i < n_rows; i++) {
-#pragma GCC unroll 2
-        for (int v = 0; v < n_vectors; v++) store(lanes + v * LANES, sums[i][v]);
-        real *to = c + i * c_stride;
-        for (int j = 0; j < n_columns; j++) to[j] = accumulate ? to[j] + lanes[j] : lanes[j];
+    const int accumulate = t->c.accumulate, is_whole = t->n_columns == n_vectors * LANES;
+    real *to = t->c.data, lanes[PANEL];
+    UNROLL for (int i = 0; i < n_rows; i++, to += t->c.stride) {
+        UNROLL for (int v = 0; v < n_vectors; v++) {
+            real *part = is_whole ? to + v * LANES : lanes + v * LANES;
+            store(part, is_whole && accumulate ? load(part) + sums[i][v] : sums[i][v]);
+        }
+        if (!is_whole) store_part(lanes, t->n_columns, accumulate, to);
     }
 }
 
-// One tile of up to TILE_ROWS rows: picks the code compiled for that many.
-static void any_tile(int n_rows, int n_vectors, long K, const real *a, long row_stride,
-                     long k_stride, const real *b, long b_stride, real *c, long c_stride,
-                     int n_columns, int accumulate) {
-#define CASE(rows)                                                                           \
-    case rows:                                                                               \
-        if (n_vectors == 1)                                                                  \
-            tile(rows, 1, K, a, row_stride, k_stride, b, b_stride, c, c_stride, n_columns,   \
-                 accumulate);                                                                \
-        else                                                                                 \
-            tile(rows, 2, K, a, row_stride, k_stride, b, b_stride, c, c_stride, n_columns,   \
-                 accumulate);                                                                \
+// One tile of n_rows rows: calls the code compiled for that many.
+static void any_tile(isize n_rows, const Tile *t) {
+#define CASE(rows)               \
+    case rows:                   \
+        if (t->n_columns > LANES) \
+            tile(rows, 2, t);    \
+        else                     \
+            tile(rows, 1, t);    \
         return;
     switch (n_rows) {
         CASE(1)
@@ -111,65 +120,59 @@ static void any_tile(int n_rows, int n_vectors, long K, const real *a, long row_
 #undef CASE
 }
 
-// c (M, N) = a (M, K) @ b (K, N), or c += where `accumulate`. Only N columns of c are written.
-static void matmul(long M, long N, long K, Left a, Right b, real *c, long c_stride,
-                   int accumulate) {
-    const long n_tiles = (M + TILE_ROWS - 1) / TILE_ROWS;
-    const long K_block = 256;  // so that a panel of B stays in the first-level cache
-    for (long k = 0; k < K; k += K_block) {
-        const long n_k = K - k < K_block ? K - k : K_block;
-        for (long column = 0; column < N; column += PANEL) {
-            const real *b_panel = b.data + column / PANEL * b.panel_stride + k * b.k_stride;
-            const int n_columns = N - column < PANEL ? (int)(N - column) : PANEL;
-            const int n_vectors = n_columns > LANES ? 2 : 1;
-            for (long t = 0; t < n_tiles; t++) {  // tiles of nearly equal heights
-                const long row = t * M / n_tiles, next = (t + 1) * M / n_tiles;
-                any_tile((int)(next - row), n_vectors, n_k,
-                         a.data + row * a.row_stride + k * a.k_stride, a.row_stride, a.k_stride,
-                         b_panel, b.k_stride, c + row * c_stride + column, c_stride, n_columns,
-                         accumulate || k > 0);
+// c (M, N) = or += a (M, K) @ b (K, N); writes no column beyond N.
+static void matmul(isize M, isize N, isize K, Left a, Right b, Output c) {
+    const isize n_tiles = (M + TILE_ROWS - 1) / TILE_ROWS;
+    for (isize k = 0; k < K; k += K_BLOCK) {
+        for (isize column = 0; column < N; column += PANEL) {
+            const real *panel = b.data + column / PANEL * b.panel_stride + k * b.k_stride;
+            Tile t = {.a = a, .b = {panel, b.panel_stride, b.k_stride}, .c = c};
+            t.c.accumulate = c.accumulate || k > 0;
+            t.K = min_of(K - k, K_BLOCK);
+            t.n_columns = (int)min_of(N - column, PANEL);
+            for (isize i = 0; i < n_tiles; i++) {  // tiles of nearly equal heights
+                const isize row = i * M / n_tiles, next = (i + 1) * M / n_tiles;
+                t.a.data = a.data + row * a.row_stride + k * a.k_stride;
+                t.c.data = c.data + row * c.stride + column;
+                any_tile(next - row, &t);
             }
         }
     }
 }
 
-INLINE long panels(long n_columns) { return (n_columns + PANEL - 1) / PANEL; }
-
-// Where packed columns first..first+LANES-1 of a (K, N) matrix begin.
-INLINE real *in_panel(real *panels_of_w, long K, long first) {
+// Address of packed column `first` (a multiple of LANES) of a (K, N) matrix.
+INLINE real *in_panel(real *panels_of_w, isize K, isize first) {
     return panels_of_w + first / PANEL * PANEL * K + first % PANEL;
 }
 
-// Pack w (K, N) for products x @ w.
-static void pack(const real *w, long K, long N, real *to) {
-    for (long first = 0; first < N; first += LANES) {
+// Packs w (K, N) for products x @ w.
+static void pack(const real *w, isize K, isize N, real *to) {
+    for (isize first = 0; first < N; first += LANES) {
         real *panel = in_panel(to, K, first);
         if (first + LANES <= N)
-            for (long k = 0; k < K; k++) store(panel + k * PANEL, load(w + k * N + first));
+            for (isize k = 0; k < K; k++) store(panel + k * PANEL, load(w + k * N + first));
         else
-            for (long k = 0; k < K; k++)
-                for (long j = 0; j < N - first; j++) panel[k * PANEL + j] = w[k * N + first + j];
+            for (isize k = 0; k < K; k++)
+                for (isize j = 0; j < N - first; j++) panel[k * PANEL + j] = w[k * N + first + j];
     }
 }
 
-// Pack the transpose of scale * w (N, K), with zeros up to the next whole vector of columns.
-static void pack_transposed(const real *w, long stride, long K, long N, real scale, real *to) {
-    for (long first = 0; first < N; first += LANES) {
+// Packs the transpose of scale * w (N, K), with zeros up to the next whole vector of columns.
+static void pack_transposed(const real *w, isize stride, isize K, isize N, real scale, real *to) {
+    for (isize first = 0; first < N; first += LANES) {
         real *panel = in_panel(to, K, first);
         const real *from = w + first * stride;
-        const long n = min_of(LANES, N - first);
-        long k = 0;
+        const isize n = min_of(LANES, N - first);
+        isize k = 0;
         for (; k + LANES <= K; k += LANES) {
             vector rows[LANES];
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++)
+            UNROLL for (int i = 0; i < LANES; i++)
                 rows[i] = i < n ? load(from + i * stride + k) * scale : splat(0);
             transpose(rows);
-#pragma GCC unroll 16
-            for (int i = 0; i < LANES; i++) store(panel + (k + i) * PANEL, rows[i]);
+            UNROLL for (int i = 0; i < LANES; i++) store(panel + (k + i) * PANEL, rows[i]);
         }
         for (; k < K; k++)
-            for (long j = 0; j < LANES; j++)
+            for (isize j = 0; j < LANES; j++)
                 panel[k * PANEL + j] = j < n ? from[j * stride + k] * scale : 0;
     }
 }

@@ -1,25 +1,17 @@
 // Causal attention over short documents, forward and backward, for all heads at once.
 //
-// A vector holds LANES / D whole heads side by side, as they lie in a row: nothing is transposed,
-// and no lane idles as it would if a document's few queries were the lanes (see attention.h).
-// Scores are sums over a head's lanes, which leave the same number in each of them; so everything
-// after them is computed D times over, which costs less than bringing it into another order.
+// A vector holds LANES / D whole heads side by side, as they are in a row of activations: nothing
+// is transposed, and no lanes idle, as they would if the few queries of a short document were the
+// lanes (attention.h). Scores are sums over the lanes of a head, which leave the same number in
+// each of these lanes. All that follows is therefore computed D times over, at a lower cost than
+// that of rearranging the scores.
 
 #ifndef MICROGPT_SHORT_ATTENTION_H
 #define MICROGPT_SHORT_ATTENTION_H
 
-#include "layout.h"
+#include "attention.h"
 
-#define MAX_SHORT 16  // positions; longer documents are left to attention.h
-
-// All heads of one document. Rows are `stride` apart, those of `mixed` and `d_mixed` mixed_stride.
-typedef struct {
-    long T, C, D, stride, mixed_stride;
-    const real *q, *k, *v;    // (T, C)
-    real *mixed;              // (T, C)
-    const real *d_mixed;      // (T, C)
-    real *d_q, *d_k, *d_v;    // (T, C)
-} Heads;
+#define MAX_SHORT 16  // positions; attention.h takes longer documents
 
 // Whether vectors hold whole heads, and rows whole vectors.
 INLINE int heads_fill_vectors(const Model *m) {
@@ -28,48 +20,47 @@ INLINE int heads_fill_vectors(const Model *m) {
 
 // In every lane the sum over the D lanes of its head.
 INLINE vector sum_by_head(vector v, int D) {
-#pragma GCC unroll 4
-    for (int half = 1; half < D; half *= 2) v += shuffle(v, v, lane_numbers() ^ half);
+    UNROLL for (int half = 1; half < D; half *= 2) v += shuffle(v, v, lane_numbers() ^ half);
     return v;
 }
 
-// probs (t + 1) of the query at t, for the heads from column c on
-INLINE void short_probs(const Heads *h, int D, long c, long t, vector *probs) {
+// probs (t + 1) of the query at t, for the heads from column c on; `h` is the first head.
+INLINE void short_probs(const Head *h, int D, isize c, isize t, vector *probs) {
     const vector q = load(h->q + t * h->stride + c) * (1 / sqrt_of_real((real)D));
-    vector top = splat(minus_infinity), sum = splat(0);
-    for (long j = 0; j <= t; j++) {
+    vector top = splat(MINUS_INFINITY), sum = splat(0);
+    for (isize j = 0; j <= t; j++) {
         probs[j] = sum_by_head(q * load(h->k + j * h->stride + c), D);
         top = larger(probs[j], top);
     }
-    for (long j = 0; j <= t; j++) sum += probs[j] = exp_of(probs[j] - top);
+    for (isize j = 0; j <= t; j++) sum += probs[j] = exp_of(probs[j] - top);
     const vector inverse = 1 / sum;
-    for (long j = 0; j <= t; j++) probs[j] *= inverse;
+    for (isize j = 0; j <= t; j++) probs[j] *= inverse;
 }
 
-INLINE void short_forward(const Heads *h, int D) {
-    for (long c = 0; c < h->C; c += LANES)
-        for (long t = 0; t < h->T; t++) {
+INLINE void short_forward(const Head *h, int D, isize C) {
+    for (isize c = 0; c < C; c += LANES)
+        for (isize t = 0; t < h->T; t++) {
             vector probs[MAX_SHORT], mixed = splat(0);
             short_probs(h, D, c, t, probs);
-            for (long j = 0; j <= t; j++) mixed += probs[j] * load(h->v + j * h->stride + c);
+            for (isize j = 0; j <= t; j++) mixed += probs[j] * load(h->v + j * h->stride + c);
             store(h->mixed + t * h->mixed_stride + c, mixed);
         }
 }
 
-INLINE void short_backward(const Heads *h, int D) {
+INLINE void short_backward(const Head *h, int D, isize C) {
     const real scale = 1 / sqrt_of_real((real)D);
-    for (long c = 0; c < h->C; c += LANES)
-        for (long t = h->T - 1; t >= 0; t--) {  // the last sees all keys, and sets what others add to
+    for (isize c = 0; c < C; c += LANES)
+        for (isize t = h->T - 1; t >= 0; t--) {  // the last query sees all keys: it sets the sums
             vector probs[MAX_SHORT], d_probs[MAX_SHORT], projection = splat(0), d_q = splat(0);
             short_probs(h, D, c, t, probs);
             const vector d_mixed = load(h->d_mixed + t * h->mixed_stride + c);
             const vector q = load(h->q + t * h->stride + c);
-            for (long j = 0; j <= t; j++) {
+            for (isize j = 0; j <= t; j++) {
                 d_probs[j] = sum_by_head(d_mixed * load(h->v + j * h->stride + c), D);
                 projection += probs[j] * d_probs[j];
             }
-            for (long j = 0; j <= t; j++) {
-                const long at = j * h->stride + c;
+            for (isize j = 0; j <= t; j++) {
+                const isize at = j * h->stride + c;
                 const vector d_score = probs[j] * (d_probs[j] - projection) * scale;
                 const vector d_k = d_score * q, d_v = probs[j] * d_mixed;
                 d_q += d_score * load(h->k + at);
@@ -80,17 +71,18 @@ INLINE void short_backward(const Heads *h, int D) {
         }
 }
 
-// Picks the code compiled for the width of a head.
-#define FOR_WIDTH(function)             \
-    switch (h->D) {                     \
-        case 1: function(h, 1); break;  \
-        case 2: function(h, 2); break;  \
-        case 4: function(h, 4); break;  \
-        case 8: function(h, 8); break;  \
-        case 16: function(h, 16); break;\
+// Calls the code compiled for the width of a head.
+#define FOR_WIDTH(function)                 \
+    switch (h->D) {                         \
+        case 1: function(h, 1, C); break;   \
+        case 2: function(h, 2, C); break;   \
+        case 4: function(h, 4, C); break;   \
+        case 8: function(h, 8, C); break;   \
+        case 16: function(h, 16, C); break; \
     }
-static void short_attention(const Heads *h) { FOR_WIDTH(short_forward) }
-static void short_attention_backward(const Heads *h) { FOR_WIDTH(short_backward) }
+// All heads of one document of at most MAX_SHORT positions; `h` is the first of them.
+static void short_attention(const Head *h, isize C) { FOR_WIDTH(short_forward) }
+static void short_attention_backward(const Head *h, isize C) { FOR_WIDTH(short_backward) }
 #undef FOR_WIDTH
 
 #endif

@@ -1,30 +1,52 @@
-// Vectors of `real`, as wide as the instruction set allows, and the few functions on them.
+// Vectors of `real`, as wide as the instruction set allows, and the functions on them.
 //
-// REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32 or 64) come from the compiler's command line; the
-// same source is compiled once for each pair. Nothing here depends on how many threads run.
+// The compiler's command line sets REAL_BITS (32 or 64) and VECTOR_BYTES (16, 32 or 64); the same
+// source is compiled once for each pair.
 
 #ifndef MICROGPT_VECTOR_H
 #define MICROGPT_VECTOR_H
 
+#include <math.h>
+#include <stddef.h>
 #include <stdint.h>
+
+// Sizes, indices and strides inside the kernel; int64_t at its boundary. Not `long`, which has
+// 32 bits on Windows.
+typedef ptrdiff_t isize;
 
 #if REAL_BITS == 32
 typedef float real;
 typedef int32_t integer;
+typedef uint32_t bits;
 #define REAL(x) x##f
+#define sqrt_of_real sqrtf
 #else
 typedef double real;
 typedef int64_t integer;
+typedef uint64_t bits;
 #define REAL(x) x
+#define sqrt_of_real sqrt
 #endif
 
-typedef real vector __attribute__((vector_size(VECTOR_BYTES)));
-typedef integer ivector __attribute__((vector_size(VECTOR_BYTES)));
+#define MINUS_INFINITY (-(real)INFINITY)
+
+#define VECTOR __attribute__((vector_size(VECTOR_BYTES)))
+typedef real vector VECTOR;
+typedef integer ivector VECTOR;  // lane numbers; comparisons: -1 where true, 0 where false
+typedef bits uvector VECTOR;     // bit patterns: shifts and sums that may wrap
 typedef real vector_in_memory
     __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
 #define INLINE static inline __attribute__((always_inline))
+
+// Unrolls the next loop, so that an array of vectors that it walks is kept in registers. Clang
+// would unroll a loop with a count only after it has placed the array in memory.
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 INLINE vector load(const real *x) { return *(const vector_in_memory *)x; }
 INLINE void store(real *x, vector v) { *(vector_in_memory *)x = v; }
@@ -36,7 +58,13 @@ INLINE vector choose(ivector mask, vector yes, vector no) {
 
 INLINE vector larger(vector a, vector b) { return choose(a > b, a, b); }
 
-// The lane numbers 0, 1, 2, ...; written out, so that what is computed from them is constant.
+INLINE vector sqrt_of(vector x) {
+    vector root;
+    UNROLL for (int i = 0; i < LANES; i++) root[i] = sqrt_of_real(x[i]);
+    return root;
+}
+
+// The lane numbers 0, 1, 2, ...; written out, so that vectors computed from them are constants.
 INLINE ivector lane_numbers(void) {
 #if VECTOR_BYTES * 8 / REAL_BITS == 16
     return (ivector){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -49,11 +77,12 @@ INLINE ivector lane_numbers(void) {
 #endif
 }
 
-// Lane i is lane from[i] of a and b, one after the other.
+// Lane i of the result is lane from[i] of the lanes of `a` followed by the lanes of `b`.
 #if defined(__clang__)
 INLINE vector shuffle(vector a, vector b, ivector from) {
     vector result;
-    for (int i = 0; i < LANES; i++) result[i] = from[i] < LANES ? a[from[i]] : b[from[i] - LANES];
+    UNROLL for (int i = 0; i < LANES; i++)
+        result[i] = from[i] < LANES ? a[from[i]] : b[from[i] - LANES];
     return result;
 }
 #else
@@ -61,43 +90,38 @@ INLINE vector shuffle(vector a, vector b, ivector from) {
 #endif
 
 INLINE real sum_of(vector v) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2) v += shuffle(v, v, lane_numbers() ^ half);
+    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+        v += shuffle(v, v, lane_numbers() ^ half);
     return v[0];
 }
 
 INLINE real max_of(vector v) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2)
+    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
         v = larger(v, shuffle(v, v, lane_numbers() ^ half));
     return v[0];
 }
 
-// Of two vectors, the lanes without bit `half` of their number (or, if `upper`, those with it):
-// a's where the result has a lane without that bit, b's where it has one with it.
+// The lanes of `a` and `b` whose number has bit `half` clear or, if `upper`, set. Lanes of `a` fill
+// the lanes of the result whose number has that bit clear, lanes of `b` the others.
 INLINE vector interleave(vector a, vector b, int half, int upper) {
     const ivector lane = lane_numbers(), is_b = (lane & half) != 0;
     return shuffle(a, b, (is_b & (lane + LANES - (upper ? 0 : half))) |
                              (~is_b & (lane + (upper ? half : 0))));
 }
 
-// The sum of each of LANES vectors, as the lanes of one; `vectors` is used up.
+// Lane i of the result is the sum of the lanes of vectors[i]; overwrites `vectors`.
 INLINE vector sums_of(vector vectors[LANES]) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-        for (int i = 0; i < half; i++)
+    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+        UNROLL for (int i = 0; i < half; i++)
             vectors[i] = interleave(vectors[i], vectors[i + half], half, 0) +
                          interleave(vectors[i], vectors[i + half], half, 1);
     return vectors[0];
 }
 
-// Transposes LANES rows in place: swaps off-diagonal blocks, ever smaller ones.
+// Transposes LANES rows in place: swaps off-diagonal blocks of LANES / 2, LANES / 4, ..., 1 rows.
 INLINE void transpose(vector rows[LANES]) {
-#pragma GCC unroll 4
-    for (int half = LANES / 2; half > 0; half /= 2)
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
+    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
+        UNROLL for (int i = 0; i < LANES; i++) {
             if (i & half) continue;
             const vector a = rows[i], b = rows[i + half];
             rows[i] = interleave(a, b, half, 0);
@@ -105,22 +129,22 @@ INLINE void transpose(vector rows[LANES]) {
         }
 }
 
-// e to the power of x, for x <= 0 (softmax shifts its logits there); NaN stays NaN, and what would
-// hardly be a normal number is 0.
+// e to the power of x, for x <= 0: softmax subtracts the largest logit first. NaN stays NaN; a
+// result near or below the smallest normal number is 0.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2; a Taylor polynomial for e^r, to below the last bit; the
-// exponent field for 2^n, which the sum with `shifter` leaves in the low bits.
+// x = n ln 2 + r with |r| <= ln 2 / 2. A Taylor polynomial gives e^r, with an error below the last
+// bit; n is shifted into the exponent field of 2^n. Adding `shifter` leaves n in the low bits.
 INLINE vector exp_of(vector x) {
 #if REAL_BITS == 32
     const real shifter = 0x1.8p23f, smallest = -87.0f;
     const real ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-    const int bias = 127, mantissa_bits = 23;
+    const bits bias = 127, mantissa_bits = 23;
     static const real coefficients[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
                                         1.0f / 6,    1.0f / 2,   1.0f,       1.0f};
 #else
     const real shifter = 0x1.8p52, smallest = -708.0;
     const real ln2_high = 0x1.62e42fefa38p-1, ln2_low = 0x1.ef35793c7673p-45;
-    const int64_t bias = 1023, mantissa_bits = 52;
+    const bits bias = 1023, mantissa_bits = 52;
     static const real coefficients[] = {
         1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
         1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
@@ -134,22 +158,8 @@ INLINE vector exp_of(vector x) {
     const vector r = (x - n * ln2_high) - n * ln2_low;
     vector power = splat(coefficients[0]);
     for (int i = 1; i < n_coefficients; i++) power = power * r + coefficients[i];
-    const ivector exponent = (ivector)shifted - (ivector)splat(shifter) + bias;
+    const uvector exponent = (uvector)shifted - (uvector)splat(shifter) + bias;
     return choose(is_tiny, splat(0), power * (vector)(exponent << mantissa_bits));
-}
-
-#if REAL_BITS == 32
-#define sqrt_of_real __builtin_sqrtf
-#define minus_infinity (-__builtin_inff())
-#else
-#define sqrt_of_real __builtin_sqrt
-#define minus_infinity (-__builtin_inf())
-#endif
-
-INLINE vector sqrt_of(vector x) {
-    vector root;
-    for (int i = 0; i < LANES; i++) root[i] = sqrt_of_real(x[i]);
-    return root;
 }
 
 #endif
