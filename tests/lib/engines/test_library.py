@@ -1,18 +1,22 @@
-"""The shared library: builds that are refused, and what it imports."""
+"""The shared library: builds that are refused, what it imports, other compilers."""
 
 import ctypes
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import microgpt
+import numpy as np
 import pytest
-from engine_cases import RAGGED
-from kernel_builds import opened, sign
-from microgpt import EngineError
+from engine_cases import RAGGED, TOLERANCES, Case, sizes
+from kernel_builds import build, opened, sign
+from microgpt import EngineError, SamplingConfig
 from microgpt.engines import library, select
+from microgpt.engines.native import NativeEngine
+from microgpt.parameters import DTYPES
 
 pytestmark = pytest.mark.skipif(
     library.why_unavailable() is not None, reason=f"no native engine: {library.why_unavailable()}"
@@ -125,3 +129,69 @@ def test_library_whose_structures_differ_is_refused_by_their_name(
     else:
         expected = f"its {wrong} is 8888, expected {EXPECTED[wrong]}"
         assert reason == f"{copy} is of another version: {expected}"
+
+
+# ---------------------------------------------------------------- other compilers
+
+
+CASES = [  # whole heads fill a vector; several panels of queries; odd sizes
+    Case(sizes(27, 16, 4, 1, 16), [7, 16, 1, 12, 16]),
+    Case(sizes(90, 48, 3, 2, 150), [150, 17, 40, 1, 99], share_hidden=0.1, seed=52),
+    RAGGED,
+]
+
+
+def results(case: Case, dtype: str, width: int) -> list[np.ndarray]:
+    """Return all numbers that an engine computes: training, both ways of inference, samples."""
+    engine = NativeEngine(case.parameters(dtype), threads=2, vector_bytes=width)
+    loss = engine.loss_and_grads(case.batch())[0]
+    grads = engine.grads.flat.copy()
+    steps = engine.train_steps([case.batch(i) for i in range(3)], [0.01] * 3, clip=1.0)
+    ids = [7 * i % case.config.vocab_size for i in range(case.config.block_size)]
+    cache = engine.new_cache()
+    decoded = [engine.decode(token_id, cache) for token_id in ids]
+    uniforms = np.random.default_rng(1).random((5, case.config.block_size))
+    samples = engine.sample([1], uniforms, SamplingConfig(top_k=3), stop=0)
+    numbers = [[loss], grads, steps, engine.logits(ids), decoded, [n for s in samples for n in s]]
+    return [np.array(array, np.float64) for array in numbers]
+
+
+def all_results() -> dict[tuple[int, str, int], list[np.ndarray]]:
+    widest = library.open_library().microgpt_vector_bytes()
+    return {
+        (number, dtype, width): results(case, dtype, width)
+        for number, case in enumerate(CASES)
+        for dtype in DTYPES
+        for width in library.VECTOR_BYTES
+        if width <= widest
+    }
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_other_compilers_warn_of_nothing_and_compute_the_same(
+    compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    expected = all_results()
+    monkeypatch.setenv("CC", compiler)
+    strict = ("-Werror", "-Wconversion", "-Wshadow")
+    with opened(build(tmp_path / "libmicrogpt.so", *strict)):
+        for kind, arrays in all_results().items():
+            _, tolerance = TOLERANCES[kind[1]]
+            for array, other in zip(arrays, expected[kind], strict=True):
+                largest = np.abs(other).max(initial=0.0)
+                np.testing.assert_allclose(array, other, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.long
+def test_build_without_threads_computes_the_same_numbers(tmp_path: Path) -> None:
+    expected = all_results()
+    path = build(tmp_path / "libmicrogpt.so", "-DMICROGPT_THREADS=0")
+    assert b"pthread_create" not in path.read_bytes()
+    with opened(path):
+        assert library.max_members() == 1
+        for kind, arrays in all_results().items():
+            for array, other in zip(arrays, expected[kind], strict=True):
+                np.testing.assert_array_equal(array, other)
