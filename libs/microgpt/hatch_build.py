@@ -1,7 +1,8 @@
-"""Compiles the native engine when the distribution is built or installed.
+"""Compile the native engine when the distribution is built or installed.
 
-Without a C compiler the distribution is pure Python, and uses NumPy; with MICROGPT_REQUIRE_NATIVE=1
-in the environment that is an error, and with MICROGPT_PURE=1 nothing is compiled.
+Without a C compiler the distribution is pure Python and computes with NumPy. Environment variables:
+MICROGPT_REQUIRE_NATIVE=1 makes a missing compiler an error, MICROGPT_PURE=1 compiles nothing, CC
+names the compiler, and MICROGPT_CFLAGS adds flags.
 """
 
 import hashlib
@@ -23,12 +24,12 @@ KERNEL = Path("src/microgpt/engines/kernel")
 LIBRARY = "libmicrogpt.so"
 DIGEST = "libmicrogpt.sha256"
 
-# -ffast-math is out: it would change how the whole process treats subnormal numbers.
+# Not -ffast-math: it changes the treatment of subnormal numbers in the whole process.
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-pthread", "-Wall", "-Wextra"]
-FLAGS += ["-fno-asynchronous-unwind-tables"]  # nothing unwinds through C; they make wheels larger
-X86_FLAGS = {  # bytes of a vector: what the processor must have
-    16: ["-O2"],  # the oldest processors: small before fast
+FLAGS += ["-fno-asynchronous-unwind-tables"]  # smaller wheels; nothing unwinds through C
+X86_FLAGS = {  # by bytes of a vector
+    16: ["-O2"],  # any processor: a small library before a fast one
     32: ["-mavx2", "-mfma"],
     64: ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"],
 }
@@ -75,16 +76,16 @@ def compile_kernel(source: Path, to: Path, extra_flags: list[str]) -> None:
         list(pool.map(_run, jobs))
         built = f"{directory}/{LIBRARY}"
         _run([*compiler, "-shared", "-s", "-pthread", *extra_flags, *objects, "-lm", "-o", built])
-        new = to.with_suffix(f".{os.getpid()}")  # of its own, if builds run at once
+        new = to.with_suffix(f".{os.getpid()}")  # several builds may run at once
         shutil.copy(built, new)
     new.replace(to)
 
 
 class KernelHook(BuildHookInterface):
-    """Adds the shared library to wheels and editable installs."""
+    """Add the shared library to wheels and editable installs."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and tell hatchling what came of it."""
+        """Compile, and add the library to the files of the wheel."""
         folder = kernel = Path(self.root) / KERNEL
         if version == "standard" and not os.access(kernel, os.W_OK):
             self._elsewhere = tempfile.TemporaryDirectory()  # until the wheel has been written
