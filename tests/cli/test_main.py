@@ -68,6 +68,11 @@ def test_no_command_shows_the_help_and_is_wrong_usage(cli: "Cli") -> None:
         (["data", "name"], "No such command 'name'. Did you mean 'names'?"),
         (["train", "--inptu", "x"], "No such option: --inptu"),
         (["train"], "--input: it is needed unless --resume is given"),
+        (["train", "--input", "x", "--loss-on", "assistant"], "--loss-on: it needs --chat"),
+        (
+            ["train", "--input", "x", "--val-input", "y", "--val-fraction", "0.1"],
+            "--val-input: use it or --val-fraction, not both",
+        ),
         (["generate", "extra"], "unexpected extra argument"),
         (["generate", "--num-samples", "many"], "'many' is not a valid int"),
     ],

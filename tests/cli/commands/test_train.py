@@ -218,6 +218,17 @@ def test_warnings_go_to_stderr_and_count_documents_that_are_cut(
     assert "are cut" not in result.out
 
 
+def test_engine_that_cannot_run_here_is_a_warning_unless_one_is_chosen(
+    cli: "Cli", names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(microgpt, "unavailable_engines", lambda: {"native": "not built"})
+    job = ["train", "--input", names, "--output", tmp_path / "out", "--force", *SMALL]
+    chosen = cli(*job, "--engine", "vectorized")
+    assert chosen.err == ""
+    assert cli(*job).err.startswith("warning: no native engine, ")
+    assert cli(*job).err.endswith(" is slower: not built\n")
+
+
 def test_quiet_prints_errors_only(cli: "Cli", names: Path, tmp_path: Path) -> None:
     job = ["train", "--input", names, "--output", tmp_path / "out", "--quiet", *SMALL]
     assert cli(*job) == (0, "", "")
