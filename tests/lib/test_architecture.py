@@ -17,6 +17,9 @@ from typing import Any
 import microgpt
 import pytest
 from microgpt import TrainConfig
+from microgpt.engines.base import Engine
+from microgpt.parameters import Parameters
+from microgpt.version import VERSION
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +28,7 @@ APPLICATIONS = [ROOT / "apps/microgpt_cli", ROOT / "apis/microgpt_serve"]
 
 OWN = {"self", "cls"}  # parameters that callers do not give
 MAX_WING_LINES = 850
+MAX_MODULE_LINES, MAX_BODY_LINES = 450, 50
 OF_APPLICATIONS = {"hypercorn", "microgpt_cli", "microgpt_serve", "rich", "starlette", "typer"}
 
 # The rooms of the library in the order of their imports: each imports only those before it.
@@ -200,10 +204,12 @@ def test_distribution_imports_only_what_it_depends_on(distribution: Path) -> Non
 
 @library_sources
 def test_library_leaves_the_process_alone(source: Path) -> None:
+    if source.name == "__main__.py":  # a program
+        return
     modules = {module.partition(".")[0] for module, _ in imports_of(source)}
     assert modules.isdisjoint({"logging", "warnings", *OF_APPLICATIONS})
     names = {node.id for node in nodes_of(source) if isinstance(node, ast.Name)}
-    assert names.isdisjoint({"print", "input"}) or source.name == "__main__.py"
+    assert names.isdisjoint({"print", "input"})
     dotted = {
         f"{node.value.id}.{node.attr}"
         for node in nodes_of(source)
@@ -246,6 +252,10 @@ def test_library_in_use_says_nothing_and_loads_little() -> None:
 def test_installed_version_is_the_one_in_the_project_file(distribution: Path) -> None:
     project = project_of(distribution)
     assert version(project["name"]) == project["version"]
+
+
+def test_library_knows_its_own_version() -> None:
+    assert version("microgpt-lib") == VERSION
 
 
 @pytest.mark.parametrize("application", APPLICATIONS, ids=lambda path: path.name)
@@ -335,3 +345,40 @@ def test_actions_of_workflows_are_pinned_by_hash() -> None:
     for workflow in workflows:
         for used in re.findall(r"uses: (\S+)", workflow.read_text()):
             assert re.fullmatch(r"[\w/.-]+@[0-9a-f]{40}", used), used
+
+
+# ---------------------------------------------------------------- sizes and names
+
+
+all_sources = pytest.mark.parametrize(
+    "source",
+    [source for each in (LIBRARY, *APPLICATIONS) for source in sources_of(each)],
+    ids=lambda path: "/".join(path.parts[-3:]),
+)
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Return the lines of a function without signature and docstring, which may list flags."""
+    has_docstring = ast.get_docstring(function) is not None
+    body = function.body[has_docstring:] or function.body
+    return (function.end_lineno or 0) - body[0].lineno + 1
+
+
+@all_sources
+def test_modules_and_functions_are_short(source: Path) -> None:
+    assert len(source.read_text().splitlines()) <= MAX_MODULE_LINES
+    functions = (
+        node
+        for node in nodes_of(source)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    long = {each.name: body_lines(each) for each in functions if body_lines(each) > MAX_BODY_LINES}
+    assert not long
+
+
+@library_sources
+def test_documentation_names_attributes_that_exist(source: Path) -> None:
+    for owner, name in re.findall(r"`([A-Z]\w+)\.(\w+)`", source.read_text()):
+        found = Engine if owner == "Engine" else Parameters if owner == "Parameters" else None
+        kind = found or getattr(microgpt, owner)
+        assert hasattr(kind, name) or f"self.{name} = " in inspect.getsource(kind), (owner, name)

@@ -103,12 +103,7 @@ def command(
     ] = False,
 ) -> None:
     """Train a model on a text file and save it."""
-    if input is None and resume is None:
-        raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
-    if loss_on == "assistant" and not chat and resume is None:
-        raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
-    if val_input is not None and val_fraction:
-        raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
+    _check_flags(context.params)
     with job_ranks() as ranks:
         snapshot = microgpt.read_snapshot(resume) if resume else None
         plan = resumed_plan(context, snapshot) if snapshot else new_plan(context)
@@ -154,6 +149,16 @@ def command(
             reporter = Reporter(style, trainer.config.steps, plan.pace.log_every, failures)
             run = Run(model, trainer, plan.pace, saver, reporter, failures)
             lead(run, _header(model, trainer, len(dataset)), rng)
+
+
+def _check_flags(given: dict[str, Any]) -> None:
+    """Raise BadParameter for flags that do not fit together."""
+    if given["input"] is None and given["resume"] is None:
+        raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
+    if given["loss_on"] == "assistant" and not given["chat"] and given["resume"] is None:
+        raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
+    if given["val_input"] is not None and given["val_fraction"]:
+        raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
 
 
 def _check_paths(source: Source, output: Path) -> None:
