@@ -1,6 +1,6 @@
 """Every command of the READMEs, in their order, from the wheels, in an empty directory.
 
-MICROGPT_RECORD=1 writes into the READMEs what the commands print now.
+MICROGPT_UPDATE_READMES=1 writes into the READMEs what the commands print now.
 """
 
 import os
@@ -105,7 +105,7 @@ def test_commands_of_the_readme_print_what_it_shows(
     shown = readme.read_text(encoding="utf-8")
     with ExitStack() as services:
         found = BLOCK.sub(Reader(current, tmp_path, services).type, shown)
-    if os.environ.get("MICROGPT_RECORD"):
+    if os.environ.get("MICROGPT_UPDATE_READMES"):
         readme.write_text(found, encoding="utf-8")
     else:
         assert found == shown

@@ -171,7 +171,7 @@ def test_every_command_works(
     assert person.say("/set") == settings_shown(SETTINGS)
     assert person.say("/regen") == "(nothing was said yet)\r\n"
     assert person.say("") == ""
-    error = "error: no command '/nonsense'; /help shows them\r\n"
+    error = "error: unknown command '/nonsense'; /help lists the commands\r\n"
     assert person.say("/nonsense") == error
 
     assert person.say("hello") == shown(replies.to("hello", seed=42))
@@ -424,14 +424,14 @@ def test_every_setting_can_be_changed(piped: Piped, name: str, value: str, store
         ("/set seed -1", "seed is -1, expected at least 0"),
         (
             "/set color red",
-            "no setting 'color', expected one of temperature, top_k, top_p, max_tokens, stop, seed",
+            "no option 'color', expected one of temperature, top_k, top_p, max_tokens, stop, seed",
         ),
         ("/save /nowhere/a", "cannot write /nowhere/a: No such file or directory"),
         ("/save /", "cannot write /: it exists already; name another file"),
         ("/save a\0b", r"cannot write a\x00b: embedded null byte"),
         (f"/save {'a' * 300}", f"cannot write {'a' * 300}: File name too long"),
-        ("/save", "no file after /save; /help shows them"),
-        ("/nonsense \x1b[2J", r"no command '/nonsense \x1b[2J'; /help shows them"),
+        ("/save", "/save needs a file; /help lists the commands"),
+        ("/nonsense \x1b[2J", r"unknown command '/nonsense \x1b[2J'; /help lists the commands"),
     ],
 )
 def test_wrong_command_through_a_pipe_ends_it_with_an_error(

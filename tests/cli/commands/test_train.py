@@ -287,12 +287,8 @@ def test_flags_have_the_names_types_and_defaults_of_the_schema() -> None:
     parameters = inspect.signature(command).parameters
     defaults = microgpt.TrainConfig()
     assert SCHEMA.keys() <= parameters.keys()
-    for name, hint in SCHEMA.items():
-        kind = get_args(hint)[0]
-        if type(None) in get_args(kind):  # with a bound inside
-            kind = float | None
-        if name == "engine":
-            kind = Literal[*microgpt.ENGINES]
+    kinds = get_type_hints(microgpt.TrainConfig) | {"engine": Literal[*microgpt.ENGINES]}
+    for name, kind in kinds.items():
         assert get_args(parameters[name].annotation)[0] == kind, name
         assert parameters[name].default == getattr(defaults, name), name
 

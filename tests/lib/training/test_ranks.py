@@ -127,20 +127,20 @@ import numpy as np
 ranks = microgpt.Ranks()
 if ranks.rank == 1:
     time.sleep(60)  # does not answer
-told_at = time.monotonic() + 0.2
-ranks.is_leaving = lambda: time.monotonic() > told_at
+asked_at = time.monotonic() + 0.2
+ranks.is_leaving = lambda: time.monotonic() > asked_at
 try:
     ranks.add(np.ones(3))
 except microgpt.RankLostError as error:
-    print(error, round(time.monotonic() - told_at, 1))
+    print(error, round(time.monotonic() - asked_at, 1))
 ranks.abort(3)
 """
 
 
-def test_rank_that_is_told_to_end_does_not_wait_for_the_dead() -> None:
+def test_rank_that_is_asked_to_end_does_not_wait_for_the_dead() -> None:
     job = run_job(2, LOST)
     assert job.stdout.startswith(
-        "rank 0 was told to end, and the other 1 did not finish the step within 0.1 s"
+        "rank 0 was asked to end, and the other 1 did not finish the step within 0.1 s"
     )
     assert job.returncode == 3
 

@@ -1,4 +1,4 @@
-"""The ASGI application: the table of routes, and the middleware that every request passes."""
+"""The ASGI application: its routes, and the middleware that every request passes."""
 
 import os
 

@@ -69,7 +69,7 @@ class Conversation:
             ConfigError: there is no such option, or the value is out of its domain.
         """
         if name not in PARSERS:
-            raise microgpt.ConfigError(f"no setting {name!r}, expected one of {', '.join(PARSERS)}")
+            raise microgpt.ConfigError(f"no option {name!r}, expected one of {', '.join(PARSERS)}")
         try:
             value = PARSERS[name](text)
         except microgpt.ConfigError:  # a ValueError too

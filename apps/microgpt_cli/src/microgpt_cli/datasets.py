@@ -10,7 +10,7 @@ __all__ = ["read_dataset"]
 
 
 def read_dataset(path: Path, *, chat: bool) -> microgpt.Dataset:
-    """Read documents or conversations, and warn about messages that are left out."""
+    """Read documents or conversations; warn about those that were trimmed or left out."""
     if not chat:
         return microgpt.Dataset.from_documents(microgpt.read_documents(path))
     conversations = microgpt.read_conversations(path)

@@ -1,4 +1,4 @@
-"""Reverse-mode automatic differentiation on scalars: the whole idea in one page.
+"""Reverse-mode automatic differentiation on scalars.
 
 Each operation makes a new `Value` that remembers its operands and, for each of them, the local
 derivative. `Value.backward` walks that graph from the result to the leaves and applies the chain
@@ -22,7 +22,7 @@ class Value:
 
     Attributes:
         data: the number.
-        grad: d(result)/d(self), accumulated by `backward` of the result; 0.0 before.
+        grad: d(result)/d(self), after `backward` of a result; 0.0 before.
 
     Example:
         >>> x = Value(3.0)
@@ -97,13 +97,13 @@ class Value:
         return self**-1 * other
 
     def backward(self) -> None:
-        """Add d(self)/d(v) to `v.grad` for every value `v` that this one was computed from.
+        """Set the `grad` of inner values to d(self)/d(value), and add it to that of leaves.
 
-        Works on graphs of any depth: nothing here recurses. Gradients add up over calls.
+        Leaves, the values without operands, thus accumulate over calls. Nothing here recurses.
         """
         order = _topological_order(self)
         for value in order:
-            if value._operands:  # an inner value left over from an earlier call starts afresh
+            if value._operands:  # else an earlier call's gradient would flow on once more
                 value.grad = 0.0
         self.grad += 1.0
         for value in reversed(order):
@@ -112,9 +112,10 @@ class Value:
 
 
 def _topological_order(root: Value) -> list[Value]:
-    """Return the graph of `root`, every value after its operands (depth first, own stack)."""
+    """Return the graph of `root`, depth first, every value after its operands."""
     order: list[Value] = []
     seen = {root}
+    # Of our own, for graphs beyond Python's recursion limit; iterators keep the next operand.
     stack: list[tuple[Value, Iterator[Value]]] = [(root, iter(root._operands))]
     while stack:
         value, operands = stack[-1]
@@ -129,7 +130,7 @@ def _topological_order(root: Value) -> list[Value]:
     return order
 
 
-Scalar = TypeVar("Scalar", Value, float)
+Scalar = TypeVar("Scalar", Value, float)  # Value in training, float in inference
 
 
 def exp(x: Scalar) -> Scalar:

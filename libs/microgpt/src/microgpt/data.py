@@ -1,7 +1,8 @@
-"""Text to token ids and back: characters, and the special tokens around documents and turns.
+"""Text to token ids and back. A token is a character, or a special token that marks a place.
 
-A document is `BOS, characters, BOS`. A conversation is `BOS, turns, BOS`, and each of its turns is
-`role, characters, end_turn`. The layout functions are the one definition of that.
+A document is `BOS, characters, BOS`, where BOS stands for "beginning of sequence". A conversation
+is `BOS, turns, BOS`, and each of its turns is `role, characters, end_turn`: the layout functions
+define it. The vocabulary is the set of all tokens; their ids are 0 to vocab_size - 1.
 """
 
 from collections.abc import Iterable

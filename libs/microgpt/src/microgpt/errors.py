@@ -73,7 +73,7 @@ class NonFiniteLossError(MicrogptError, ArithmeticError):
 
     Attributes:
         step: number of the step that failed, counted from 1; for a validation loss, of the step
-            after which it was measured.
+            after which it was computed.
         learning_rate: the rate of that step.
     """
 

@@ -1,16 +1,17 @@
 """Decoder-only transformer: token ids in, next-token logits out, one position at a time.
 
-`forward` is the one definition of the model: over `Value` it trains (`GPT`), over floats it infers
-(`InferenceGPT`), and every faster engine is proven equal to it.
+Logits are scores whose softmax gives probabilities. x is the residual stream: every block adds to
+it. `forward` is the one definition: over `Value` it trains (`GPT`), over floats it infers
+(`InferenceGPT`), and tests compare every faster engine with it.
 
-    x = rmsnorm(wte[token] + wpe[position])
-    per layer:  x += attn_wo @ attention(rmsnorm(x));  x += mlp_fc2 @ relu(mlp_fc1 @ rmsnorm(x))
+    x = rmsnorm(wte[token] + wpe[position])            token and position embeddings
+    per layer:  h = rmsnorm(x);  q, k, v = attn_wq @ h, attn_wk @ h, attn_wv @ h
+                x += attn_wo @ attention(q, all k, all v)
+                x += mlp_fc2 @ relu(mlp_fc1 @ rmsnorm(x))
     logits = lm_head @ x
 
 There are no biases, no learned gains, no final norm, and lm_head is not tied to wte. Matrices are
-stored (out, in).
-
-Source: Radford et al. 2019 (GPT-2), simplified as in Karpathy's microgpt.py.
+stored (out, in). Source: Radford et al. 2019 (GPT-2), simplified as in Karpathy's microgpt.py.
 """
 
 import random
@@ -26,7 +27,7 @@ __all__ = ["GPT", "InferenceGPT", "KVCache", "ModelConfig", "init_weights", "par
 
 RMSNORM_EPS = 1e-5  # inside the root, in the units of x squared
 INIT_STD = 0.08
-MAX_PARAMS = 2**48  # a petabyte in float32: beyond any memory, and within every integer
+MAX_PARAMS = 2**48  # a petabyte in float32: beyond any memory, and its bytes fit into int64
 
 Weights = Mapping[str, Sequence[Sequence[Scalar]]]  # parameter name -> matrix (out, in)
 
@@ -75,9 +76,9 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """Number of trained numbers."""
+        """Number of parameters."""
         tables = (2 * self.vocab_size + self.block_size) * self.n_embd
-        return tables + self.n_layer * 12 * self.n_embd**2
+        return tables + self.n_layer * 12 * self.n_embd**2  # 4 of (C, C), 2 of (4C, C)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -183,7 +184,8 @@ def attention(
         head = slice(start, start + head_dim)
         scores = [dot(q[head], k[head]) / head_dim**0.5 for k in keys]  # (T,)
         probs = softmax(scores)  # (T,)
-        mixed += [dot(probs, column) for column in zip(*(v[head] for v in values), strict=True)]
+        head_values = [v[head] for v in values]  # (T, D)
+        mixed += [dot(probs, column) for column in zip(*head_values, strict=True)]
     return mixed
 
 
@@ -258,7 +260,7 @@ class _Transformer(Generic[Scalar]):
 
 
 class GPT(_Transformer[Value]):
-    """The model over `Value`: slow, exact, differentiable.
+    """The model over `Value`: slow and differentiable.
 
     Args:
         config: sizes.

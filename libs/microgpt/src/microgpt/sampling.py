@@ -16,11 +16,7 @@ def sample_token(logits: list[float], temperature: float, rng: random.Random) ->
     Args:
         logits: shape (V,).
         temperature: 0 always takes the most likely token, without a draw.
-        rng: one draw is taken from it.
-
-    Example:
-        >>> sample_token([1.0, 3.0, 2.0], 0.0, random.Random(42))
-        1
+        rng: source of the draw.
     """
     largest = max(logits)
     if temperature == 0.0:
@@ -37,7 +33,7 @@ def generate(
     Args:
         model: over plain floats.
         bos: token id that begins the document and ends it.
-        rng: one draw per token.
+        rng: source of the draws.
         temperature: see `sample_token`.
     """
     document: list[int] = []

@@ -12,7 +12,7 @@ __all__ = ["ADAM_EPS", "BETA1", "BETA2", "Adam", "train", "train_step"]
 BETA1 = 0.85
 BETA2 = 0.99
 ADAM_EPS = 1e-8
-LEARNING_RATE = 0.01  # of a model with n_embd 16
+LEARNING_RATE = 0.01  # for n_embd 16; the default rate of other widths is in training/options.py
 
 
 class Adam:
@@ -56,9 +56,9 @@ class Adam:
         """Move every parameter against its gradient, and set the gradients to 0.
 
         Args:
-            learning_rate: about the longest move, in the units of the parameters.
+            learning_rate: approximate change of a parameter, in its units.
             clip: scale a longer gradient down to this norm; None for no clipping.
-            weight_decay: share of each parameter, times the learning rate, taken off first.
+            weight_decay: decay each parameter by this share times the learning rate.
 
         Returns:
             The gradient's norm before clipping; None without `clip`.
@@ -72,7 +72,7 @@ class Adam:
         for i, parameter in enumerate(self.parameters):
             self.m[i] = self.beta1 * self.m[i] + (1 - self.beta1) * parameter.grad
             self.v[i] = self.beta2 * self.v[i] + (1 - self.beta2) * parameter.grad * parameter.grad
-            m_hat = self.m[i] / (1 - self.beta1**self.n_updates)
+            m_hat = self.m[i] / (1 - self.beta1**self.n_updates)  # both means began at 0
             v_hat = self.v[i] / (1 - self.beta2**self.n_updates)
             parameter.data *= 1 - learning_rate * weight_decay
             parameter.data -= learning_rate * m_hat / (v_hat**0.5 + self.eps)
@@ -108,7 +108,7 @@ def train_step(
 def train(
     model: GPT, documents: Sequence[Sequence[int]], steps: int, learning_rate: float = LEARNING_RATE
 ) -> Iterator[float]:
-    """Take `steps` training steps, one document each, and yield the loss of each in nats.
+    """Yield the loss in nats of each of `steps` training steps, one document each, as it is taken.
 
     Args:
         model: over `Value`; trained in place.

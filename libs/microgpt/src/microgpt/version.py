@@ -1,4 +1,4 @@
-"""The version of this library, as in its project file; to read the installed one is slow."""
+"""The version of this library, repeated here because reading the installed one is slow."""
 
 __all__ = ["VERSION"]
 

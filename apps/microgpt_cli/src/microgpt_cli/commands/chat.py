@@ -75,13 +75,13 @@ def _respond(conversation: Conversation, line: str, *, at_terminal: bool) -> boo
         conversation.save(Path(argument))
         _note(f"saved to {argument}")
     elif name == "/set" and argument:
-        setting, _, value = argument.partition(" ")
-        conversation.change(setting, value.strip())
+        option, _, value = argument.partition(" ")
+        conversation.change(option, value.strip())
     elif name in {"/set", "/help"}:
         typer.echo(HELP if name == "/help" else conversation.options(), err=not at_terminal)
     else:
-        what = "file after /save" if name == "/save" else f"command {line!r}"
-        raise microgpt.ConfigError(f"no {what}; /help shows them")
+        fault = "/save needs a file" if name == "/save" else f"unknown command {line!r}"
+        raise microgpt.ConfigError(f"{fault}; /help lists the commands")
     return True
 
 

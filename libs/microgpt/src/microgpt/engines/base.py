@@ -246,8 +246,8 @@ class Engine(ABC):
 
         Args:
             prompt: 1 to block_size token ids.
-            uniforms: numbers in [0, 1), shape (n_samples, n), where n is the most tokens of a text
-                and at most `room_after` the prompt; the i-th token takes the i-th of its row.
+            uniforms: numbers in [0, 1), shape (n_samples, max_tokens); token i of a text takes
+                column i of its row. max_tokens is at most `room_after` the prompt.
             config: temperature and filters.
             stop: token id that ends a text; not part of it.
             forbidden: token ids that are never chosen.
@@ -275,7 +275,7 @@ class Engine(ABC):
     # ------------------------------------------------------------ checks
 
     def check_uniforms(self, uniforms: FloatArray, prompt: Sequence[int]) -> int:
-        """Return how many tokens so many draws allow, or raise (see `sample`)."""
+        """Return the most tokens of a text, or raise ShapeError (see `sample`)."""
         room = room_after(prompt, self.config.block_size)
         match uniforms.shape:
             case (_, int(max_tokens)) if max_tokens <= room:
@@ -285,7 +285,7 @@ class Engine(ABC):
         )
 
     def check_batch(self, batch: Batch) -> None:
-        """Raise unless `batch` fits together and fits the model (see `loss_and_grads`)."""
+        """Raise unless the parts of `batch` fit each other and the model (see `loss_and_grads`)."""
         self.check_batches([batch])
 
     def check_batches(self, batches: Batches | Sequence[Batch]) -> Batches:

@@ -42,7 +42,7 @@ class SamplingConfig:
         top_p: of those, keep the fewest most likely tokens whose probabilities reach p; 1 keeps
             all.
         max_tokens: the most tokens of the text; None for as many as the block leaves.
-        stop: texts that end the text before them.
+        stop: stop texts; the text ends before the first.
         seed: of the draws.
 
     Raises:
@@ -224,7 +224,7 @@ def chosen_tokens(
     stop: int,
     forbidden: Collection[int] = (),
 ) -> Iterator[ChosenToken]:
-    """Yield what `generate_from_prompt` yields, with the logits of each token."""
+    """Yield the tokens of `generate_from_prompt`, each with its logits."""
     room = room_after(prompt, model.config.block_size)
     n_tokens = room if config.max_tokens is None else min(config.max_tokens, room)
 

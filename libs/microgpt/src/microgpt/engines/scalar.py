@@ -1,6 +1,6 @@
 """The reference engine: the algorithm of `model.py`, `autograd.py` and `train.py`, as it is.
 
-Four orders of magnitude slower than it could be, and right. Arithmetic is Python's float64; with
+Four orders of magnitude slower than `native`. Arithmetic is Python's float64; with
 dtype float32 the weights are rounded when they are stored.
 """
 

@@ -256,14 +256,14 @@ class VectorizedEngine(Engine):
         dtype = self.parameters.dtype
         return ArrayCache(np.empty(shape, dtype), np.empty(shape, dtype))
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see sample_token
+    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
     def prefill(self, token_ids: Sequence[int], cache: ArrayCache) -> list[float]:
         """See `Engine.prefill`."""
         x = self._extend(token_ids, cache)
         logits: list[float] = (self.parameters["lm_head"] @ x[-1]).tolist()
         return logits
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see sample_token
+    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """See `Engine.logits`."""
         x = self._extend(token_ids, self.new_cache())

@@ -213,9 +213,9 @@ class LanguageModel:
             temperature: 0 for the most likely text; higher is more surprising.
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
-            prompt: how every document begins; it is part of what is returned.
-            max_tokens: the most characters after the prompt; None for what the block leaves.
-            stop: texts before which a document is cut.
+            prompt: beginning of every document, included in the result.
+            max_tokens: the most characters after the prompt; None for the rest of the block.
+            stop: stop texts; a document ends before the first.
             seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
                 are asked for.
             rng: draw all samples from this generator, one after another; `seed` is not used.
@@ -269,7 +269,7 @@ class LanguageModel:
         """Return a text that continues a prompt, piece by piece as the model chooses it.
 
         Args:
-            prompt: how a document begins, or what `prompt` made; not part of what is yielded.
+            prompt: a document's beginning, or a `Prompt`; not yielded.
             config: all options at once; without it, those that follow.
             temperature: see `generate`.
             top_k: see `generate`.
@@ -321,8 +321,8 @@ class LanguageModel:
             temperature: 0 for the most likely reply; higher is more surprising.
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
-            max_tokens: the most characters; None for what the block leaves.
-            stop: texts before which the reply is cut.
+            max_tokens: the most characters; None for the rest of the block.
+            stop: stop texts; the reply ends before the first.
             seed: of the draws.
             unknown: see `build_prompt`.
             too_long: see `build_prompt`.

@@ -70,7 +70,7 @@ def draw_and_rewind(
     config: SamplingConfig,
     signal: StopSignal | None,
 ) -> list[int]:
-    """Return one text, and leave `rng` as if each token had been drawn when it was due."""
+    """Return one text; advance `rng` by one draw per token, although all draws are taken ahead."""
     before = rng.getstate()
     (token_ids,) = draw_texts(engine, prompt, [rng], config, signal)
     rng.setstate(before)

@@ -35,7 +35,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely tokens the model is undecided, in effect; may be inf."""
+        """Exp of the mean loss: the effective number of equally likely next tokens; may be inf."""
         try:
             return math.exp(self.nats_per_token)
         except OverflowError:

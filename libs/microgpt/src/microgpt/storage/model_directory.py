@@ -57,7 +57,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How a model was made.
 
     Args:
-        options: fields of `TrainConfig` and their values, `None` resolved.
+        options: fields of `TrainConfig` and their values.
         seed: of all draws; None where the caller passed a generator of another state.
         data_digest: hash of the documents trained on and validated on, and of their order.
         steps: steps taken.
@@ -91,7 +91,7 @@ class StoredModel:
 
 
 class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """The metadata file; the seed's keys first, then ours."""
+    """The content of `meta.json`; the keys of the Rust system come first."""
 
     vocab_size: int
     n_embd: int
@@ -107,7 +107,7 @@ class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     @property
     def file(self) -> str:
-        """Name of the weights' file; the seed's metadata has none."""
+        """Name of the weights' file; metadata of the Rust system has none."""
         return self.weights_file or WEIGHTS["json"]
 
 

@@ -41,15 +41,15 @@ def prepare(
         rng: the source of all randomness; None for `random.Random(train_config.seed)`.
         val_dataset: other documents to validate on, without a share of `dataset`.
         threads: cores to use; None for all.
-        ranks: processes that call this alike, to share every batch with; None to train alone.
+        ranks: MPI processes that share every batch, each of which calls `prepare` with the same
+            arguments; None for one process.
         **options: fields of `TrainConfig` that replace those of `train_config`.
 
     Raises:
-        ConfigError: a number is out of its domain, or leaves nothing to train or to validate on;
-            or the processes are not set up alike.
-        DataError: every document is too long, and skipped; or only the assistant's turns count
-            and there are none.
-        TokenError: a validation document holds a character that the others do not.
+        ConfigError: an option is out of its domain, no document is left for training or for
+            validation, or the processes differ in arguments.
+        DataError: `long` "skip" leaves no document, or there is no assistant turn.
+        TokenError: a validation document holds a character that no training document has.
         EngineError: there is no such engine.
     """
     check_type("dataset", dataset, Dataset)

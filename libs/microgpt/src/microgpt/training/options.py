@@ -1,17 +1,18 @@
 """The options of a run: one schema, with type, bounds, default and description of each.
 
-Snapshots store it, `prepare` takes it, and a test compares the keywords of `fit` and the flags of
-the command line with it. `None` stands for a value that `resolved` chooses.
+Snapshots store it, `prepare` takes it, and tests compare the keywords of `fit` and the flags of the
+command line with it. `resolved` chooses the learning rate and the engine where they are open.
 """
 
 import math
+import operator
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec.structs import force_setattr, replace
 
-from microgpt.checks import check_choice, checked_integer, is_number
+from microgpt.checks import check_choice, is_integer, is_number
 from microgpt.corpus.dataset import Long
 from microgpt.engines import resolved_engine
 from microgpt.errors import ConfigError
@@ -104,7 +105,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def rate_at(self, step: int) -> float:
-        """Return the share of the highest learning rate that a step takes.
+        """Return the factor of the highest learning rate at a step.
 
         Args:
             step: 0 to `steps` - 1.
@@ -121,11 +122,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
 def _kinds() -> dict[str, tuple[Any, msgspec.Meta]]:
     """Return the type of each field, without its annotations, and its bounds."""
     kinds = {}
+    bare = get_type_hints(TrainConfig)
     for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
         kind, about = get_args(hint)
-        if Positive in get_args(kind):
-            kind, about = float | None, get_args(Positive)[1]
-        kinds[name] = kind, about
+        inner = [get_args(part)[1] for part in get_args(kind) if get_origin(part) is Annotated]
+        kinds[name] = bare[name], inner[0] if inner else about  # bounds of an optional are inside
     return kinds
 
 
@@ -134,25 +135,31 @@ def _checked(name: str, value: Any, kind: Any, bounds: msgspec.Meta) -> Any:
     if get_origin(kind) is Literal:
         check_choice(name, value, get_args(kind))
         return str(value)
-    if kind is int:
-        return checked_integer(name, value, -math.inf if bounds.ge is None else bounds.ge)
-    if kind in (float, float | None):
-        return None if value is None and kind is not float else _checked_number(name, value, bounds)
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = {*get_args(kind)} - {type(None)}
+    if kind in (int, float):
+        return _checked_number(name, value, kind, bounds)
     if not isinstance(value, kind):
         raise ConfigError(f"{name} is {value!r:.80}, expected a {kind.__name__}")
     return value
 
 
-def _checked_number(name: str, value: Any, bounds: msgspec.Meta) -> float:
-    low = -math.inf if bounds.ge is None else bounds.ge
-    above = -math.inf if bounds.gt is None else bounds.gt
-    below = math.inf if bounds.lt is None else bounds.lt
-    if is_number(value) and low <= value < below and value > above:
-        return float(value)
-    limits = [f"above {bounds.gt:g}"] if bounds.gt is not None else []
-    limits += [f"of at least {bounds.ge:g}"] if bounds.ge is not None else []
-    limits += [f"below {bounds.lt:g}"] if bounds.lt is not None else []
-    raise ConfigError(f"{name} is {value!r:.80}, expected a finite number {' and '.join(limits)}")
+def _checked_number(name: str, value: Any, kind: Any, bounds: msgspec.Meta) -> Any:
+    is_kind = is_integer(value) if kind is int else is_number(value) and math.isfinite(value)
+    limits = [
+        (bounds.ge, "of at least", operator.ge),
+        (bounds.gt, "above", operator.gt),
+        (bounds.le, "of at most", operator.le),
+        (bounds.lt, "below", operator.lt),
+    ]
+    limits = [limit for limit in limits if limit[0] is not None]
+    if is_kind and all(compare(value, bound) for bound, _, compare in limits):
+        return kind(value)
+    words = " and ".join(f"{word} {bound:g}" for bound, word, _ in limits)
+    expected = "an integer" if kind is int else "a finite number"
+    raise ConfigError(f"{name} is {value!r:.80}, expected {expected} {words}".rstrip())
 
 
 DEFAULTS = TrainConfig()
@@ -167,7 +174,7 @@ def default_learning_rate(n_embd: int) -> float:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """Return the options with a value in place of each None, and of the engine "auto".
+    """Return the options with a learning rate in place of None, and the name of the engine.
 
     Raises:
         EngineError: there is no such engine.

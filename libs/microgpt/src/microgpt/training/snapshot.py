@@ -1,8 +1,8 @@
 """Snapshots of training: all that it takes to resume a run as if it had never stopped.
 
 A snapshot is one safetensors file in `checkpoints/` of the model directory, named after its step:
-weights, Adam's moments, the best weights so far, and as metadata the options and the rest. It
-appears by one rename, so that it is whole or not there.
+weights, Adam's moments and the best weights so far; options, vocabulary and counters are metadata.
+The file is written under another name and renamed, so a snapshot is complete or absent.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Snapshot:
 def write_snapshot(
     directory: PathLike, trainer: Trainer, options: Mapping[str, Any], *, keep: int = 3
 ) -> Path:
-    """Save the state of a trainer, and remove all snapshots but the latest.
+    """Save the state of a trainer, and remove the oldest snapshots.
 
     Args:
         directory: of the model; made if it does not exist.
@@ -223,7 +223,7 @@ def read_snapshot(directory: PathLike) -> Snapshot:
         directory: of a model.
 
     Returns:
-        What `restore` takes.
+        The latest snapshot.
 
     Raises:
         CheckpointError: there is none, or it is damaged or of another version.

@@ -68,7 +68,7 @@ class Trainer:
         seed: of the draws behind `order` and the initial weights, for `record`; None if unknown.
 
     Attributes:
-        config: the options with every None resolved.
+        config: options of the run, with its learning rate and engine.
         step: steps taken so far.
         best: the best model so far, with validation.
 
@@ -153,8 +153,8 @@ class Trainer:
             One report for each step that was taken; none after the last step.
 
         Raises:
-            NonFiniteLossError: a loss is NaN or infinite, and the weights are those that gave it;
-                or a weight is after the last step.
+            NonFiniteLossError: the loss of a step is not finite, and that step changed nothing;
+                or a weight is not finite after the last step.
         """
         end = min(self.step + n_steps, self.config.steps)
         if self.validation:

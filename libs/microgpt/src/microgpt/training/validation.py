@@ -46,7 +46,7 @@ class Best:
 
     Args:
         val_loss: in nats per token.
-        step: number of steps after which it was measured.
+        step: number of steps after which it was computed.
         weights: a copy, in the order of `Parameters.flat`.
     """
 
