@@ -104,18 +104,20 @@ class TextStream(Iterator[str]):
             if before is not None:
                 self.finish_reason = "stop"
                 if before:
-                    yield self._piece(before)
+                    yield self._piece(before, text[len(before) :])
                 return
             if n_ready := len(text) - _n_pending(text, self._stop):
-                yield self._piece(text[:n_ready])
-                text = text[n_ready:]
+                ready, text = text[:n_ready], text[n_ready:]
+                yield self._piece(ready, text)
         self.finish_reason = "length" if self.n_tokens == max_tokens else "stop"
         if text:
-            yield self._piece(text)
+            yield self._piece(text, "")
 
-    def _piece(self, text: str) -> str:
-        """Return `text`, the beginning of the pending text, and take its tokens as `tokens`."""
-        lengths = [len(self._tokenizer.decode([token.token_id])) for token in self._pending]
-        n = sum(total <= len(text) for total in accumulate(lengths))
+    def _piece(self, text: str, rest: str) -> str:
+        """Return `text`, and take its tokens as `tokens`; `rest` is the pending text after it."""
+        n = len(self._pending)
+        if rest:
+            lengths = [len(self._tokenizer.decode([token.token_id])) for token in self._pending]
+            n = sum(total <= len(text) for total in accumulate(lengths))
         self.tokens, self._pending = self._pending[:n], self._pending[n:]
         return text
