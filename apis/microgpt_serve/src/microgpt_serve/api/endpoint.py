@@ -16,20 +16,20 @@ __all__ = ["Endpoint"]
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A path, the function that answers it, and how both are documented.
+    """A path, the function that answers, and their documentation.
 
     Args:
-        method: of HTTP.
+        method: HTTP method.
         path: as the router takes it; `{name}` is a parameter.
         handler: called with the request and, if there is one, its decoded body; returns a
             response, or an object to encode as JSON.
-        summary: one line for the documentation, which leaves out pages: theirs is empty.
+        summary: one line for the documentation; empty for pages, which are not documented.
         body: type of the request's JSON body; None for no body.
         response: type of the response's JSON body; None for plain text.
         stream: type of the data of each server-sent event, if the response can be streamed.
-        errors: statuses besides those that every endpoint of its kind can have.
-        is_probe: whether it is a health check: no API key, no rate limit, no waiting.
-        is_open: whether it needs no API key.
+        errors: statuses besides those that all endpoints can have.
+        is_probe: a health check, without API key, rate limit and admission.
+        is_open: a page or file that needs no API key.
         enabled_by: settings, one of which must be on; empty for always on.
     """
 
@@ -47,7 +47,7 @@ class Endpoint:
 
     @property
     def is_openai(self) -> bool:
-        """Whether its errors have the shape of OpenAI's."""
+        """Whether error bodies have OpenAI's shape."""
         return is_openai(self.path)
 
     def route(self) -> Route:

@@ -1,4 +1,4 @@
-"""The table of routes: all that is served; the router and `/openapi.json` are made from it."""
+"""The table of routes, from which the router and `/openapi.json` are made."""
 
 from microgpt_serve.api.docs import docs, openapi
 from microgpt_serve.api.endpoint import Endpoint

@@ -1,4 +1,4 @@
-"""What every request passes: request id, log, metrics, admission, API key, rate limit."""
+"""Middleware of every request: request id, log, metrics, admission, API key, rate limit."""
 
 import asyncio
 import hmac

@@ -1,4 +1,4 @@
-"""Where texts are generated: a few threads, a bounded queue, deadlines, cancellation.
+"""Threads that generate texts, with a bounded queue, deadlines and cancellation.
 
 The engine releases the interpreter lock while it computes, so several threads generate at the same
 time and the event loop stays responsive.
