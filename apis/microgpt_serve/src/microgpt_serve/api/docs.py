@@ -44,7 +44,7 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
     kinds = [
         kind
         for name, kind in vars(schemas).items()
-        if isinstance(kind, msgspec.StructMeta) and not name.startswith("_")
+        if isinstance(kind, type(msgspec.Struct)) and not name.startswith("_")
     ]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
     document: dict[str, Any] = {
