@@ -164,16 +164,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         _warn_interrupted(run)
         raise typer.Exit(_status(received))
     samples = _closing_samples(run, rng)
-    run.reporter.event(
-        "result",
-        "",
-        steps=trainer.step,
-        val_loss=trainer.best and trainer.best.val_loss,
-        best_step=trainer.best and trainer.best.step,
-        elapsed=round(time.perf_counter() - start, 3),
-        model_dir=str(run.saver.directory),
-        samples=samples,
-    )
+    _report_result(run, samples, time.perf_counter() - start)
     if run.failures:
         raise run.failures[0]
 
@@ -258,3 +249,17 @@ def _closing_samples(run: Run, rng: random.Random) -> list[str]:
     text = "\n".join(["\n--- samples ---", *(f"  {shown(sample)}" for sample in samples)])
     run.reporter.event("samples", text, samples=samples)
     return samples
+
+
+def _report_result(run: Run, samples: list[str], elapsed: float) -> None:
+    best = run.trainer.best
+    run.reporter.event(
+        "result",
+        "",
+        steps=run.trainer.step,
+        val_loss=best and best.val_loss,
+        best_step=best and best.step,
+        elapsed=round(elapsed, 3),
+        model_dir=str(run.saver.directory),
+        samples=samples,
+    )
