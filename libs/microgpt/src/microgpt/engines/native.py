@@ -13,9 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microgpt.corpus.batches import Batch, Batches
-from microgpt.engines import library
 from microgpt.engines.base import Engine, StepResult
 from microgpt.engines.decoding import SamplingConfig, StopSignal
+from microgpt.engines.library import (
+    Generation,
+    Model,
+    Stream,
+    Training,
+    address,
+    aligned_zeros,
+    functions_for,
+    max_members,
+)
 from microgpt.errors import NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
 from microgpt.train import ADAM_EPS, BETA1, BETA2
@@ -35,12 +44,12 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _pop_or(pool: list[_T], make: Callable[[], _T]) -> _T:
+def _pop_or(pool: list[_T], make: Callable[..., _T], argument: object) -> _T:
     """Return an item of `pool`, or a new one where other threads use all of them."""
     try:
         return pool.pop()
     except IndexError:
-        return make()
+        return make(argument)
 
 
 def _arrays_of(batches: Batches) -> _Arrays:
@@ -60,11 +69,11 @@ class NativeStream:
 
     def __init__(self, engine: "NativeEngine") -> None:
         self.model = engine.model  # the engine recognises its own streams by their model
-        self._memory = library.aligned_zeros(engine.functions["stream_bytes"](byref(self.model)))
-        self.struct = library.Stream(library.address(self._memory), 0)
+        self._memory = aligned_zeros(engine.functions["stream_bytes"](byref(self.model)))
+        self.struct = Stream(address(self._memory), 0)
         self.pointer = ctypes.pointer(self.struct)
         self.logits = np.empty(engine.config.vocab_size, engine.parameters.dtype)
-        self.logits_pointer = library.address(self.logits)
+        self.logits_pointer = address(self.logits)
 
     @property
     def length(self) -> int:
@@ -77,14 +86,15 @@ class _Sampler(NativeStream):
 
     def __init__(self, engine: "NativeEngine") -> None:
         super().__init__(engine)
-        self._functions = engine.functions
-        self._space = library.aligned_zeros(engine.functions["generation_bytes"](byref(self.model)))
+        self._generate = engine.functions["generate"]
+        self._space = aligned_zeros(engine.functions["generation_bytes"](byref(self.model)))
         self._is_forbidden = np.zeros(engine.config.vocab_size, np.uint8)
-        self._generation = library.Generation(
-            memory=library.address(self._space),
+        self._generation = Generation(
+            memory=address(self._space),
             first_logits=self.logits_pointer,
-            forbidden=library.address(self._is_forbidden),
+            forbidden=address(self._is_forbidden),
         )
+        self._pointers = tuple(map(ctypes.pointer, (self.model, self.struct, self._generation)))
 
     def clear(self) -> None:
         """Forget all tokens."""
@@ -95,7 +105,6 @@ class _Sampler(NativeStream):
         self,
         uniforms: FloatArray,
         config: SamplingConfig,
-        *,
         stop: int,
         forbidden: Collection[int],
         signal: StopSignal,
@@ -112,10 +121,10 @@ class _Sampler(NativeStream):
         g.top_k = min(config.top_k or 0, len(self.logits))  # a larger one may exceed 64 bits
         g.stop = stop
         g.n_samples, g.max_tokens = draws.shape
-        g.uniforms = library.address(draws)
-        g.tokens, g.lengths = library.address(tokens), library.address(lengths)
+        g.uniforms = address(draws)
+        g.tokens, g.lengths = address(tokens), address(lengths)
         g.ended = addressof(signal.flag)
-        self._functions["generate"](byref(self.model), self.pointer, byref(g))
+        self._generate(*self._pointers)
         n_chosen: list[int] = lengths.tolist()
         if min(n_chosen, default=0) < 0:
             raise SamplingError(
@@ -146,8 +155,8 @@ class NativeEngine(Engine):
         config = self.config
         if not parameters.flat.flags.aligned:
             raise ShapeError("the weights are not aligned in memory, expected an aligned array")
-        self.functions = library.functions_for(parameters.dtype, vector_bytes)
-        self.model = library.Model(
+        self.functions = functions_for(parameters.dtype, vector_bytes)
+        self.model = Model(
             config.vocab_size,
             config.n_embd,
             config.n_head,
@@ -165,7 +174,7 @@ class NativeEngine(Engine):
         """Return the number of threads that pays for so many tokens at once."""
         flops = 2.0 * passes * n_tokens * self.config.n_params
         cores = _usable_cores()  # more threads would only wait for each other
-        wanted = min(self.threads or cores, cores, library.max_members())
+        wanted = min(self.threads or cores, cores, max_members())
         return max(1, min(wanted, int(flops / FLOPS_PER_THREAD)))
 
     # ------------------------------------------------------------ training
@@ -243,10 +252,10 @@ class NativeEngine(Engine):
             arrays["learning_rates"] = np.array(learning_rates, np.float64)
         n_threads = self._n_threads(n_rows, passes=3)
         n_bytes = self.functions["training_bytes"](self._model_pointer, n_threads)
-        workspace = _pop_or(self._workspaces, lambda: library.aligned_zeros(n_bytes))
+        workspace = _pop_or(self._workspaces, aligned_zeros, n_bytes)
         if len(workspace) < n_bytes:
-            workspace = library.aligned_zeros(n_bytes)
-        struct = library.Training(
+            workspace = aligned_zeros(n_bytes)
+        struct = Training(
             workspace=workspace.ctypes.data,
             n_members=n_threads,
             n_steps=n_steps,
@@ -324,7 +333,7 @@ class NativeEngine(Engine):
         n_threads = self._n_threads(ids.size, passes=1)
         tokens = np.ascontiguousarray(ids, np.int32)
         n_bytes = self.functions["extension_bytes"](self._model_pointer, ids.size, n_threads)
-        workspace = library.aligned_zeros(n_bytes)
+        workspace = aligned_zeros(n_bytes)
         self.functions["extend"](
             self._model_pointer,
             cache.pointer,
@@ -348,11 +357,9 @@ class NativeEngine(Engine):
     ) -> list[list[int]]:
         """See `Engine.sample`."""
         self.check_uniforms(uniforms, prompt)
-        sampler = _pop_or(self._samplers, lambda: _Sampler(self))
+        sampler = _pop_or(self._samplers, _Sampler, self)
         sampler.clear()
         self._read(prompt, sampler)
-        texts = sampler.draw(
-            uniforms, config, stop=stop, forbidden=forbidden, signal=signal or StopSignal()
-        )
+        texts = sampler.draw(uniforms, config, stop, forbidden, signal or StopSignal())
         self._samplers.append(sampler)
         return texts
