@@ -187,6 +187,10 @@ class LanguageModel:
         config = config or SamplingConfig()
         rng = random.Random(int(config.seed))
         (token_ids,) = draw_texts(self.engine, prompt, [rng], config, signal)
+        if not config.stop:  # half the time of a stream
+            is_cut = len(token_ids) == max_tokens_after(prompt, config, self.config.block_size)
+            content = self.tokenizer.decode(token_ids)
+            return Reply(content, "length" if is_cut else "stop", len(token_ids), prompt)
         stream = self._stream(iter(token_ids), prompt, config)
         content = "".join(stream)
         assert stream.finish_reason, "a text that was read to its end"

@@ -148,7 +148,7 @@ def _checked(name: str, value: Any, kind: Any, bounds: msgspec.Meta) -> Any:
 
 def _checked_number(name: str, value: Any, kind: Any, bounds: msgspec.Meta) -> Any:
     is_kind = is_integer(value) if kind is int else is_number(value) and math.isfinite(value)
-    limits = [
+    limits: list[tuple[Any, str, Any]] = [
         (bounds.ge, "of at least", operator.ge),
         (bounds.gt, "above", operator.gt),
         (bounds.le, "of at most", operator.le),
