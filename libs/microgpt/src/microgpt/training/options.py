@@ -52,12 +52,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     batch_size: Annotated[int, _about("documents per step", ge=1)] = 1
     warmup_steps: Annotated[
-        int, _about("first steps, over which the learning rate rises from 0", ge=0)
+        int, _about("warm-up steps, over which the learning rate rises from 0", ge=0)
     ] = 0
     schedule: Annotated[Schedule, _about("learning-rate schedule after the warm-up")] = "linear"
-    clip: Annotated[Positive | None, _about("norm to clip the gradient to; None for none")] = None
+    clip: Annotated[Positive | None, _about("clip the gradient to this norm; None for none")] = None
     weight_decay: Annotated[
-        float, _about("share of the weights, times the rate, taken off per step", ge=0)
+        float, _about("decoupled weight decay; its share times the rate goes per step", ge=0)
     ] = 0.0
     n_embd: Annotated[int, _about("width of the model", ge=1)] = 16
     n_head: Annotated[int, _about("attention heads; must divide n_embd", ge=1)] = 4
@@ -72,7 +72,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     eval_every: Annotated[int, _about("steps between validations", ge=1)] = 100
     seed: Annotated[int, _about("seed of all randomness")] = 42
     dtype: Annotated[Dtype, _about("type of the numbers")] = "float32"
-    engine: Annotated[str, _about("engine that computes; auto for the fastest here")] = "auto"
+    engine: Annotated[str, _about("engine to compute with; auto for the fastest here")] = "auto"
 
     def __post_init__(self) -> None:
         for name, (kind, bounds) in _kinds().items():
