@@ -57,7 +57,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Annotated[Schedule, _about("learning-rate schedule after the warm-up")] = "linear"
     clip: Annotated[Positive | None, _about("clip the gradient to this norm; None for none")] = None
     weight_decay: Annotated[
-        float, _about("decoupled weight decay; its share times the rate goes per step", ge=0)
+        float, _about("decoupled weight decay; each step takes off this share times the rate", ge=0)
     ] = 0.0
     n_embd: Annotated[int, _about("width of the model", ge=1)] = 16
     n_head: Annotated[int, _about("attention heads; must divide n_embd", ge=1)] = 4
