@@ -1,21 +1,22 @@
 """Decoding of request bodies; responses from results and from errors."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
 from microgpt import MicrogptError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Receive
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Send
 
 from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
 
 __all__ = [
+    "EventStream",
     "as_api_error",
     "cancel_on_disconnect",
     "decode_body",
@@ -56,6 +57,23 @@ async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         message, _, path = str(error).rpartition(" - at `$.")
         param = path.rstrip("`").partition(".")[0].partition("[")[0] if message else None
         raise ApiError(400, f"invalid request: {error}", param=param) from error
+
+
+class EventStream(StreamingResponse):
+    """A stream of events that is closed when the client leaves.
+
+    Starlette leaves its generator to the garbage collector, which closes it at any time, also while
+    it runs, and logs a traceback then.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        """See Starlette."""
+        try:
+            await super().stream_response(send)
+        finally:
+            assert isinstance(self.body_iterator, AsyncGenerator), "of events"
+            # A task of its own, because this task may be cancelled again.
+            await asyncio.shield(asyncio.ensure_future(self.body_iterator.aclose()))
 
 
 async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:

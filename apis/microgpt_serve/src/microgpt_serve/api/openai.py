@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 from microgpt import MicrogptError, Reply, StopSignal
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from microgpt_serve.api.generation import (
     Generation,
@@ -18,7 +18,7 @@ from microgpt_serve.api.generation import (
     sampling_config,
     start_generation,
 )
-from microgpt_serve.api.http import as_api_error, cancel_on_disconnect, error_body
+from microgpt_serve.api.http import EventStream, as_api_error, cancel_on_disconnect, error_body
 from microgpt_serve.api.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -236,7 +236,7 @@ async def _send(request: Request, answer: _Answer[T], body: SamplingRequest) -> 
     first = await cancel_on_disconnect(request, anext(pieces))
     metrics.FIRST_TOKEN.observe(time.perf_counter() - start)
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return StreamingResponse(
+    return EventStream(
         _events(answer, first, pieces, with_usage=with_usage),
         headers=STREAM_HEADERS,
         media_type="text/event-stream",
