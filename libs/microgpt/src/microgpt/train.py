@@ -7,7 +7,7 @@ from microgpt.autograd import Value
 from microgpt.errors import NonFiniteLossError
 from microgpt.model import GPT
 
-__all__ = ["ADAM_EPS", "BETA1", "BETA2", "Adam", "train", "train_step"]
+__all__ = ["ADAM_EPS", "BETA1", "BETA2", "LEARNING_RATE", "Adam", "train", "train_step"]
 
 BETA1 = 0.85
 BETA2 = 0.99
