@@ -1,6 +1,7 @@
 """The routes under `/microgpt/v1`."""
 
 import math
+from operator import attrgetter
 
 from starlette.requests import Request
 
@@ -73,7 +74,7 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
         NextToken(name, math.exp(log_probability), is_special=i >= n_chars)
         for i, (name, log_probability) in enumerate(zip(names, log_probabilities, strict=True))
     ]
-    tokens.sort(key=lambda token: -token.probability)
+    tokens.sort(key=attrgetter("probability"), reverse=True)
     return NextResponse(tokens)
 
 

@@ -100,13 +100,13 @@ class TextStream(Iterator[str]):
             chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
             self._pending.append(chosen)
             text += self._tokenizer.decode([chosen.token_id])
-            before = _until_stop(text, self._stop)
-            if before is not None:
+            if self._stop and (before := _until_stop(text, self._stop)) is not None:
                 self.finish_reason = "stop"
                 if before:
                     yield self._piece(before, text[len(before) :])
                 return
-            if n_ready := len(text) - _n_pending(text, self._stop):
+            n_ready = len(text) - (_n_pending(text, self._stop) if self._stop else 0)
+            if n_ready:
                 ready, text = text[:n_ready], text[n_ready:]
                 yield self._piece(ready, text)
         self.finish_reason = "length" if self.n_tokens == max_tokens else "stop"
