@@ -49,7 +49,7 @@ def test_directory_that_another_process_trains_into_is_refused(
 def test_lock_leaves_nothing_behind(tmp_path: Path) -> None:
     with lock_directory(tmp_path / "new/out"):
         assert (tmp_path / "new/out/train.lock").exists()
-    assert not (tmp_path / "new/out").exists()
+    assert not (tmp_path / "new").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.txt").write_text("a")
     with lock_directory(tmp_path / "out"):

@@ -154,7 +154,7 @@ def lock_directory(directory: PathLike) -> Iterator[None]:
     if os.name != "posix":
         yield
         return
-    is_new = not path.exists()
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path / LOCK)
@@ -166,9 +166,9 @@ def lock_directory(directory: PathLike) -> Iterator[None]:
         with suppress(OSError):
             (path / LOCK).unlink()
         os.close(descriptor)  # which also releases the lock
-        if is_new:
-            with suppress(OSError):  # not empty
-                path.rmdir()
+        with suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _open_locked(path: Path) -> int:
