@@ -262,7 +262,7 @@ def test_a_text_that_never_stops_fills_the_room_after_its_prompt(
         )
         return len(list(tokens))
 
-    assert [length(n) for n in (None, 99, 1, 0)] == [room, room, 1, 0]
+    assert [length(n) for n in (None, 99, 10**20, 1, 0, -1)] == [room, room, room, 1, 0, 0]
 
 
 def test_greedy_documents_are_all_the_same(model: InferenceGPT) -> None:

@@ -340,3 +340,13 @@ def test_model_that_does_not_say_how_it_was_made_loads(tmp_path: Path) -> None:
     model = untrained(block_size=4)
     model.save(tmp_path)
     assert microgpt.load(tmp_path).training is None
+
+
+@pytest.mark.parametrize("training", ["5", '{"steps": "x"}', "[]"])
+def test_foreign_training_key_does_not_keep_a_model_from_loading(
+    tmp_path: Path, training: str
+) -> None:
+    untrained(block_size=4).save(tmp_path)
+    meta = (tmp_path / "meta.json").read_text().rstrip().removesuffix("}").rstrip()
+    (tmp_path / "meta.json").write_text(f'{meta}, "training": {training}}}')
+    assert microgpt.load(tmp_path).training is None

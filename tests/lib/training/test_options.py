@@ -166,3 +166,9 @@ def test_seed_is_recorded_where_the_draws_are_of_it() -> None:
         return trainer.record().seed
 
     assert [seed(None), seed(random.Random(7)), seed(random.Random(8))] == [7, 7, None]
+
+
+def test_generator_without_a_state_has_no_seed() -> None:
+    dataset = microgpt.Dataset.from_documents(["anna", "bob"])
+    _, trainer = microgpt.prepare(dataset, TrainConfig(), random.SystemRandom())
+    assert trainer.record().seed is None

@@ -351,10 +351,37 @@ def test_option_that_a_snapshot_lacks_has_its_default(saved: Path) -> None:
 
 
 def test_older_snapshot_has_its_options_among_those_of_the_application(tmp_path: Path) -> None:
-    stored = {"lr": 0.05, "steps": 10, "seed": 9, "long": "split", "input": "a", "engine": "auto"}
+    stored = {"lr": 0.05, "steps": 10, "seed": 9, "long": "split", "input": "a", "chat": False}
     path = write_snapshot(tmp_path, trained(3), stored)
     state_with(train_config=...)(path)
     config = read_snapshot(tmp_path).train_config
     assert (config.learning_rate, config.steps, config.seed) == (0.05, 10, 9)
     assert (config.long, config.n_embd, config.engine) == ("split", 8, "vectorized")
     assert config.batch_size == TrainConfig().batch_size
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": 5000}, {"seed": "run-7"}, {"lr": "auto"}])
+def test_older_snapshot_of_another_program_keeps_its_own_options(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    path = write_snapshot(tmp_path, trained(3), options)
+    state_with(train_config=...)(path)
+    snapshot = read_snapshot(tmp_path)
+    assert snapshot.options == options
+    assert (snapshot.train_config.n_embd, snapshot.train_config.seed) == (8, TrainConfig().seed)
+
+
+def test_resumed_run_knows_its_last_loss(tmp_path: Path) -> None:
+    trainer = trained(3)
+    write_snapshot(tmp_path, trainer, {})
+    resumed = trained(0)
+    restore(resumed, read_snapshot(tmp_path))
+    assert resumed.record().loss == trainer.record().loss is not None
+
+
+def test_digest_is_of_the_documents_as_given() -> None:
+    dataset = Dataset.from_documents(["abcdefghij", "abc"])
+    _, whole = microgpt.prepare(dataset, TrainConfig(block_size=16), shuffle=False)
+    short, _ = microgpt.prepare(dataset, TrainConfig(block_size=4))
+    config = TrainConfig(block_size=4)
+    assert Trainer(short.engine, dataset, range(2), config).digest == whole.digest

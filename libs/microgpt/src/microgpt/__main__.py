@@ -3,6 +3,7 @@
 The run of Karpathy's microgpt.py, digit for digit: seed 42, 1000 steps, 20 samples.
 """
 
+import io
 import os
 import random
 import sys
@@ -19,6 +20,8 @@ SEED, STEPS, NUM_SAMPLES = 42, 1000, 20
 
 def main(path: str) -> None:
     """Train on the lines of a file, then print samples."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
     rng = random.Random(SEED)
     documents = list(read_documents(path))
     if not documents:
@@ -49,5 +52,7 @@ if __name__ == "__main__":
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of the output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the unwritten rest
+        if not isinstance(error, BrokenPipeError):  # else the reader of the output has left
+            sys.exit(f"error: cannot write to stdout: {error.strerror}")

@@ -6,6 +6,7 @@ import microgpt
 import typer
 
 from microgpt_cli.options import ModelDir
+from microgpt_cli.terminal import printable
 
 __all__ = ["command"]
 
@@ -26,7 +27,8 @@ def command(*, model_dir: ModelDir = Path("output")) -> None:
         rows["special_tokens"] = list(tokenizer.special_tokens)
     rows |= {"num_params": config.n_params, "dtype": model.dtype, "engine": model.engine.name}
     if model.training:
-        rows |= _training_rows(model.training)
+        made = _training_rows(model.training)
+        rows |= {label: printable(str(value), one_line=True) for label, value in made.items()}
     typer.echo("microgpt model")
     for label, value in rows.items():
         typer.echo(f"  {label + ':':<17}{value}")

@@ -268,6 +268,8 @@ def generate_from_prompt(
         ContextLengthError: the prompt is longer than block_size.
     """
     tokens = chosen_tokens(model, prompt, rng, config, stop=stop, forbidden=forbidden)
+    if max_tokens is not None:
+        max_tokens = max(0, min(max_tokens, model.config.block_size))
     return (token.token_id for token in islice(tokens, max_tokens))
 
 

@@ -159,7 +159,8 @@ def lock_directory(directory: PathLike) -> Iterator[None]:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = _open_locked(path / LOCK)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
-        raise CheckpointError(f"cannot write {path}: {cause_of(error)}") from error
+        place = getattr(error, "filename", None) or path
+        raise CheckpointError(f"cannot write {place}: {cause_of(error)}") from error
     try:
         yield
     finally:

@@ -103,7 +103,7 @@ class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
     dtype: str | None = None
     weights_file: str | None = None
     weights_sha256: str | None = None
-    training: TrainingRecord | None = None
+    training: Any = None
 
     @property
     def file(self) -> str:
@@ -239,7 +239,15 @@ def read_model(directory: PathLike, dtype: str | None = None) -> StoredModel:
     saved_dtype = meta.dtype or "float64"
     parameters = Parameters.zeros(config, dtype or saved_dtype)
     decode_weights(path / meta.file, weights, parameters)
-    return StoredModel(tokenizer, parameters, meta.training)
+    return StoredModel(tokenizer, parameters, _training_record(meta.training))
+
+
+def _training_record(stored: Any) -> TrainingRecord | None:
+    """Return how the model was made; None where another program has stored something else."""
+    try:
+        return msgspec.convert(stored, TrainingRecord)
+    except msgspec.ValidationError:
+        return None
 
 
 def _read_files(path: Path) -> tuple[_Meta, bytes]:

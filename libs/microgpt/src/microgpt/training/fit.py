@@ -57,7 +57,7 @@ def prepare(
     config = resolved(replace(train_config, **options))
     rng = random.Random(config.seed) if rng is None else rng
     check_type("rng", rng, random.Random)
-    is_seeded = rng.getstate() == random.Random(config.seed).getstate()
+    seed = config.seed if _is_fresh(rng, config.seed) else None
     dataset = _learnable(dataset, config)
     order: Sequence[int] = dataset.shuffled(rng) if config.shuffle else range(len(dataset))
     validation = None
@@ -76,8 +76,15 @@ def prepare(
     sizes = config.model_config(dataset.tokenizer.vocab_size)
     parameters = Parameters.init(sizes, rng, config.dtype)
     model = LanguageModel(dataset.tokenizer, parameters, engine=config.engine, threads=threads)
-    seed = config.seed if is_seeded else None
     return model, Trainer(model.engine, dataset, order, config, validation, ranks, seed)
+
+
+def _is_fresh(rng: random.Random, seed: int) -> bool:
+    """Return whether a generator will draw the numbers of this seed."""
+    try:
+        return bool(rng.getstate() == random.Random(seed).getstate())
+    except NotImplementedError:  # of a generator without a state, such as SystemRandom
+        return False
 
 
 def _learnable(dataset: Dataset, config: TrainConfig) -> Dataset:

@@ -55,6 +55,7 @@ class _State(msgspec.Struct, kw_only=True):
     data_digest: str
     options: dict[str, Any]
     train_config: dict[str, Any] | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Snapshot:
         best: the best model until then, with validation.
         train_config: options of the run, resolved; those that an older snapshot lacks have their
             defaults.
+        loss: of the last step, in nats per token; None in older snapshots.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Snapshot:
     arrays: Mapping[str, FloatArray]
     best: Best | None
     train_config: TrainConfig = DEFAULTS
+    loss: float | None = None
 
 
 def write_snapshot(
@@ -170,14 +173,21 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
         data_digest=trainer.digest,
         options=dict(options),
         train_config=msgspec.to_builtins(trainer.config),
+        loss=trainer.loss,
     )
 
 
 def _train_config(state: _State) -> TrainConfig:
-    """Return the options of the run; snapshots of version 0.1 hold them among the application's."""
+    """Return the options of the run.
+
+    Older snapshots of the command line hold them among its own options; those of other programs
+    hold none, so all but sizes, type and engine are the defaults.
+    """
     stored = state.train_config
     if stored is None:
-        stored = state.options | {"learning_rate": state.options.get("lr")} | state.model
+        is_ours = {"input", "chat", "lr", "steps"} <= state.options.keys()
+        options = state.options if is_ours else {}
+        stored = options | {"learning_rate": options.get("lr")} | state.model
     known = {name: stored[name] for name in TrainConfig.__struct_fields__ if name in stored}
     return TrainConfig(**(known | {"dtype": state.dtype, "engine": state.engine}))
 
@@ -292,6 +302,7 @@ def _read(path: Path) -> Snapshot:
         arrays,
         best,
         train_config,
+        state.loss,
     )
 
 
@@ -330,3 +341,4 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     engine.n_updates = snapshot.n_updates
     trainer.step = snapshot.step
     trainer.best = snapshot.best
+    trainer.loss = snapshot.loss

@@ -70,6 +70,7 @@ class Trainer:
     Attributes:
         config: options of the run, with its learning rate and engine.
         step: steps taken so far.
+        loss: of the last step, in nats per token; None before the first.
         best: the best model so far, with validation.
 
     Raises:
@@ -97,6 +98,7 @@ class Trainer:
         seed: int | None = None,
     ) -> None:
         self.engine = engine
+        self._whole_dataset = dataset  # the digest is of the documents as given
         self.dataset = dataset.fitted(engine.config.block_size)
         self.order = order
         self.config = _config_of(engine, config)
@@ -105,7 +107,7 @@ class Trainer:
         self.seed = seed
         self.step = 0
         self.best: Best | None = None
-        self._loss: float | None = None  # of the last step
+        self.loss: float | None = None
         if len(order) < config.batch_size:
             raise ConfigError(
                 f"the number of documents to train on is {len(order)}, expected at least "
@@ -131,7 +133,10 @@ class Trainer:
     @cached_property
     def digest(self) -> str:
         """A hash of the documents trained on and validated on, and of their order."""
-        digests = [self.dataset.digest(), hashlib.sha256(np.array(self.order).data).hexdigest()]
+        digests = [
+            self._whole_dataset.digest(),
+            hashlib.sha256(np.array(self.order).data).hexdigest(),
+        ]
         if self.validation:
             digests.append(self.validation.dataset.digest())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -172,7 +177,7 @@ class Trainer:
             StepReport(step + 1, result.loss, rate, result.n_tokens, result.grad_norm)
             for step, rate, result in zip(steps, rates, results, strict=True)
         ]
-        self._loss = reports[-1].loss
+        self.loss = reports[-1].loss
         if end == self.config.steps:
             self._check_last_update(rates[-1])
         if self.validation and (end % self.validation.every == 0 or end == self.config.steps):
@@ -222,7 +227,7 @@ class Trainer:
             seed=self.seed,
             data_digest=self.digest,
             steps=self.step,
-            loss=self._loss,
+            loss=self.loss,
             val_loss=self.best.val_loss if self.best else None,
             library_version=VERSION,
         )
