@@ -58,11 +58,13 @@ class Reader:
         return output if output.endswith("\n") or not output else output + "\n"
 
     def start(self, command: str) -> str:
-        """Return the first line of a service, which then goes on."""
+        """Return the first line of a service, once its model is loaded; it runs on."""
         service = self.shell(f"exec env {command}", subprocess.Popen, stderr=subprocess.PIPE)
         self.services.callback(service.communicate, timeout=20)
         self.services.callback(service.terminate)
         line: str = service.stderr.readline()
+        ready = f"curl --silent --fail --retry 20 http://localhost:{self.port}/readyz"
+        self.shell(ready, subprocess.run, stdout=subprocess.DEVNULL, check=True, timeout=120)
         return line
 
     def shell(self, command: str, how: Any, **options: Any) -> Any:
