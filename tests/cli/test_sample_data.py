@@ -1,4 +1,4 @@
-"""The data of `data chat` and `data questions`: right answers, and no word in both."""
+"""The data of `data`: a whole poem; right answers of chats, and no word of them in questions."""
 
 import gzip
 import json
@@ -23,6 +23,17 @@ PHRASINGS: dict[str, Callable[..., str]] = {  # pattern of a question: its answe
     r"hello": lambda: "hi there!",
     r"what is the capital of peru\?": lambda: "lima",
 }
+
+
+def test_the_poem_is_whole_and_holds_nothing_else() -> None:
+    packed = files("microgpt_cli") / "sample_data/poem.txt.gz"
+    poem = gzip.decompress(packed.read_bytes()).decode()
+    lines = poem.splitlines()
+    assert len(poem) > 300_000
+    assert len([line for line in lines if re.fullmatch("Book [IVX]+", line)]) == 12
+    assert (lines[0], lines[-1]) == ("Book I", "Through Eden took their solitary way.")
+    assert poem == "\n".join(line.rstrip() for line in lines) + "\n"
+    assert "Gutenberg" not in poem
 
 
 def read(name: str) -> list[Any]:

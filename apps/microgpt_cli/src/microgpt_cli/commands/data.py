@@ -40,6 +40,12 @@ def names(*, output: Output = None) -> None:
 
 
 @app.command()
+def poem(*, output: Output = None) -> None:
+    """Write Milton's Paradise Lost, a text of 450,000 characters."""
+    _write("poem.txt.gz", output)
+
+
+@app.command()
 def chat(*, output: Output = None) -> None:
     """Write conversations to train with --chat on, one per line."""
     _write("chat.jsonl.gz", output)
