@@ -126,7 +126,7 @@ def test_path_is_a_string_or_path(model: LanguageModel, path: Any) -> None:
         *(microgpt.load, model.save, microgpt.holds_model, microgpt.holds_snapshot),
         *(microgpt.read_documents, microgpt.read_conversations, microgpt.read_snapshot),
     ]
-    for use in uses:
+    for use in uses if path != ["out"] else uses[:4]:  # readers take several paths
         with pytest.raises(ConfigError, match=r"^the path is .*, expected a string or a Path$"):
             use(path)
 

@@ -225,7 +225,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
         (None, [], "failed to read {path}: No such file or directory"),
         (b"", [], "dataset is empty"),
         (b"\xff", [], "failed to read {path}: invalid UTF-8 on line 1 (byte offset 0)"),
-        (b"[3]\n", ["--chat"], "invalid JSON on line 1: "),
+        (b"[3]\n", ["--chat"], "invalid JSON on line 1 of {path}: "),
     ],
     ids=["missing", "empty", "UTF-8", "JSON"],
 )
@@ -238,4 +238,4 @@ def test_stats_of_invalid_data_is_one_error(
     result = cli("data", "stats", path, *flags)
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith(f"error: {message.format(path=path)}")
-    assert result.err.count("\n") == 1
+    assert result.err.count("\n") == 1 + ("\nhint: convert a text" in result.err)

@@ -92,27 +92,48 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        (b"{", "invalid JSON on line 3: Input data was truncated; expected {{"),
-        (b"hello", "invalid JSON on line 3: JSON is malformed: invalid character (byte 0)"),
-        (b"[]", "invalid JSON on line 3: Expected `object`, got `array`; expected {{"),
-        (b"7", "invalid JSON on line 3: Expected `object`, got `int`; expected {{"),
-        ({"answer": "a"}, "invalid JSON on line 3: Object missing required field `messages`"),
-        ({"messages": []}, "invalid JSON on line 3: Object missing required field `answer`"),
-        ({"messages": "h", "answer": ""}, "invalid JSON on line 3: Expected `array`, got `str`"),
-        ({"messages": ["h"], "answer": ""}, "invalid JSON on line 3: Expected `object`, got `str`"),
-        (question("h", "h", task=1), "invalid JSON on line 3: Expected `str`, got `int` - at"),
-        (question("h", "h") | {"answer": 3}, "invalid JSON on line 3: Expected `str`, got `int`"),
+        (b"{", "{JSON}: Input data was truncated; expected {{"),
+        (
+            b"hello",
+            "{JSON}: JSON is malformed: invalid character (byte 0)",
+        ),
+        (b"[]", "{JSON}: Expected `object`, got `array`; expected {{"),
+        (b"7", "{JSON}: Expected `object`, got `int`; expected {{"),
+        (
+            {"answer": "a"},
+            "{JSON}: Object missing required field `messages`",
+        ),
+        (
+            {"messages": []},
+            "{JSON}: Object missing required field `answer`",
+        ),
+        (
+            {"messages": "h", "answer": ""},
+            "{JSON}: Expected `array`, got `str`",
+        ),
+        (
+            {"messages": ["h"], "answer": ""},
+            "{JSON}: Expected `object`, got `str`",
+        ),
+        (
+            question("h", "h", task=1),
+            "{JSON}: Expected `str`, got `int` - at",
+        ),
+        (
+            question("h", "h") | {"answer": 3},
+            "{JSON}: Expected `str`, got `int`",
+        ),
         (
             {"messages": [{"role": "user", "content": None}], "answer": ""},
-            "invalid JSON on line 3: Expected `str`, got `null` - at `$.messages[0].content`",
+            "{JSON}: Expected `str`, got `null` - at `$.messages[0].content`",
         ),
         (
             {"messages": [{"content": "h"}], "answer": ""},
-            "invalid JSON on line 3: Object missing required field `role` - at `$.messages[0]`",
+            "{JSON}: Object missing required field `role` - at `$.messages[0]`",
         ),
         (
             rb'{"messages": [], "answer": "\ud800"}',
-            r"invalid JSON on line 3: \ud800 is half of a surrogate pair, which is no character",
+            r"{JSON}: \ud800 is half of a surrogate pair, which is no character",
         ),
         (question("\ud800", "h"), "failed to read {path}: invalid UTF-8 on line 3 (byte offset "),
         (b'{"messages": [], "answer": "\0"}', "failed to read {path}: NUL byte on line 3 (byte "),
@@ -128,7 +149,10 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
         ),
         (question("h" * 90, "h"), "line 3: the last message has 92 tokens, expected at most 4 of "),
         (question("h" * 10**7, "h"), "line 3: the last message has 10000002 tokens, expected at m"),
-        (b'{"x": ' + b"[" * 100_000, "invalid JSON on line 3: maximum recursion depth exceeded"),
+        (
+            b'{"x": ' + b"[" * 100_000,
+            "{JSON}: maximum recursion depth exceeded",
+        ),
     ],
     ids=lambda value: repr(value)[:60],
 )
@@ -138,7 +162,9 @@ def test_question_that_cannot_be_asked_is_named(
     path = write(tmp_path / "questions.jsonl", question("h", "h"), "", line)
     result = cli("evaluate", echo, "--questions", path)
     assert (result.status, result.out) == (1, "")
-    assert result.err.startswith("error: " + error.format(path=path))
+    assert result.err.startswith(
+        "error: " + error.format(JSON=f"invalid JSON on line 3 of {path}", path=path)
+    )
     assert "\n" not in result.err.partition("\nhint: ")[0].rstrip("\n")
 
 
@@ -166,10 +192,11 @@ def test_file_that_cannot_be_read_is_an_error(
     cli: "Cli", echo: Path, tmp_path: Path, *, is_there: bool
 ) -> None:
     path = tmp_path if is_there else tmp_path / "nowhere"
-    cause = "Is a directory" if is_there else "No such file or directory"
     result = cli("evaluate", echo, "--questions", path)
-    error = f"error: failed to read {path}: {cause}; expected a UTF-8 text file\n"
-    assert result == (1, "", error)
+    error = f"failed to read {path}: No such file or directory; expected a UTF-8 text file"
+    if is_there:
+        error = f"no text file in {path}, expected one; skipped: none"
+    assert result == (1, "", f"error: {error}\n")
 
 
 def test_no_questions_is_an_error(cli: "Cli", echo: Path, tmp_path: Path) -> None:

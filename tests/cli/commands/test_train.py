@@ -518,24 +518,27 @@ def test_line_of_50_megabytes_is_one_document(cli: "Cli", tmp_path: Path) -> Non
             b"anna\nb\xffb\n",
             (
                 "failed to read {path}: invalid UTF-8 on line 2 (byte offset 6): invalid start "
-                "byte; save the file as UTF-8"
+                "byte; expected UTF-8 text\nhint: convert a text of another encoding, for instance "
+                "with iconv -f WINDOWS-1252 -t UTF-8 {path}"
             ),
         ),
         (
             b"\xef\xbb\xbfanna\nbo\xe2\x82",
             (
                 "failed to read {path}: invalid UTF-8 on line 2 (byte offset 10): unexpected end "
-                "of data; save the file as UTF-8"
+                "of data; expected UTF-8 text\nhint: convert a text of another encoding, for "
+                "instance with iconv -f WINDOWS-1252 -t UTF-8 {path}"
             ),
         ),
         (
             b"anna\nbob\no\0o\n",
             (
-                "failed to read {path}: NUL byte on line 3 (byte offset 10), expected UTF-8 text; "
-                "convert UTF-16 or binary files first"
+                "failed to read {path}: NUL byte on line 3 (byte offset 10); expected UTF-8 text\n"
+                "hint: convert a text of another encoding, for instance with iconv -f UTF-16LE -t "
+                "UTF-8 {path}"
             ),
         ),
-        ("directory", "failed to read {path}: Is a directory; expected a UTF-8 text file"),
+        ("directory", "no text file in {path}, expected one; skipped: none"),
     ],
     ids=["missing", "empty", "blank", "UTF-8", "UTF-8 cut short", "NUL", "directory"],
 )
@@ -635,3 +638,89 @@ def test_model_beyond_any_memory_is_one_error(
     result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)
     assert (result.status, result.out) == (1, "")
     assert re.fullmatch(r"error: a model of these sizes has [\d,]+ parameters, .*\n", result.err)
+
+
+# ---------------------------------------------------------------- files, folders and streams
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    """A folder of notes, with what is no note."""
+    folder = tmp_path / "notes"
+    (folder / "more").mkdir(parents=True)
+    (folder / "b.txt").write_text("one\n  two\n\nthree\n")
+    (folder / "more/a.md").write_text("four\n")
+    (folder / ".hidden").write_text("x")
+    (folder / "picture").write_bytes(b"\x89PNG\0")
+    return folder
+
+
+def n_documents(result: Any) -> int:
+    (line,) = (line for line in result.lines if line.startswith("num docs:"))
+    return int(line.split()[-1])
+
+
+@pytest.mark.parametrize(("split", "n"), [("line", 4), ("paragraph", 3), ("file", 2)])
+def test_folder_is_read_by_lines_paragraphs_or_files(
+    cli: "Cli", notes: Path, tmp_path: Path, split: str, n: int
+) -> None:
+    flags = ("--output", tmp_path / "out", "--steps", 1, "--split", split, "--block-size", 32)
+    result = cli("train", "--input", notes, *flags)
+    assert (result.status, n_documents(result)) == (0, n)
+    indented = "warning: 1 line lost leading space; --split paragraph or --split file keeps it\n"
+    expected = "warning: skipped in folders: 1 hidden, 1 not text\n" + indented * (split == "line")
+    assert result.err == expected
+    assert ("\n" in microgpt.load(tmp_path / "out").tokenizer.chars) == (split != "line")
+
+
+def test_several_inputs_and_stdin_are_read_in_their_order(
+    program: Path, notes: Path, tmp_path: Path
+) -> None:
+    inputs = ("--input", notes / "b.txt", "--input", "-", "--input", notes / "more/a.md")
+    command = [program, "train", *inputs, "--input", notes / "b.txt", "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [*map(str, command), "--steps", "1", "--no-shuffle", "--val-input", str(notes / "b.txt")],
+        input="zwei\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "num docs:    5" in done.stdout
+    assert f"warning: given twice, read once: {notes / 'b.txt'}\n" in done.stderr
+    snapshot = microgpt.load(tmp_path / "out").tokenizer
+    assert {"z", "w", "f"} <= {*snapshot.chars}
+
+
+def test_field_of_json_lines_is_learned(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"name": "anna"}\n{"name": "bob"}\n')
+    flags = ("--input", path, "--output", tmp_path / "out", "--steps", 1)
+    result = cli("train", *flags, "--field", "name")
+    assert (result.status, result.err, n_documents(result)) == (0, "", 2)
+    result = cli("train", *flags, "--force")
+    assert result.err.startswith(f"warning: {path}: JSON is learned as plain text; --field NAME ")
+    result = cli("train", *flags, "--field", "none", "--force")
+    assert result.err.startswith(f"error: invalid JSON on line 1 of {path}: Object missing requ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--split", "file", "--field", "a"), "Invalid value for --split: use it or --field"),
+        (("--split", "file", "--chat"), "Invalid value for --split: not with conversations."),
+        (("--field", "a", "--chat"), "Invalid value for --field: not with conversations."),
+    ],
+)
+def test_flags_that_each_say_what_a_document_is_are_refused(
+    cli: "Cli", names: Path, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+
+
+def test_stdin_is_read_once(cli: "Cli", tmp_path: Path) -> None:
+    inputs = ("--input", "-", "--val-input", "-", "--output", tmp_path / "out")
+    error = "error: stdin (-) is given twice, expected once: it can be read only once\n"
+    assert cli("train", *inputs) == (1, "", error)

@@ -1,19 +1,50 @@
-"""Datasets from the files that users name."""
+"""Datasets from the files, folders and streams that users name."""
 
-from pathlib import Path
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import microgpt
+import typer
 
-from microgpt_cli.terminal import counted, warn
+from microgpt_cli.plan import Source
+from microgpt_cli.terminal import counted, remark, warn
 
-__all__ = ["read_dataset"]
+__all__ = ["STDIN", "check_kind", "read_dataset", "read_texts"]
+
+STDIN = "-"
 
 
-def read_dataset(path: Path, *, chat: bool) -> microgpt.Dataset:
-    """Read documents or conversations; warn about those that were trimmed or left out."""
-    if not chat:
-        return microgpt.Dataset.from_documents(microgpt.read_documents(path))
-    conversations = microgpt.read_conversations(path)
+def check_kind(split: str, field: str | None, *, chat: bool) -> None:
+    """Raise BadParameter for two flags that each say what a document is."""
+    if chat and (split != "line" or field is not None):
+        raise typer.BadParameter(
+            "not with conversations.", param_hint="--field" if field else "--split"
+        )
+    if split != "line" and field is not None:
+        raise typer.BadParameter("use it or --field, not both.", param_hint="--split")
+
+
+def read_dataset(paths: Sequence[str], source: Source) -> microgpt.Dataset:
+    """Read documents or conversations; warn about those that were changed or left out.
+
+    Args:
+        paths: files, folders, or "-" for stdin.
+        source: how to read them.
+    """
+    return _read_conversations(paths) if source.chat else read_texts(paths, source)[0]
+
+
+def read_texts(paths: Sequence[str], source: Source) -> tuple[microgpt.Dataset, microgpt.Documents]:
+    """Read documents as `read_dataset` does; return the notes about their lines too."""
+    documents = microgpt.read_documents(_opened(paths), split=source.split, field=source.field)
+    dataset = microgpt.Dataset.from_documents(documents)
+    _warn(documents, source)
+    return dataset, documents
+
+
+def _read_conversations(paths: Sequence[str]) -> microgpt.Dataset:
+    conversations = microgpt.read_conversations(_opened(paths))
     if conversations.n_trimmed:
         trimmed = counted(conversations.n_trimmed, "conversation")
         warn(f"{trimmed} trimmed: nobody answers the user turn at the end")
@@ -21,3 +52,33 @@ def read_dataset(path: Path, *, chat: bool) -> microgpt.Dataset:
         skipped = counted(conversations.n_skipped, "conversation")
         warn(f"{skipped} left out: there is no assistant turn")
     return microgpt.Dataset.from_conversations(conversations.conversations)
+
+
+def _opened(paths: Sequence[str]) -> list[Any]:
+    """Return the paths, and stdin in place of "-"."""
+    if STDIN in paths and sys.stdin.isatty():
+        remark("reading stdin; Ctrl-D ends it")
+    return [sys.stdin.buffer if path == STDIN else path for path in paths]
+
+
+def _warn(documents: microgpt.Documents, source: Source) -> None:
+    notes = documents.notes
+    if skipped := ", ".join(f"{n:,} {reason}" for reason, n in notes.skipped.items() if n):
+        warn(f"skipped in folders: {skipped}")
+    if notes.repeated:
+        warn(f"given twice, read once: {_first(notes.repeated)}")
+    if notes.newlines:
+        warn(f"lines end with CR in {_first(notes.newlines)}: read as line ends")
+    if source.split == "line" and notes.n_indented:
+        lines = counted(notes.n_indented, "line")
+        warn(f"{lines} lost leading space; --split paragraph or --split file keeps it")
+    if notes.json_files:
+        warn(
+            f"{_first(notes.json_files)}: JSON is learned as plain text; --field NAME takes a "
+            "field of each line, --chat reads conversations"
+        )
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the first name, and how many more there are."""
+    return names[0] + f" and {len(names) - 1:,} more" * (len(names) > 1)

@@ -2,15 +2,17 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import microgpt
 import typer
 
 __all__ = [
+    "JsonField",
     "MaxTokens",
     "ModelDir",
     "Seed",
+    "Split",
     "Stop",
     "Temperature",
     "Threads",
@@ -38,6 +40,10 @@ def positive(value: float | None) -> float | None:
     return value
 
 
+JsonField = Annotated[
+    str | None,
+    typer.Option(help="Field of each JSON line that is the document.", show_default="plain text"),
+]
 ModelDir = Annotated[Path, typer.Option(help="Directory of a trained model.", show_default=True)]
 Seed = Annotated[int, field("seed", min=0)]
 Temperature = Annotated[
@@ -52,5 +58,9 @@ TopP = Annotated[float, typer.Option(help="Keep the most likely characters up to
 MaxTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Maximum length in characters.", show_default="rest of the block"),
+]
+Split = Annotated[
+    Literal["line", "paragraph", "file"],
+    typer.Option(help="Part of a file that is one document; lines are stripped."),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")]

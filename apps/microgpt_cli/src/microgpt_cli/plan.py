@@ -1,7 +1,8 @@
 """The plan of a run: its options, its data and its pace, from flags or from a snapshot."""
 
 import os
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import microgpt
 import msgspec
@@ -10,15 +11,18 @@ from msgspec.structs import replace
 
 __all__ = ["Pace", "Plan", "Source", "is_given", "new_plan", "resumed_plan"]
 
+PATHS = ("input", "val_input")
 RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # after 0.1
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The data of a run."""
+    """The data of a run: paths, "-" for stdin, and how to read them."""
 
-    input: str
-    val_input: str | None = None
+    input: list[str]
+    val_input: list[str] = []
     chat: bool = False
+    split: Literal["line", "paragraph", "file"] = "line"
+    field: str | None = None
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -51,10 +55,10 @@ class Plan(NamedTuple):
         A path that is not UTF-8 is escaped; it has to be given again to resume.
         """
         source = msgspec.structs.asdict(self.source)
-        for name in ("input", "val_input"):
-            source[name] = source[name] and os.fsencode(source[name]).decode(
-                errors="backslashreplace"
-            )
+        for name in PATHS:
+            source[name] = [
+                os.fsencode(path).decode(errors="backslashreplace") for path in source[name]
+            ]
         return source | {"pace": msgspec.to_builtins(self.pace)}
 
 
@@ -76,7 +80,7 @@ def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
         ConfigError: a flag contradicts the snapshot.
     """
     try:
-        source = msgspec.convert(snapshot.options, Source)
+        source = msgspec.convert(_with_lists(snapshot.options), Source)
         stored = msgspec.convert(snapshot.options.get("pace", {}), dict[str, Any])
         pace = msgspec.convert({RENAMED.get(name, name): stored[name] for name in stored}, Pace)
     except msgspec.ValidationError as error:
@@ -94,6 +98,14 @@ def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
     )
 
 
+def _with_lists(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored options with lists of paths, which were single paths in 0.1."""
+    paths = {name: options[name] for name in PATHS if name in options}
+    return dict(options) | {
+        name: [value] if isinstance(value, str) else value or [] for name, value in paths.items()
+    }
+
+
 def _check_contradictions(
     context: typer.Context,
     snapshot: microgpt.Snapshot,
@@ -103,8 +115,8 @@ def _check_contradictions(
     stored = msgspec.structs.asdict(config) | msgspec.structs.asdict(source)
     given = _values(context, type(config), given_only=True)
     given |= _values(context, Source, given_only=True)
-    for name in ("input", "val_input"):
-        if stored[name] is not None:  # a file may have moved, and its content is compared
+    for name in PATHS:
+        if stored[name]:  # a file may have moved, and its content is compared
             given.pop(name, None)
     contradictions = [
         f"got {_spelled(flag, given[flag.name])}, expected {_spelled(flag, stored[flag.name])}"
@@ -122,12 +134,10 @@ def _values(
     context: typer.Context, schema: type[msgspec.Struct], *, given_only: bool = False
 ) -> dict[str, Any]:
     """Return the values of the flags that are fields of a schema."""
-    values = {name: context.params[name] for name in schema.__struct_fields__}
-    paths = {name: str(value) for name, value in values.items() if isinstance(value, os.PathLike)}
+    names = [name for name in schema.__struct_fields__ if is_given(context, name) or not given_only]
     return {
-        name: value
-        for name, value in (values | paths).items()
-        if is_given(context, name) or not given_only
+        name: list(context.params[name] or []) if name in PATHS else context.params[name]
+        for name in names
     }
 
 
@@ -140,6 +150,8 @@ def is_given(context: typer.Context, name: str) -> bool:
 def _spelled(flag: Any, value: Any) -> str:
     """Return a flag and its value as they are typed."""
     name = flag.opts[0]
-    if value is None or value is False:
+    if value in (None, False, []):
         return flag.secondary_opts[0] if flag.secondary_opts else f"no {name}"
+    if isinstance(value, list):
+        return " ".join(f"{name} {each}" for each in value)
     return name if value is True else f"{name} {value}"

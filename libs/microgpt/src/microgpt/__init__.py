@@ -11,13 +11,10 @@ public too. Everything else may change without notice.
 
 from microgpt.autograd import Value
 from microgpt.corpus.batches import Batch, Batches
+from microgpt.corpus.conversations import Conversations, read_conversations
 from microgpt.corpus.dataset import Dataset
-from microgpt.corpus.readers import (
-    Conversations,
-    read_conversations,
-    read_documents,
-    read_json_lines,
-)
+from microgpt.corpus.documents import Documents, read_documents
+from microgpt.corpus.json_lines import read_json_lines
 from microgpt.data import Message, Tokenizer
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.engines.decoding import (
@@ -81,6 +78,7 @@ __all__ = [
     "Conversations",
     "DataError",
     "Dataset",
+    "Documents",
     "EngineError",
     "InferenceGPT",
     "KVCache",

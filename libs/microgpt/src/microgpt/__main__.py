@@ -8,7 +8,7 @@ import os
 import random
 import sys
 
-from microgpt.corpus.readers import read_documents
+from microgpt.corpus.documents import read_documents
 from microgpt.data import Tokenizer
 from microgpt.errors import DataError, MicrogptError
 from microgpt.model import GPT, InferenceGPT, ModelConfig

@@ -11,14 +11,19 @@ from typing import Annotated, Any
 import microgpt
 import typer
 
-from microgpt_cli.datasets import read_dataset
+from microgpt_cli.datasets import check_kind, read_dataset, read_texts
 from microgpt_cli.errors import translated
+from microgpt_cli.options import JsonField, Split
+from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted
 from microgpt_cli.writing import write_whole
 
 __all__ = ["command"]
 
 MAX_BLOCK_SIZE = 1024  # of the suggestion
+WINDOW = 128  # suggested block size of windows
+SHARE_OF_CODE = 0.1  # of lines that are indented
+SHARE_BETWEEN_PARAGRAPHS = 0.02  # of blank lines: after every fiftieth line or more often
 SECONDS_OF_TRIAL = 0.3
 STEPS = 1000  # of the estimate
 
@@ -74,15 +79,28 @@ def _write(name: str, output: Path | None) -> None:
 
 @app.command()
 def stats(
-    file: Annotated[Path, typer.Argument(help="Text file, one document per line.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Text files, folders, - for stdin.")
+    ],
     *,
+    split: Split = "line",
+    field: JsonField = None,
     chat: Annotated[bool, typer.Option("--chat", help="Read conversations.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Describe a file. Vocabulary, lengths of documents, and training time on this machine."""
-    dataset = read_dataset(file, chat=chat)
+    """Describe files. Vocabulary, lengths of documents, and training time on this machine."""
+    check_kind(split, field, chat=chat)
+    source = Source(inputs, chat=chat, split=split, field=field)
+    suggested: dict[str, str] = {}
+    if chat:
+        dataset = read_dataset(inputs, source)
+    else:
+        dataset, documents = read_texts(inputs, source)
+        suggested = _suggested_split(documents)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
     block_size = min(max(1 << (p99 - 1).bit_length(), 2), MAX_BLOCK_SIZE)
+    if p50 > MAX_BLOCK_SIZE and not chat:  # most documents would lose most of their text
+        suggested["suggested_long"], block_size = "window", WINDOW
     covered = float((dataset.lengths <= block_size).mean())
     figures: dict[str, Any] = {
         "documents": len(dataset),
@@ -97,10 +115,29 @@ def stats(
         "covered": covered,
         "not_ascii": _n_not_ascii(dataset),
         "seconds_per_1000_steps": _seconds_of_training(dataset, block_size),
-    }
+    } | suggested
     if as_json:
         typer.echo(json.dumps(figures | {"charset": list(dataset.tokenizer.chars)}))
         return
+    for label, value in _rows(dataset, figures).items():
+        typer.echo(f"{label + ':':<17}{value}")
+
+
+def _suggested_split(documents: microgpt.Documents) -> dict[str, str]:
+    """Return another split for files whose lines are no documents of their own."""
+    notes = documents.notes
+    if documents.split != "line" or documents.field is not None:
+        return {}
+    if notes.n_indented > SHARE_OF_CODE * notes.n_lines:
+        return {"suggested_split": "file"}
+    if notes.n_blank > SHARE_BETWEEN_PARAGRAPHS * notes.n_lines:
+        return {"suggested_split": "paragraph"}
+    return {}
+
+
+def _rows(dataset: microgpt.Dataset, figures: dict[str, Any]) -> dict[str, str]:
+    """Return the description for people, by label."""
+    block_size, longest = figures["suggested_block_size"], figures["tokens_longest"]
     rows = {
         "documents": f"{len(dataset):,}",
         "tokens": f"{figures['tokens']:,} (each predicted once: characters and ends)",
@@ -108,14 +145,19 @@ def stats(
         f"({counted(figures['characters'], 'character')})",
         "charset": repr("".join(dataset.tokenizer.chars)),
         "not ASCII": f"characters of {counted(figures['not_ascii'], 'document')}",
-        "document length": f"half up to {p50}, 90 % up to {p90}, 99 % up to {p99}, "
-        f"longest {longest}",
-        "block size": f"--block-size {block_size} covers {covered:.1%} of the documents",
-        "training": f"{STEPS} steps of the default model at that block size: about "
-        f"{figures['seconds_per_1000_steps']:.2g} s here",
+        "document length": f"half up to {figures['tokens_p50']}, 90 % up to "
+        f"{figures['tokens_p90']}, 99 % up to {figures['tokens_p99']}, longest {longest}",
+        "block size": f"--block-size {block_size} covers {figures['covered']:.1%} of the documents",
     }
-    for label, value in rows.items():
-        typer.echo(f"{label + ':':<17}{value}")
+    if split := figures.get("suggested_split"):
+        reason = {"file": "many lines are indented", "paragraph": "blank lines part the text"}
+        rows["split"] = f"--split {split} is worth a try: {reason[split]}"
+    if long := figures.get("suggested_long"):
+        rows["block size"] = f"--block-size {block_size} with --long {long}: documents are long"
+    return rows | {
+        "training": f"{STEPS} steps of the default model at that block size: about "
+        f"{figures['seconds_per_1000_steps']:.2g} s here"
+    }
 
 
 def _n_not_ascii(dataset: microgpt.Dataset) -> int:

@@ -8,8 +8,9 @@ from typing import Annotated
 import microgpt
 import typer
 
-from microgpt_cli.datasets import read_dataset
-from microgpt_cli.options import ModelDir, Threads
+from microgpt_cli.datasets import check_kind, read_dataset
+from microgpt_cli.options import JsonField, ModelDir, Split, Threads
+from microgpt_cli.plan import Source
 
 __all__ = ["command"]
 
@@ -18,8 +19,10 @@ def command(
     *,
     model_dir: ModelDir = Path("output"),
     input: Annotated[  # noqa: A002 - the name of the flag
-        Path, typer.Option(help="Text file, or JSONL for a chat model.")
+        list[str], typer.Option(help="Text file, folder, - for stdin; JSONL for a chat model.")
     ],
+    split: Split = "line",
+    field: JsonField = None,
     per_document: Annotated[
         bool, typer.Option("--per-document", help="Print the loss of each document too.")
     ] = False,
@@ -28,7 +31,9 @@ def command(
 ) -> None:
     """Measure how well a model predicts a file. All characters and ends of documents count."""
     model = microgpt.load(model_dir, threads=threads)
-    dataset = read_dataset(input, chat=model.tokenizer.is_chat)
+    check_kind(split, field, chat=model.tokenizer.is_chat)
+    source = Source(input, chat=model.tokenizer.is_chat, split=split, field=field)
+    dataset = read_dataset(source.input, source)
     total = model.measure(dataset)
     figures: dict[str, float | None] = {
         "n_tokens": total.n_tokens,

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 import microgpt
 import typer
 
-from microgpt_cli.datasets import read_dataset
+from microgpt_cli.datasets import STDIN, check_kind, read_dataset
 from microgpt_cli.errors import Failures
 from microgpt_cli.metrics import METRICS, MetricsLine, read_metrics
 from microgpt_cli.mpi import job_ranks
-from microgpt_cli.options import Seed, Threads, field, positive
+from microgpt_cli.options import JsonField, Seed, Split, Threads, field, positive
 from microgpt_cli.plan import Pace, Source, is_given, new_plan, resumed_plan
 from microgpt_cli.reporting import Reporter, Style
 from microgpt_cli.run import Run, follow, lead
@@ -31,9 +31,13 @@ def command(
     context: typer.Context,
     *,
     input: Annotated[  # noqa: A002 - the name of the flag
-        Path | None,
-        typer.Option(help="Text file, one document per line; or see --chat.  [required]"),
+        list[str] | None,
+        typer.Option(
+            help="Text file, folder of them, or - for stdin; may be repeated.  [required]"
+        ),
     ] = None,
+    split: Split = "line",
+    field: JsonField = None,
     output: Annotated[Path, typer.Option(help="Directory of the model.")] = Path("output"),
     force: Annotated[bool, typer.Option("--force", help="Replace a model in OUTPUT.")] = False,
     chat: Annotated[
@@ -65,7 +69,8 @@ def command(
     loss_on: Annotated[Literal["all", "assistant"], field("loss_on")] = DEFAULTS.loss_on,
     val_fraction: Annotated[float, field("val_fraction", max=1.0)] = DEFAULTS.val_fraction,
     val_input: Annotated[
-        Path | None, typer.Option(help="File of validation documents, instead of a share.")
+        list[str] | None,
+        typer.Option(help="Validation documents, as --input, instead of a share."),
     ] = None,
     eval_every: Annotated[int, field("eval_every")] = DEFAULTS.eval_every,
     snapshot_every: Annotated[
@@ -113,7 +118,8 @@ def command(
             output = resume
         # Compared by the directory itself, because it may have several names.
         resumes = resume is not None and output.resolve() == resume.resolve()
-        _check_paths(plan.source, output)
+        _check_source(plan.source, ranks)
+        _check_output(output)
         follows = ranks is not None and ranks.rank > 0
         with nullcontext() if follows else microgpt.lock_directory(output):
             if not (force or resumes):
@@ -153,31 +159,45 @@ def command(
 
 def _check_flags(given: dict[str, Any]) -> None:
     """Raise BadParameter for flags that do not fit together."""
-    if given["input"] is None and given["resume"] is None:
+    if not given["input"] and given["resume"] is None:
         raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
     if given["loss_on"] == "assistant" and not given["chat"] and given["resume"] is None:
         raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
-    if given["val_input"] is not None and given["val_fraction"]:
+    check_kind(given["split"], given["field"], chat=given["chat"])
+    if given["val_input"] and given["val_fraction"]:
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
 
 
-def _check_paths(source: Source, output: Path) -> None:
-    """Raise now the errors that would otherwise come after training."""
-    for path in filter(None, (source.input, source.val_input)):
-        if not Path(path).exists():
+def _check_source(source: Source, ranks: microgpt.Ranks | None) -> None:
+    """Raise now the errors that would otherwise come after reading much."""
+    paths = [*source.input, *source.val_input]
+    for path in paths:
+        if path != STDIN and not Path(path).exists():
             raise microgpt.DataError(f"input file not found: {path}")
+    if paths.count(STDIN) > 1:
+        raise microgpt.DataError(
+            "stdin (-) is given twice, expected once: it can be read only once"
+        )
+    if STDIN in paths and ranks and ranks.size > 1:
+        raise microgpt.DataError(
+            f"the input is stdin, expected files for {ranks.size} processes: only the first has it"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Raise now the errors that would otherwise come after training."""
     microgpt.check_writable(output)
     if (output / METRICS).is_dir():
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
 
 
 def _read(source: Source) -> tuple[microgpt.Dataset, microgpt.Dataset | None]:
-    """Return the documents to train on, and those to validate on if they are in another file."""
-    dataset = read_dataset(Path(source.input), chat=source.chat)
-    if source.val_input is None:
+    """Return the documents to train on, and those to validate on if they are in other files."""
+    dataset = read_dataset(source.input, source)
+    if not source.val_input:
         return dataset, None
     try:
-        return dataset, read_dataset(Path(source.val_input), chat=source.chat)
+        return dataset, read_dataset(source.val_input, source)
     except microgpt.DataError as error:
         message = f"the validation documents: {error}"
         raise microgpt.DataError(message, hint=error.hint) from error

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from microgpt.checks import ROLES, check_choice, checked_integer, checked_texts
 from microgpt.corpus.batches import Batch, Batches, starts_of
+from microgpt.corpus.documents import Documents
 from microgpt.corpus.encoder import Encoder
-from microgpt.data import Message, Tokenizer, conversation_layout, document_layout
+from microgpt.data import Message, Tokenizer
 from microgpt.errors import ChatError, DataError
 
 __all__ = ["Dataset", "Long"]
@@ -61,10 +62,11 @@ class Dataset:
 
     @classmethod
     def from_documents(cls, documents: Iterable[str]) -> "Dataset":
-        """Encode documents; texts are stripped, and blank texts left out.
+        """Encode documents; blank ones are left out.
 
         Args:
-            documents: texts, read once.
+            documents: texts, read once and stripped; or the result of `read_documents`, taken as
+                it is.
 
         Returns:
             The documents in their order, with a tokenizer of their characters.
@@ -73,9 +75,13 @@ class Dataset:
             DataError: there is no document, or one is no string or holds a lone surrogate.
         """
         encoder = Encoder()
-        for document in checked_texts(documents):
-            if text := document.strip():
-                encoder.add(document_layout(text))
+        if isinstance(documents, Documents):
+            for pieces in documents.pieces():
+                encoder.add_document(pieces)
+        else:
+            for document in checked_texts(documents):
+                if text := document.strip():
+                    encoder.add_document([text])
         return cls._from_encoder(encoder, is_chat=False)
 
     @classmethod
@@ -98,7 +104,7 @@ class Dataset:
             )
         encoder = Encoder()
         for messages in conversations:
-            encoder.add(conversation_layout(messages))
+            encoder.add_conversation(messages)
         return cls._from_encoder(encoder, is_chat=True)
 
     @classmethod

@@ -1,12 +1,13 @@
 """One pass from texts to token ids, before the characters of all texts are known."""
 
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.data import SPECIAL_TOKENS, Layout, Tokenizer
+from microgpt.data import SPECIAL_TOKENS, Message, Tokenizer, conversation_layout
 
 __all__ = ["Encoder"]
 
@@ -38,12 +39,23 @@ class Encoder:
         self._ids[self._CODE_POINTS :] = range(len(self._SPECIAL))
         self._code_points = list(range(self._CODE_POINTS, len(self._ids)))  # by id
 
-    def add(self, layout: Layout) -> None:
-        """Append a document, whose closing BOS is the opening BOS of the next one."""
-        self._offsets.append(self._n_tokens + self._n_pending)
-        for name, text in layout[:-1]:
+    def add_document(self, pieces: Iterable[str]) -> None:
+        """Append a document in pieces; its closing BOS is the opening BOS of the next one."""
+        self._begin()
+        for piece in pieces:
+            self._add_text(piece)
+
+    def add_conversation(self, messages: Iterable[Message]) -> None:
+        """Append a conversation; raise ChatError for messages of another form."""
+        layout = conversation_layout(messages)
+        self._begin()
+        for name, text in layout[1:-1]:
             self._add_special(name)
             self._add_text(text)
+
+    def _begin(self) -> None:
+        self._offsets.append(self._n_tokens + self._n_pending)
+        self._add_special("bos")
 
     def _add_special(self, name: str) -> None:
         if self._n_pending > self._CHUNK:
@@ -54,8 +66,8 @@ class Encoder:
 
     def _add_text(self, text: str) -> None:
         """Append characters after the latest special token."""
-        if len(text) <= self._CHUNK:
-            self._texts[-1] = text
+        if len(text) <= self._CHUNK and self._texts:
+            self._texts[-1] += text
             self._n_pending += len(text)
             return
         self._flush()
@@ -64,7 +76,7 @@ class Encoder:
 
     def finish(self, *, is_chat: bool) -> tuple[Tokenizer, NDArray[Any], NDArray[np.int64]]:
         """Return the tokenizer, all tokens, and the starts of the documents, the end included."""
-        self.add([("bos", ""), ("bos", "")])
+        self._begin()
         self._flush()
         chars = sorted(self._code_points[len(self._SPECIAL) :])
         tokenizer = Tokenizer(tuple(map(chr, chars)), is_chat)

@@ -1,0 +1,173 @@
+"""Documents of text files: each line, each paragraph, each whole file, or a field of JSON lines."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Literal, TypeAlias, get_args, overload
+
+import msgspec
+
+from microgpt.checks import check_choice
+from microgpt.corpus.json_lines import json_lines
+from microgpt.corpus.sources import Inputs, Notes, Source, Sources
+from microgpt.corpus.texts import line_lists, text_of
+from microgpt.errors import ConfigError
+
+__all__ = ["Documents", "Split", "read_documents"]
+
+Split: TypeAlias = Literal["line", "paragraph", "file"]
+
+
+class Documents(Sequence[str]):
+    """The documents of files, in their order; made by `read_documents`.
+
+    Iterating reads the files anew, so that documents of any size need no memory. The length, an
+    index or a slice keep all documents in memory. A slice has documents too.
+
+    Args:
+        sources: the files.
+        split: what a document is.
+        field: of each line, which is JSON; None for plain text.
+
+    Attributes:
+        notes: what was skipped or looked unintended, when the files were read last.
+    """
+
+    def __init__(self, sources: Sources, split: Split = "line", field: str | None = None) -> None:
+        self.notes = sources.notes
+        self.split = split
+        self.field = field
+        self._sources = sources
+        self._kept: list[str] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return map("".join, self.pieces())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Documents": ...
+    def __getitem__(self, index: int | slice) -> "str | Documents":
+        if not isinstance(index, slice):
+            return self._all()[index]
+        part = Documents(self._sources, self.split, self.field)
+        part._kept = self._all()[index]
+        return part
+
+    def __repr__(self) -> str:
+        return f"Documents(split={self.split!r}, field={self.field!r})"
+
+    def _all(self) -> list[str]:
+        if self._kept is None:
+            self._kept = list(map("".join, self.pieces()))
+        return self._kept
+
+    def pieces(self) -> Iterator[Iterable[str]]:
+        """Yield each document in pieces, to be read before the next: a whole file may be large."""
+        if self._kept is not None:
+            yield from ([text] for text in self._kept)
+            return
+        notes = self.notes
+        notes.n_lines = notes.n_blank = notes.n_indented = 0
+        notes.newlines.clear()
+        notes.json_files.clear()
+        for source, chunks in self._sources:
+            text = text_of(source, chunks, notes)
+            if self.field is not None:
+                yield from _fields(source, text, self.field)
+            elif self.split == "file":
+                yield from _whole(text)
+            elif self.split == "paragraph":
+                yield from ([paragraph] for paragraph in _paragraphs(text))
+            else:
+                yield from ([line] for line in _lines(source, text, notes))
+
+
+def _fields(source: Source, text: Iterator[str], name: str) -> Iterator[list[str]]:
+    """Yield the field of each line, unless it is blank."""
+    kind = msgspec.defstruct("Line", [("text", str)], rename={"text": name})
+    for _, line in json_lines(source, text, kind, f'an object with the string "{name}"'):
+        if line.text.strip():
+            yield [line.text]
+
+
+def _whole(text: Iterator[str]) -> Iterator[Iterable[str]]:
+    """Yield the text, unless it is blank."""
+    before = []
+    for piece in text:
+        before.append(piece)
+        if piece.strip():
+            yield chain(before, text)
+            return
+
+
+def _paragraphs(text: Iterator[str]) -> Iterator[str]:
+    """Yield runs of lines without a blank one."""
+    paragraph: list[str] = []
+    for line in chain.from_iterable(line_lists(text)):
+        if line.strip():
+            paragraph.append(line)
+        elif paragraph:
+            yield "\n".join(paragraph)
+            paragraph = []
+    if paragraph:
+        yield "\n".join(paragraph)
+
+
+def _lines(source: Source, text: Iterator[str], notes: Notes) -> Iterator[str]:
+    """Yield the lines that are not blank, stripped."""
+    is_first = True
+    for lines in line_lists(text):
+        stripped = [line for line in map(str.strip, lines) if line]
+        if is_first and stripped:
+            is_first = False
+            if _is_json(stripped[0]):
+                notes.json_files.append(source.name)
+        notes.n_lines += len(stripped)
+        notes.n_blank += len(lines) - len(stripped)
+        notes.n_indented += sum(line[0].isspace() and not line.isspace() for line in lines if line)
+        yield from stripped
+
+
+def _is_json(line: str) -> bool:
+    try:
+        return line[0] in "{[" and bool(msgspec.json.decode(line))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+
+
+def read_documents(path: Inputs, *, split: Split = "line", field: str | None = None) -> Documents:
+    r"""Return the documents of text files.
+
+    Files are UTF-8, or UTF-16 or UTF-32 that begins with its mark; CRLF and CR become LF. Blank
+    documents are left out.
+
+    Args:
+        path: a file, a folder (the text files below it, sorted; what is hidden, no text or a model
+            directory is skipped and counted) or an open binary stream, or several of them.
+        split: "line": each line is a document, stripped. "paragraph": the lines up to a blank one
+            are a document. "file": each file is one. But for lines, every character counts.
+        field: take this field of each line, a JSON object, as a document; None for plain text.
+
+    Raises:
+        DataError: a file cannot be read or is no text, a line has no such field, or a folder has
+            no text file; file, line and byte offset are named. Files are opened while the
+            documents are read.
+        ConfigError: an argument is out of its domain.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "poem.txt")
+        ...     _ = path.write_text("One,\n  two.\n\nThree.\n")
+        ...     [list(read_documents(path, split=split)) for split in ("line", "paragraph")]
+        [['One,', 'two.', 'Three.'], ['One,\n  two.', 'Three.']]
+    """
+    check_choice("split", split, get_args(Split))
+    if field is not None and not isinstance(field, str):
+        raise ConfigError(f"field is {field!r:.80}, expected a string or None")
+    if field is not None and split != "line":
+        raise ConfigError(f"got field={field!r} and split={split!r}, expected one of them")
+    return Documents(Sources(path), split, field)
