@@ -56,15 +56,34 @@ finally:
 """
 
 
+def peak_of_training(path: Path, output: Path, *flags: object) -> int:
+    """Return the most memory, in bytes, of a command that trains a few steps."""
+    arguments = ("train", "--input", path, "--output", output, "--steps", 20, *flags, "--quiet")
+    command = [sys.executable, "-c", PEAK, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("split", ["line", "file"])
 @pytest.mark.parametrize(
     "n_bytes", [50 * MEGABYTE, pytest.param(1000 * MEGABYTE, marks=pytest.mark.long)]
 )
-def test_large_file_takes_little_more_memory_than_its_tokens(tmp_path: Path, n_bytes: int) -> None:
+def test_large_file_takes_little_more_memory_than_its_tokens(
+    tmp_path: Path, n_bytes: int, split: str
+) -> None:
     n_lines = write_lines(tmp_path / "large.txt", n_bytes)
     n_tokens = (tmp_path / "large.txt").stat().st_size  # a BOS in the place of each line's end
-    arguments = ("--input", tmp_path / "large.txt", "--output", tmp_path / "out", "--steps", 20)
-    command = [sys.executable, "-c", PEAK, "train", *arguments, "--snapshot-every", 10, "--quiet"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
-    peak = int(done.stdout.split()[-1])
-    assert peak < 2 * n_tokens + 8 * n_lines + 200 * MEGABYTE
+    flags = ("--split", split, "--snapshot-every", 10)
+    peak = peak_of_training(tmp_path / "large.txt", tmp_path / "out", *flags)
+    assert peak < 2 * n_tokens + 8 * n_lines * (split == "line") + 200 * MEGABYTE
     (tmp_path / "large.txt").unlink()
+
+
+def test_many_files_take_little_more_memory_than_their_tokens(tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(10_000):
+        (folder / f"{i}.txt").write_text(f"note {i}\n" * 100)
+    n_tokens = 100 * sum(len(f"note {i}\n") for i in range(10_000))
+    peak = peak_of_training(folder, tmp_path / "out", "--split", "file")
+    assert peak < 2 * n_tokens + 200 * MEGABYTE
