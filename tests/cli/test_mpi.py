@@ -23,10 +23,11 @@ def run_job(n_processes: int, *arguments: object) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("n_processes", [2, 3])
+@pytest.mark.parametrize("windows", [(), ("--long", "window", "--block-size", 3)])
 def test_same_flags_give_the_same_model_on_several_processes(
-    cli: Any, names: Path, tmp_path: Path, n_processes: int
+    cli: Any, names: Path, tmp_path: Path, n_processes: int, windows: tuple[object, ...]
 ) -> None:
-    flags = ("--input", names, *FLAGS)
+    flags = ("--input", names, *FLAGS, *windows)
     alone = cli("train", "--output", tmp_path / "alone", *flags)
     job = run_job(n_processes, "--output", tmp_path / "job", *flags, "--snapshot-every", 10)
     assert job.returncode == 0, job.stderr

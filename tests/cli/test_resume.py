@@ -23,6 +23,7 @@ FLAGS = [
     *("--warmup-steps", 100, "--schedule", "cosine", "--val-fraction", 0.25, "--eval-every", 700),
     *("--snapshot-every", 1000, "--log-every", 1000),
 ]
+WINDOWS = ["--long", "window", "--block-size", 3]
 
 
 def digest(directory: Path) -> str:
@@ -81,10 +82,15 @@ def stop_at_random(
 
 
 def check_interruptions(
-    cli: Any, program: Path, names: Path, tmp_path: Path, n_trials: int, rng: random.Random
+    cli: Any,
+    program: Path,
+    tmp_path: Path,
+    n_trials: int,
+    rng: random.Random,
+    *new_run: object,
 ) -> None:
     start = time.perf_counter()
-    whole = cli("train", "--input", names, "--output", tmp_path / "whole", *FLAGS)
+    whole = cli("train", "--output", tmp_path / "whole", *new_run)
     seconds = 0.7 * (time.perf_counter() - start)  # so most signals come before the end
     assert whole.status == 0, whole.err
     expected = digests(tmp_path / "whole"), closing_samples(whole.out)
@@ -93,13 +99,13 @@ def check_interruptions(
         if n_stopped == n_trials:
             break
         directory = tmp_path / str(i)
-        if stop_at_random(program, rng, seconds, directory, "--input", names, *FLAGS) == 0:
+        if stop_at_random(program, rng, seconds, directory, *new_run) == 0:
             continue
         n_stopped += 1
         if microgpt.holds_snapshot(directory):
             resumed = cli("train", "--resume", directory)
         else:  # killed before the first one
-            resumed = cli("train", "--input", names, "--output", directory, "--force", *FLAGS)
+            resumed = cli("train", "--output", directory, "--force", *new_run)
         assert resumed.status == 0, resumed.err
         assert (digests(directory), closing_samples(resumed.out)) == expected, i
         strange = {path.name for path in directory.iterdir()}
@@ -107,17 +113,21 @@ def check_interruptions(
     assert n_stopped == n_trials
 
 
+@pytest.mark.parametrize("flags", [[], WINDOWS])
 def test_interrupted_runs_end_as_the_uninterrupted_one(
-    cli: Any, program: Path, names: Path, tmp_path: Path
+    cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:
-    check_interruptions(cli, program, names, tmp_path, 4, random.Random(1))
+    new_run = ("--input", names, *FLAGS, *flags)
+    check_interruptions(cli, program, tmp_path, 4 - bool(flags), random.Random(1), *new_run)
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("flags", [[], WINDOWS])
 def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
-    cli: Any, program: Path, names: Path, tmp_path: Path
+    cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:
-    check_interruptions(cli, program, names, tmp_path, 50, random.Random())
+    new_run = ("--input", names, *FLAGS, *flags)
+    check_interruptions(cli, program, tmp_path, 50, random.Random(), *new_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

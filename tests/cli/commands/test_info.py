@@ -48,6 +48,12 @@ def test_chat_model_names_its_special_tokens(cli: "Cli", tmp_path: Path) -> None
     ]
 
 
+def test_model_of_windows_says_what_its_prompts_are(cli: "Cli", tmp_path: Path) -> None:
+    microgpt.fit(["abcd"], steps=1, long="window", block_size=2).save(tmp_path)
+    lines = cli("info", "--model-dir", tmp_path).lines
+    assert lines[7] == "  prompts:         any part of a document, without BOS"
+
+
 def test_model_says_how_it_was_trained(cli: "Cli", names: Path, tmp_path: Path) -> None:
     flags = ("--steps", 20, "--seed", 7, "--lr", 0.02, "--val-fraction", 0.25, "--json")
     job = ("train", "--input", names, "--output", tmp_path / "out", "--engine", "vectorized")

@@ -205,6 +205,18 @@ def test_learning_rate_depends_on_the_width_unless_it_is_given(
     assert "lr:          0.02" in cli(*job, "--n-embd", 32, "--lr", 0.02).lines
 
 
+def test_windows_are_counted_and_no_warning(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    flags = ("--long", "window", "--block-size", 4, "--steps", 1, "--val-fraction", 0.25)
+    result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)
+    assert result.err == ""
+    # The eight names have 39 positions, 29 of them to train on; blocks of at most four positions.
+    rows = result.lines[5:8]
+    assert [row.partition(":")[0] for row in rows] == ["num docs", "windows", "held out"]
+    n_windows, n_held_out = (int(row.split()[-1]) for row in rows[1:])
+    assert 29 / 4 <= n_windows <= 29
+    assert 10 / 4 <= n_held_out <= 10
+
+
 def test_warnings_go_to_stderr_and_count_documents_that_are_cut(
     cli: "Cli", names: Path, tmp_path: Path
 ) -> None:

@@ -219,10 +219,22 @@ def test_long_documents_are_skipped() -> None:
     assert fitted.tokenizer is dataset.tokenizer
 
 
-@pytest.mark.parametrize("long", ["truncate", "split", "skip"])
+@pytest.mark.parametrize("long", ["truncate", "split", "skip", "window"])
 def test_documents_that_fit_stay_as_they_are(long: Any) -> None:
     dataset = Dataset.from_documents(["abc", "d"])
     assert dataset.fitted(4, long) is dataset
+
+
+def test_documents_for_windows_stay_whole() -> None:
+    dataset = Dataset.from_documents(["abc", "d"])
+    assert dataset.fitted(2, "window") is dataset
+
+
+@pytest.mark.parametrize("block_size", [4, 100])
+def test_windows_of_conversations_are_refused(block_size: int) -> None:
+    with pytest.raises(ConfigError, match=r"^long is 'window', which would begin and") as caught:
+        Dataset.from_conversations([TALK]).fitted(block_size, "window")
+    assert caught.value.hint == "use split, which divides long conversations between turns"
 
 
 def test_skipping_every_document_is_refused() -> None:
@@ -235,7 +247,7 @@ def test_skipping_every_document_is_refused() -> None:
     [
         (0, "skip", "block_size is 0, expected an integer of at least 1"),
         (-1, "truncate", "block_size is -1"),
-        (4, "wrap", "long is 'wrap', expected one of truncate, split, skip"),
+        (4, "wrap", "long is 'wrap', expected one of truncate, split, skip, window"),
     ],
 )
 def test_way_to_fit_that_there_is_not_is_refused(block_size: int, long: Any, message: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from microgpt import (
     ENGINES,
+    Batch,
     CheckpointError,
     ConfigError,
     ContextLengthError,
@@ -73,6 +74,40 @@ def test_copied_or_pickled_model_is_one_of_its_own(engine: str) -> None:
         assert made.parameters.flat[0] == 0
         assert made.generate(3) != expected
     assert model.generate(3) == expected
+
+
+def test_model_of_windows_stays_one_and_continues_texts_without_bos(tmp_path: Path) -> None:
+    model = microgpt.fit(["abcabc" * 9], steps=30, long="window", block_size=6)
+    model.save(tmp_path)
+    pickled = pickle.loads(pickle.dumps(model))  # noqa: S301 - ours
+    greedy = SamplingConfig(temperature=0)
+    for made in (model, copy.copy(model), pickled, microgpt.load(tmp_path)):
+        assert made.windows
+        assert made.prompt("ab").token_ids == [0, 1]
+        assert made.reply(made.prompt("ab"), greedy).content == "cabca"
+        assert made.generate(prompt="ab", temperature=0) == ["abcabca"]
+        assert "".join(made.stream("ab", temperature=0)) == "cabca"
+
+
+def test_model_of_windows_predicts_what_follows_better_without_bos() -> None:
+    rng = random.Random(1)
+    text = "".join(rng.choices(["anna ", "bobs ", "otto "], k=2000))
+    model = microgpt.fit([text], steps=400, batch_size=8, long="window", block_size=16)
+    ids = model.tokenizer.encode(text)
+
+    def loss(before: list[int], part: list[int]) -> float:
+        """Return the summed loss of a text but its first character."""
+        batch = np.array([*before, *part])
+        targets = np.where(np.arange(1, len(batch)) > len(before), batch[1:], -1)
+        nll, _ = model.engine.loss(Batch(batch[:-1], targets, np.array([len(targets)])))
+        return nll
+
+    parts = [ids[start : start + 12] for start in range(0, 1400, 7)]  # anywhere in a word
+    without, with_bos = (
+        sum(loss(before, part) for part in parts) / (11 * len(parts))
+        for before in ([], [model.tokenizer.bos])
+    )
+    assert without < with_bos - 0.03  # nats per character
 
 
 def test_load_chooses_engine_and_type_of_numbers(model: LanguageModel, tmp_path: Path) -> None:

@@ -329,6 +329,15 @@ def test_unknown_characters_of_a_text_are_refused_or_left_out_and_counted() -> N
     assert (prompt.token_ids, prompt.n_unknown) == ([2, 0], 2)
 
 
+def test_prompt_for_a_model_of_windows_has_bos_only_where_there_is_nothing_else() -> None:
+    tokenizer = Tokenizer.from_texts(["ab"])
+    prompt = text_prompt("xba", tokenizer, unknown="skip", windows=True)
+    assert (prompt.token_ids, prompt.n_unknown, prompt.stop_token) == ([1, 0], 1, 2)
+    assert text_prompt("", tokenizer, windows=True).token_ids == [2]
+    nothing_known = text_prompt("xy", tokenizer, unknown="skip", windows=True)
+    assert (nothing_known.token_ids, nothing_known.n_unknown) == ([2], 2)
+
+
 def test_prompt_of_messages_ends_at_end_turn_and_forbids_roles_and_bos() -> None:
     tokenizer = Tokenizer.from_texts(["ab"], is_chat=True)
     prompt = prompt_of([{"role": "user", "content": "a"}], tokenizer, 16)

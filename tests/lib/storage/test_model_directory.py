@@ -97,6 +97,18 @@ def test_metadata_is_readable_and_in_the_order_of_the_rust_system(saved: Path) -
     ]
 
 
+def test_windows_are_recorded_after_all_keys_of_before(saved: Path) -> None:
+    model = microgpt.fit(["abc"], steps=1, long="window", block_size=2)
+    assert model.windows
+    model.save(saved)
+    meta = json.loads((saved / "meta.json").read_text())
+    assert list(meta.items())[-2:] == [("training", meta["training"]), ("windows", True)]
+    assert microgpt.load(saved).windows
+    del meta["windows"]
+    (saved / "meta.json").write_text(json.dumps(meta))
+    assert not microgpt.load(saved).windows
+
+
 def test_half_precision_keeps_three_digits_in_half_the_bytes(tmp_path: Path) -> None:
     model = numbered(-0.5)
     model.save(tmp_path / "whole", format="safetensors")

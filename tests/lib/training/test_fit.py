@@ -92,6 +92,78 @@ def test_draws_are_the_shuffle_if_any_and_then_the_weights(*, shuffle: bool) -> 
     assert rng.getstate() == expected.getstate()
 
 
+WINDOWS: dict[str, Any] = SIZES | {"long": "window", "block_size": 3}
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_draws_for_windows_are_the_shuffle_that_split_has_and_the_weights(*, shuffle: bool) -> None:
+    dataset = Dataset.from_documents(DOCUMENTS)
+    rngs = random.Random(7), random.Random(7)
+    model, trainer = microgpt.prepare(dataset, TrainConfig(), rngs[0], shuffle=shuffle, **WINDOWS)
+    options = WINDOWS | {"long": "split"}
+    other, split = microgpt.prepare(dataset, TrainConfig(), rngs[1], shuffle=shuffle, **options)
+    whole = np.searchsorted(dataset.starts, split.dataset.starts, "right") - 1  # of each part
+    assert list(trainer.order) == [whole[i] for i in split.order]
+    assert (list(trainer.order) == sorted(trainer.order)) != shuffle
+    np.testing.assert_array_equal(model.parameters.flat, other.parameters.flat)
+    assert rngs[0].getstate() == rngs[1].getstate()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_windows_hold_out_the_last_share_of_all_positions(*, shuffle: bool) -> None:
+    rng, expected = random.Random(7), random.Random(7)
+    dataset = Dataset.from_documents(DOCUMENTS)
+    options = WINDOWS | {"shuffle": shuffle, "val_fraction": 0.3}
+    model, trainer = microgpt.prepare(dataset, TrainConfig(), rng, **options)
+    order = list(range(len(DOCUMENTS)))
+    if shuffle:
+        expected.shuffle(order)
+    whole = [i for at in order for i in range(len(DOCUMENTS[at]) + 1)]
+    n_val = round(0.3 * len(whole))
+    assert int(trainer.dataset.lengths.sum()) == len(whole) - n_val
+    assert trainer.validation
+    held_out = trainer.validation.dataset
+    assert int(held_out.lengths.sum()) == n_val
+    assert held_out.lengths.max() == 3
+    last = dataset[order[-1]].tolist()
+    assert held_out[len(held_out) - 1].tolist()[-2:] == last[-2:]
+    if shuffle:
+        expected.shuffle(list(trainer.order))
+    weights = Parameters.init(model.config, expected, "float32")
+    np.testing.assert_array_equal(model.parameters.flat, weights.flat)
+
+
+def test_single_document_holds_out_its_tail() -> None:
+    dataset = Dataset.from_documents(["abcdefghij"])
+    options = WINDOWS | {"val_fraction": 0.3}
+    _, trainer = microgpt.prepare(dataset, TrainConfig(), **options)
+    assert trainer.validation
+    held_out = trainer.validation.dataset
+    ids = dataset[0].tolist()
+    assert trainer.dataset[0].tolist() == ids[:9]
+    assert [held_out[i].tolist() for i in trainer.validation.order] == [ids[8:12]]
+
+
+def test_windows_are_validated_on_every_position_once() -> None:
+    dataset = Dataset.from_documents(DOCUMENTS)
+    val_dataset = Dataset.from_documents(["ottonatha", "ba"])
+    options = WINDOWS | {"steps": 1, "dtype": "float64"}
+    model, trainer = microgpt.prepare(dataset, TrainConfig(), val_dataset=val_dataset, **options)
+    (report,) = trainer
+    blocks = val_dataset.encoded_with(model.tokenizer).fitted(3, "split")
+    losses = [model.engine.loss(blocks.batch([i], 3)) for i in range(len(blocks))]
+    total, n_tokens = map(sum, zip(*losses, strict=True))
+    assert n_tokens == 10 + 3
+    assert report.val_loss == pytest.approx(total / n_tokens, rel=1e-12)
+
+
+@pytest.mark.parametrize("val_fraction", [0.01, 0.99])
+def test_share_that_leaves_no_token_is_refused(val_fraction: float) -> None:
+    options = WINDOWS | {"val_fraction": val_fraction}
+    with pytest.raises(ConfigError, match=r"leaves tokens on both sides of 5$"):
+        microgpt.prepare(Dataset.from_documents(["anna"]), TrainConfig(), **options)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -79,10 +79,11 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("engine", "dtype", "stopped_at"), RUNS)
+@pytest.mark.parametrize("windows", [{}, {"long": "window", "block_size": 3}])
 def test_restored_run_ends_as_the_uninterrupted_one(
-    tmp_path: Path, engine: str, dtype: str, stopped_at: int
+    tmp_path: Path, engine: str, dtype: str, stopped_at: int, windows: dict[str, Any]
 ) -> None:
-    options = {"engine": engine, "dtype": dtype}
+    options = {"engine": engine, "dtype": dtype} | windows
     model, trainer, rng = prepared(**options)
     expected_reports = list(trainer)
     first_half, first = prepared(**options)[1], []
@@ -105,6 +106,7 @@ def test_restored_run_ends_as_the_uninterrupted_one(
     assert (resumed.best.step, resumed.best.val_loss) == (trainer.best.step, trainer.best.val_loss)
     np.testing.assert_array_equal(resumed.best.weights, trainer.best.weights)
     assert resumed_model.generate(3, rng=resumed_rng) == model.generate(3, rng=rng)
+    assert resumed_model.windows == bool(windows)
     assert resumed_rng.getstate() == rng.getstate()
 
 

@@ -17,6 +17,7 @@ from microgpt import (
     Trainer,
     train_step,
 )
+from microgpt.corpus.windows import place_of
 from microgpt.engines import ENGINES, select
 from microgpt.parameters import Parameters
 
@@ -85,8 +86,33 @@ def test_documents_are_taken_in_order_and_again_from_the_start() -> None:
     assert taken == [[order[(3 * step + i) % 7] for i in range(3)] for step in range(5)]
 
 
-def test_one_call_of_many_steps_is_the_same_as_many_calls() -> None:
-    one, many = prepared(steps=10, batch_size=2), prepared(steps=10, batch_size=2)
+def test_trainer_draws_the_windows_of_documents_in_an_order() -> None:
+    text, config = "abcdefghijklmnop", TrainConfig(long="window", batch_size=3, seed=5)
+    dataset = Dataset.from_documents([text, "ac"])
+    sizes = ModelConfig(vocab_size=17, n_embd=4, block_size=4)
+    engine = select("vectorized", Parameters.init(sizes, random.Random(1), "float64"))
+    trainer = Trainer(engine, dataset, [1, 0, 0, 0], config)
+    taken = []
+    engine.train_steps = lambda batches, *_: taken.extend(batches)  # type: ignore[method-assign, assignment] # to listen
+    with pytest.raises(TypeError):
+        trainer.advance(2)  # there are no reports
+    for step, batch in enumerate(taken):
+        for row, ids in enumerate(np.split(batch.inputs, np.cumsum(batch.lengths)[:-1])):
+            document = [1, 0, 0, 0][(3 * step + row) % 4]
+            whole = dataset[document].tolist()
+            start = 0 if document else place_of(5, step, row, 17 - 4 + 1)
+            assert ids.tolist() == whole[start : start + 4][: len(whole) - 1]
+    assert len(taken) == 2
+
+
+def test_too_few_windows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="windows to train on is 7, expected at least batch_size"):
+        prepared(batch_size=8, long="window", block_size=9)
+
+
+@pytest.mark.parametrize("options", [{}, {"long": "window", "block_size": 3}])
+def test_one_call_of_many_steps_is_the_same_as_many_calls(options: dict[str, Any]) -> None:
+    one, many = (prepared(steps=10, batch_size=2, **options) for _ in range(2))
     reports = one.advance(99)
     assert [*many] == reports
     assert [report.step for report in reports] == list(range(1, 11))

@@ -25,6 +25,8 @@ def command(*, model_dir: ModelDir = Path("output")) -> None:
     }
     if tokenizer.is_chat:
         rows["special_tokens"] = list(tokenizer.special_tokens)
+    if model.windows:
+        rows["prompts"] = "any part of a document, without BOS"
     rows |= {"num_params": config.n_params, "dtype": model.dtype, "engine": model.engine.name}
     if model.training:
         made = _training_rows(model.training)

@@ -65,7 +65,7 @@ def command(
     ] = DEFAULTS.schedule,
     clip: Annotated[float | None, field("clip", callback=positive)] = DEFAULTS.clip,
     weight_decay: Annotated[float, field("weight_decay")] = DEFAULTS.weight_decay,
-    long: Annotated[Literal["truncate", "split", "skip"], field("long")] = DEFAULTS.long,
+    long: Annotated[Literal["truncate", "split", "skip", "window"], field("long")] = DEFAULTS.long,
     loss_on: Annotated[Literal["all", "assistant"], field("loss_on")] = DEFAULTS.loss_on,
     val_fraction: Annotated[float, field("val_fraction", max=1.0)] = DEFAULTS.val_fraction,
     val_input: Annotated[
@@ -222,6 +222,8 @@ def _header(
         "block_size": config.block_size,
         "num convos" if is_chat else "num docs": n_documents,
     }
+    if model.windows:
+        header["windows"] = len(trainer.order)
     if trainer.validation:
         header["held out"] = len(trainer.validation.order)
     if trainer.ranks:
@@ -246,7 +248,7 @@ def _warn(
         for name, reason in microgpt.unavailable_engines().items():
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
     n_long = int((dataset.lengths > config.block_size).sum())
-    if not n_long:
+    if not n_long or config.long == "window":  # all of each document is trained on
         return
     p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
     warn(

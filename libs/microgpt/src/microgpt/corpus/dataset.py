@@ -19,11 +19,11 @@ from microgpt.corpus.batches import Batch, Batches, starts_of
 from microgpt.corpus.documents import Documents
 from microgpt.corpus.encoder import Encoder
 from microgpt.data import Message, Tokenizer
-from microgpt.errors import ChatError, DataError
+from microgpt.errors import ChatError, ConfigError, DataError
 
 __all__ = ["Dataset", "Long"]
 
-Long: TypeAlias = Literal["truncate", "split", "skip"]
+Long: TypeAlias = Literal["truncate", "split", "skip", "window"]
 
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
@@ -171,20 +171,25 @@ class Dataset:
         return digest.hexdigest()
 
     def fitted(self, block_size: int, long: Long = "truncate") -> "Dataset":
-        """Return the documents, each of at most `block_size` positions.
+        """Return the documents, each of at most `block_size` positions unless `long` is "window".
 
         Args:
             block_size: the most positions of a document.
             long: treatment of longer documents. "truncate" keeps the beginning; "skip" leaves them
                 out; "split" divides each into several documents, which for chat begin at a turn:
-                only a turn that is longer than the block is cut inside.
+                only a turn that is longer than the block is cut inside; "window" keeps them
+                whole, for a `Trainer` to draw windows from.
 
         Raises:
             DataError: no document is left.
-            ConfigError: `long` is unknown, or block_size below 1.
+            ConfigError: `long` is unknown, or "window" with conversations; or block_size is below
+                1.
         """
         checked_integer("block_size", block_size, 1)
         check_choice("long", long, get_args(Long))
+        if long == "window":
+            self._check_windows()
+            return self
         is_long = self.lengths > block_size
         if not is_long.any():
             return self
@@ -208,6 +213,13 @@ class Dataset:
             starts=np.repeat(self.starts, n_parts) + part * block_size,
             lengths=np.minimum(rest, block_size),
         )
+
+    def _check_windows(self) -> None:
+        if self.tokenizer.is_chat:
+            raise ConfigError(
+                "long is 'window', which would begin and end inside the turns of conversations",
+                hint="use split, which divides long conversations between turns",
+            )
 
     def _split_at_turns(self, block_size: int) -> "Dataset":
         roles = [self.tokenizer.special_id(role) for role in ROLES]

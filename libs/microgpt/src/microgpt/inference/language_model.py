@@ -10,12 +10,7 @@ from microgpt.checks import PathLike, check_type, checked_integer, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import Message, Tokenizer, Unknown
 from microgpt.engines import select
-from microgpt.engines.decoding import (
-    ChosenToken,
-    SamplingConfig,
-    StopSignal,
-    chosen_tokens,
-)
+from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, chosen_tokens
 from microgpt.errors import ConfigError
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
 from microgpt.inference.samples import (
@@ -28,11 +23,7 @@ from microgpt.inference.score import Score, score_dataset, summed_loss
 from microgpt.inference.stream import Reply, TextStream
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
-from microgpt.storage.model_directory import (
-    StoredModel,
-    TrainingRecord,
-    write_model,
-)
+from microgpt.storage.model_directory import StoredModel, TrainingRecord, write_model
 from microgpt.storage.weights import Format
 
 __all__ = ["LanguageModel"]
@@ -49,6 +40,7 @@ class LanguageModel:
         engine: name of the engine that runs it; see `ENGINES`.
         threads: cores to use; None for all.
         training: how the model was made, where that is known.
+        windows: the model was trained on windows of documents; a prompt then begins without BOS.
 
     Raises:
         EngineError: there is no such engine.
@@ -75,6 +67,7 @@ class LanguageModel:
         engine: str = "auto",
         threads: int | None = None,
         training: TrainingRecord | None = None,
+        windows: bool = False,
     ) -> None:
         if tokenizer.vocab_size != parameters.config.vocab_size:
             raise ConfigError(
@@ -83,6 +76,7 @@ class LanguageModel:
             )
         self.tokenizer = tokenizer
         self.training = training
+        self.windows = windows
         self.engine = select(engine, parameters, threads)
 
     def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[Tokenizer, Parameters]]:
@@ -92,6 +86,7 @@ class LanguageModel:
             engine=self.engine.name,
             threads=self.engine.threads,
             training=self.training,
+            windows=self.windows,
         )
         return make, (self.tokenizer, self.parameters)
 
@@ -134,7 +129,7 @@ class LanguageModel:
             ConfigError: there is no such format, or `half` with JSON.
             CheckpointError: a weight is not finite, or the directory cannot be written.
         """
-        model = StoredModel(self.tokenizer, self.parameters, self.training)
+        model = StoredModel(self.tokenizer, self.parameters, self.training, self.windows)
         write_model(directory, model, format, half=half, before_replacing=before_replacing)
 
     def prompt(
@@ -147,7 +142,8 @@ class LanguageModel:
         """Return the prompt of a text or of messages, for `reply`, `stream` and `generate`.
 
         Args:
-            text: the beginning of a document; or messages, at least one, to be replied to.
+            text: the beginning of a document, or for a model of windows any part of one; or
+                messages, at least one, to be replied to.
             unknown: "skip" leaves out characters that the model does not know, "error" refuses.
             too_long: see `build_prompt`; a document's beginning must fit into the block.
 
@@ -155,7 +151,7 @@ class LanguageModel:
             ChatError, TokenError, ConfigError, ContextLengthError: see `build_prompt`.
         """
         if isinstance(text, str):
-            return text_prompt(text, self.tokenizer, unknown=unknown)
+            return text_prompt(text, self.tokenizer, unknown=unknown, windows=self.windows)
         return self._chat_prompt(text, unknown, too_long)
 
     def reply(
@@ -384,7 +380,7 @@ class LanguageModel:
         )
 
     def _as_prompt(self, prompt: str | Prompt) -> Prompt:
-        return prompt if isinstance(prompt, Prompt) else text_prompt(prompt, self.tokenizer)
+        return prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
 
     def _stream(
         self,

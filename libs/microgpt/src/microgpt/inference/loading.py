@@ -37,4 +37,5 @@ def load(
         engine=engine,
         threads=threads,
         training=stored.training,
+        windows=stored.windows,
     )

@@ -21,7 +21,8 @@ class Prompt:
     """The tokens that a model reads before its text, and how that text ends.
 
     Args:
-        token_ids: BOS and the text; or BOS, the turns that fit, the assistant's token.
+        token_ids: BOS and the text, or the text alone; or BOS, the turns that fit, the
+            assistant's token.
         turns_dropped: oldest turns that did not fit.
         tokens_dropped: tokens of these turns, and those cut off the front of a too long turn.
         n_unknown: characters that the model does not know, left out.
@@ -40,14 +41,24 @@ class Prompt:
 ChatPrompt = Prompt  # its name while only messages became a prompt
 
 
-def text_prompt(text: str, tokenizer: Tokenizer, *, unknown: Unknown = "error") -> Prompt:
+def text_prompt(
+    text: str, tokenizer: Tokenizer, *, unknown: Unknown = "error", windows: bool = False
+) -> Prompt:
     """Return the prompt of a document that begins with `text`.
+
+    Args:
+        text: may be empty.
+        tokenizer: of the model.
+        unknown: see `build_prompt`.
+        windows: leave BOS out, unless nothing else is in the prompt: a model that was trained on
+            windows has seldom read it.
 
     Raises:
         TokenError: there are unknown characters and `unknown` is "error".
     """
-    token_ids = [tokenizer.bos, *tokenizer.encode(text, unknown=unknown)]
-    return Prompt(token_ids, n_unknown=1 + len(text) - len(token_ids), stop_token=tokenizer.bos)
+    known = tokenizer.encode(text, unknown=unknown)
+    token_ids = known if windows and known else [tokenizer.bos, *known]
+    return Prompt(token_ids, n_unknown=len(text) - len(known), stop_token=tokenizer.bos)
 
 
 def build_prompt(

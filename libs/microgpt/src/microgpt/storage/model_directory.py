@@ -83,11 +83,13 @@ class StoredModel:
         tokenizer: its characters.
         parameters: its sizes and weights.
         training: how it was made, where that is known.
+        windows: it was trained on windows, which seldom show where a document begins.
     """
 
     tokenizer: Tokenizer
     parameters: Parameters
     training: TrainingRecord | None = None
+    windows: bool = False
 
 
 class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -104,6 +106,7 @@ class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
     weights_file: str | None = None
     weights_sha256: str | None = None
     training: Any = None
+    windows: bool = False
 
     @property
     def file(self) -> str:
@@ -172,6 +175,7 @@ def _encode_meta(model: StoredModel, weights_file: str, weights_sha256: str) -> 
         weights_file=weights_file,
         weights_sha256=weights_sha256,
         training=model.training,
+        windows=model.windows,
     )
     return msgspec.json.format(msgspec.json.encode(meta), indent=2)
 
@@ -239,7 +243,7 @@ def read_model(directory: PathLike, dtype: str | None = None) -> StoredModel:
     saved_dtype = meta.dtype or "float64"
     parameters = Parameters.zeros(config, dtype or saved_dtype)
     decode_weights(path / meta.file, weights, parameters)
-    return StoredModel(tokenizer, parameters, _training_record(meta.training))
+    return StoredModel(tokenizer, parameters, _training_record(meta.training), meta.windows)
 
 
 def _training_record(stored: Any) -> TrainingRecord | None:

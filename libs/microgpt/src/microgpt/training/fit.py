@@ -2,12 +2,15 @@
 
 import random
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 from msgspec.structs import replace
 
 from microgpt.checks import check_type
 from microgpt.corpus.dataset import Dataset, Long
+from microgpt.corpus.windows import divided, window_entries
+from microgpt.data import Tokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.samples import WORK_TOGETHER
@@ -18,6 +21,8 @@ from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Validation
 
 __all__ = ["fit", "prepare"]
+
+Ordered: TypeAlias = tuple[Dataset, Sequence[int]]  # documents, and indices in their order
 
 
 def prepare(
@@ -35,6 +40,12 @@ def prepare(
     Draws from `rng` in this order: the shuffle of the documents (unless `shuffle` is False), then
     the initial weights. Training draws nothing, so samples may continue with the same generator.
 
+    With `long` "window", a document of L positions is ceil(L / block_size) times in the order, and
+    the shuffle is that of all entries; with `val_fraction`, a shuffle of the documents comes before
+    it. The last share of all positions in that order is held out, a document at the border in part,
+    and validated on in blocks that do not overlap. An integer hash of `train_config.seed`, step and
+    row of the batch chooses each window: see `corpus/windows.py`.
+
     Args:
         dataset: documents or conversations to learn from.
         train_config: options of the run.
@@ -47,7 +58,8 @@ def prepare(
 
     Raises:
         ConfigError: an option is out of its domain, no document is left for training or for
-            validation, or the processes differ in arguments.
+            validation, conversations are to be cut into windows, or the processes differ in
+            arguments.
         DataError: `long` "skip" leaves no document, or there is no assistant turn.
         TokenError: a validation document holds a character that no training document has.
         EngineError: there is no such engine.
@@ -58,24 +70,21 @@ def prepare(
     rng = random.Random(config.seed) if rng is None else rng
     check_type("rng", rng, random.Random)
     seed = config.seed if _is_fresh(rng, config.seed) else None
-    dataset = _learnable(dataset, config)
-    order: Sequence[int] = dataset.shuffled(rng) if config.shuffle else range(len(dataset))
-    validation = None
+    arranged = _windows if config.long == "window" else _documents
+    val_fraction = config.val_fraction if val_dataset is None else 0.0
+    (dataset, order), held_out = arranged(_learnable(dataset, config), config, rng, val_fraction)
+    tokenizer = dataset.tokenizer
     if val_dataset is not None:
-        check_type("val_dataset", val_dataset, Dataset)
-        try:
-            others = _learnable(val_dataset.encoded_with(dataset.tokenizer), config)
-        except (DataError, TokenError) as error:
-            message = f"the validation documents: {error}"
-            raise type(error)(message, hint=error.hint) from error
-        validation = Validation(others, range(len(others)), config.eval_every)
-    elif config.val_fraction:
-        n_train = _n_train(len(order), config.val_fraction)
-        validation = Validation(dataset, order[n_train:], config.eval_every)
-        order = order[:n_train]
-    sizes = config.model_config(dataset.tokenizer.vocab_size)
-    parameters = Parameters.init(sizes, rng, config.dtype)
-    model = LanguageModel(dataset.tokenizer, parameters, engine=config.engine, threads=threads)
+        held_out = _other_documents(val_dataset, tokenizer, config)
+    validation = Validation(*held_out, config.eval_every) if held_out else None
+    parameters = Parameters.init(config.model_config(tokenizer.vocab_size), rng, config.dtype)
+    model = LanguageModel(
+        tokenizer,
+        parameters,
+        engine=config.engine,
+        threads=threads,
+        windows=config.long == "window",
+    )
     return model, Trainer(model.engine, dataset, order, config, validation, ranks, seed)
 
 
@@ -92,15 +101,61 @@ def _learnable(dataset: Dataset, config: TrainConfig) -> Dataset:
     return dataset.only_assistant() if config.loss_on == "assistant" else dataset
 
 
-def _n_train(n_documents: int, val_fraction: float) -> int:
-    """Return the number of documents to train on."""
-    n_val = round(n_documents * val_fraction)
-    if not 0 < n_val < n_documents:
+def _documents(
+    dataset: Dataset, config: TrainConfig, rng: random.Random, val_fraction: float
+) -> tuple[Ordered, Ordered | None]:
+    """Return documents to train on, and to validate on."""
+    order = _order(dataset, config, rng)
+    if not val_fraction:
+        return (dataset, order), None
+    n_train = _n_train(len(order), val_fraction, "documents")
+    return (dataset, order[:n_train]), (dataset, order[n_train:])
+
+
+def _windows(
+    dataset: Dataset, config: TrainConfig, rng: random.Random, val_fraction: float
+) -> tuple[Ordered, Ordered | None]:
+    """Return documents to draw windows from, and blocks to validate on."""
+    held_out = None
+    if val_fraction:
+        n_train = _n_train(int(dataset.lengths.sum(dtype=np.int64)), val_fraction, "tokens")
+        dataset, others = divided(dataset, _order(dataset, config, rng), n_train)
+        held_out = _in_blocks(others, config)
+    entries = window_entries(dataset, config.block_size)
+    if config.shuffle:
+        rng.shuffle(entries)
+    return (dataset, entries), held_out
+
+
+def _order(dataset: Dataset, config: TrainConfig, rng: random.Random) -> Sequence[int]:
+    return dataset.shuffled(rng) if config.shuffle else range(len(dataset))
+
+
+def _in_blocks(dataset: Dataset, config: TrainConfig) -> Ordered:
+    """Return documents to validate on; where training draws windows, each position once."""
+    if config.long == "window":
+        dataset = dataset.fitted(config.block_size, "split")
+    return dataset, range(len(dataset))
+
+
+def _other_documents(dataset: Dataset, tokenizer: Tokenizer, config: TrainConfig) -> Ordered:
+    check_type("val_dataset", dataset, Dataset)
+    try:
+        return _in_blocks(_learnable(dataset.encoded_with(tokenizer), config), config)
+    except (DataError, TokenError) as error:
+        message = f"the validation documents: {error}"
+        raise type(error)(message, hint=error.hint) from error
+
+
+def _n_train(n: int, val_fraction: float, what: str) -> int:
+    """Return the number of documents or tokens to train on."""
+    n_val = round(n * val_fraction)
+    if not 0 < n_val < n:
         raise ConfigError(
             f"val_fraction is {val_fraction!r}, expected a share between 0 and 1 that leaves "
-            f"documents on both sides of {n_documents}"
+            f"{what} on both sides of {n}"
         )
-    return n_documents - n_val
+    return n - n_val
 
 
 def fit(  # noqa: D417 - TrainConfig describes its fields
@@ -163,7 +218,8 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         engine=engine,
     )
     model, trainer = prepare(Dataset.from_documents(documents), config, threads=threads)
-    n_tokens = config.batch_size * float(trainer.dataset.lengths.mean())
+    lengths = np.minimum(trainer.dataset.lengths, config.block_size)
+    n_tokens = config.batch_size * float(lengths.mean())
     work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
     while trainer.step < config.steps:
         trainer.advance(1 + int(WORK_TOGETHER / work))

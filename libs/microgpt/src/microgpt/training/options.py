@@ -63,11 +63,16 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     n_head: Annotated[int, _about("attention heads; must divide n_embd", ge=1)] = 4
     n_layer: Annotated[int, _about("transformer blocks", ge=1)] = 1
     block_size: Annotated[int, _about("longest context in tokens", ge=1)] = 16
-    long: Annotated[Long, _about("treatment of documents longer than block_size")] = "truncate"
+    long: Annotated[
+        Long, _about("treatment of documents longer than block_size; see `Dataset.fitted`")
+    ] = "truncate"
     loss_on: Annotated[LossOn, _about("turns of a conversation that count in the loss")] = "all"
     shuffle: Annotated[bool, _about("take documents in random order")] = True
     val_fraction: Annotated[
-        float, _about("share of the documents kept for validation", ge=0, lt=1)
+        float,
+        _about(
+            "share kept for validation: of the documents, or of all tokens with windows", ge=0, lt=1
+        ),
     ] = 0.0
     eval_every: Annotated[int, _about("steps between validations", ge=1)] = 100
     seed: Annotated[int, _about("seed of all randomness")] = 42

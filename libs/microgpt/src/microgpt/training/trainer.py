@@ -12,6 +12,7 @@ import numpy as np
 from microgpt.checks import check_type
 from microgpt.corpus.batches import Batch, Batches
 from microgpt.corpus.dataset import Dataset
+from microgpt.corpus.windows import drawn_windows
 from microgpt.engines.base import Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
 from microgpt.storage.model_directory import TrainingRecord
@@ -61,7 +62,8 @@ class Trainer:
     Args:
         engine: holds the weights, which are changed in place.
         dataset: encoded documents.
-        order: indices into `dataset`; taken from the start again after the last.
+        order: indices into `dataset`; taken from the start again after the last. With `long`
+            "window", each time is another window of the document.
         config: options of the run; sizes, type and engine are those of `engine`.
         validation: documents to validate on; None for no validation.
         ranks: processes to share every batch with; None to train alone.
@@ -75,7 +77,7 @@ class Trainer:
 
     Raises:
         ConfigError: `order` has less than one batch; or the processes are not set up alike, or
-            there are more of them than documents in a batch.
+            there are more of them than documents in a batch; or windows of conversations.
 
     Example:
         >>> import random
@@ -99,7 +101,10 @@ class Trainer:
     ) -> None:
         self.engine = engine
         self._whole_dataset = dataset  # the digest is of the documents as given
-        self.dataset = dataset.fitted(engine.config.block_size)
+        self._draws_windows = config.long == "window"
+        self.dataset = dataset.fitted(
+            engine.config.block_size, "window" if self._draws_windows else "truncate"
+        )
         self.order = order
         self.config = _config_of(engine, config)
         self.validation = validation
@@ -110,7 +115,8 @@ class Trainer:
         self.loss: float | None = None
         if len(order) < config.batch_size:
             raise ConfigError(
-                f"the number of documents to train on is {len(order)}, expected at least "
+                f"the number of {'windows' if self._draws_windows else 'documents'} to train on "
+                f"is {len(order)}, expected at least "
                 f"batch_size={config.batch_size}"
             )
         if ranks is not None:
@@ -186,9 +192,14 @@ class Trainer:
 
     def _batches(self, steps: range) -> Batches:
         batch_size = self.config.batch_size
-        documents = range(steps.start * batch_size, steps.stop * batch_size)
-        indices = [self.order[i % len(self.order)] for i in documents]
-        return self.dataset.batches(indices, batch_size)
+        entries = range(steps.start * batch_size, steps.stop * batch_size)
+        indices = [self.order[i % len(self.order)] for i in entries]
+        if not self._draws_windows:
+            return self.dataset.batches(indices, batch_size)
+        windows = drawn_windows(
+            self.dataset, indices, self.config.block_size, self.config.seed, steps
+        )
+        return windows.batches(range(len(windows)), batch_size)
 
     def _train_steps(self, batches: Batches, rates: Sequence[float]) -> list[StepResult]:
         engine, options = self.engine, (self.config.clip, self.config.weight_decay)
