@@ -130,6 +130,20 @@ def test_metrics_count_requests_and_tokens(chat: TestClient) -> None:
     assert {line: metric(chat, line) - before[line] for line in counted} == counted
 
 
+def tokens_counted(client: TestClient, path: str, body: dict[str, Any]) -> list[float]:
+    """Return how many tokens of prompt and text a request adds to the metrics."""
+    names = ("microgpt_prompt_tokens_total", "microgpt_completion_tokens_total")
+    before = [metric(client, name) for name in names]
+    options = {"temperature": 0, "max_tokens": 5, "stream_options": {"include_usage": True}}
+    response = client.post(path, json={**body, **options})
+    after = [metric(client, name) for name in names]
+    counted = [after[i] - before[i] for i in range(2)]
+    if path.startswith("/v1/"):
+        usage = json.loads(re.findall(r'"usage":({.*?})', response.text)[-1])
+        assert [usage["prompt_tokens"], usage["completion_tokens"]] == counted
+    return counted
+
+
 @pytest.mark.parametrize(
     ("path", "body", "n_prompt", "n_generated"),
     [
@@ -145,16 +159,15 @@ def test_metrics_count_requests_and_tokens(chat: TestClient) -> None:
 def test_every_route_counts_the_prompt_once_and_each_generated_token(
     chat: TestClient, path: str, body: dict[str, Any], n_prompt: int, n_generated: int
 ) -> None:
-    names = ("microgpt_prompt_tokens_total", "microgpt_completion_tokens_total")
-    before = [metric(chat, name) for name in names]
-    options = {"temperature": 0, "max_tokens": 5, "stream_options": {"include_usage": True}}
-    response = chat.post(path, json={**body, **options})
-    after = [metric(chat, name) for name in names]
-    counted = [after[i] - before[i] for i in range(2)]
-    assert counted == [n_prompt, n_generated]
-    if path.startswith("/v1/"):
-        usage = json.loads(re.findall(r'"usage":({.*?})', response.text)[-1])
-        assert [usage["prompt_tokens"], usage["completion_tokens"]] == counted
+    assert tokens_counted(chat, path, body) == [n_prompt, n_generated]
+
+
+@pytest.mark.parametrize("path", [GENERATE, "/v1/completions"])
+def test_prompt_for_a_model_of_windows_is_counted_without_bos(
+    make_client: MakeClient, tmp_path: Path, path: str
+) -> None:
+    microgpt.fit(["abcabc" * 9], steps=30, long="window", block_size=6).save(tmp_path)
+    assert tokens_counted(make_client(tmp_path), path, {"prompt": "ab"}) == [2, 5]
 
 
 # ---------------------------------------------------------------- messages
