@@ -42,8 +42,9 @@ def test_fit_is_prepare_and_the_trainer(model: LanguageModel) -> None:
     np.testing.assert_array_equal(prepared.parameters.flat, model.parameters.flat)
 
 
+@pytest.mark.parametrize(("n_words", "long"), [(100, "truncate"), (10**5, "window")])
 def test_fit_takes_no_more_steps_at_once_than_an_interrupt_may_wait_for(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, n_words: int, long: Any
 ) -> None:
     advance, taken = Trainer.advance, list[int]()
 
@@ -52,7 +53,7 @@ def test_fit_takes_no_more_steps_at_once_than_an_interrupt_may_wait_for(
         return reports
 
     monkeypatch.setattr(Trainer, "advance", count)
-    microgpt.fit(["ab" * 100], steps=20, n_embd=64, n_layer=2, block_size=200)
+    microgpt.fit(["ab" * n_words], steps=20, n_embd=64, n_layer=2, block_size=200, long=long)
     assert sum(taken) == 20
     assert 1 < max(taken) < 20
 
@@ -147,8 +148,9 @@ def test_single_document_holds_out_its_tail() -> None:
 def test_windows_are_validated_on_every_position_once() -> None:
     dataset = Dataset.from_documents(DOCUMENTS)
     val_dataset = Dataset.from_documents(["ottonatha", "ba"])
-    options = WINDOWS | {"steps": 1, "dtype": "float64"}
+    options = WINDOWS | {"steps": 1, "dtype": "float64", "val_fraction": 0.5}
     model, trainer = microgpt.prepare(dataset, TrainConfig(), val_dataset=val_dataset, **options)
+    assert trainer.dataset is dataset  # of which no share is held out
     (report,) = trainer
     blocks = val_dataset.encoded_with(model.tokenizer).fitted(3, "split")
     losses = [model.engine.loss(blocks.batch([i], 3)) for i in range(len(blocks))]
