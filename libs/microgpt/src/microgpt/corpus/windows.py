@@ -51,7 +51,11 @@ def place_of(seed: int, step: Any, row: Any, n_places: Any) -> Any:
 def window_entries(dataset: Dataset, block_size: int) -> MutableSequence[int]:
     """Return the index of each document once per `block_size` positions, rounded up, in order."""
     n_entries = -(-dataset.lengths // block_size)
-    return array("i", np.repeat(np.arange(len(dataset), dtype=np.intc), n_entries).tobytes())
+    entries = array("i")  # there may be millions: 4 bytes each
+    entries.frombytes(
+        np.repeat(np.arange(len(dataset), dtype=np.intc), n_entries).view(np.uint8).data
+    )
+    return entries
 
 
 def drawn_windows(
