@@ -110,6 +110,19 @@ def test_restored_run_ends_as_the_uninterrupted_one(
     assert resumed_rng.getstate() == rng.getstate()
 
 
+def test_run_with_other_windows_is_not_resumed(tmp_path: Path) -> None:
+    def started(seed: int) -> Trainer:
+        config = TrainConfig(steps=2, long="window", block_size=4, seed=seed)
+        dataset = Dataset.from_documents(["hannah and otto"])
+        return microgpt.prepare(dataset, config, random.Random(1))[1]
+
+    (trainer := started(1)).advance(1)
+    write_snapshot(tmp_path, trainer, {})
+    restore(started(1), read_snapshot(tmp_path))
+    with pytest.raises(CheckpointError, match="the training data is not that of"):
+        restore(started(2), read_snapshot(tmp_path))
+
+
 def test_best_model_before_the_snapshot_is_not_forgotten(tmp_path: Path) -> None:
     trainer = trained(6)
     assert trainer.best

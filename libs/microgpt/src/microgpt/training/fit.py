@@ -42,9 +42,9 @@ def prepare(
 
     With `long` "window", a document of L positions is ceil(L / block_size) times in the order, and
     the shuffle is that of all entries; with `val_fraction`, a shuffle of the documents comes before
-    it. The last share of all positions in that order is held out, a document at the border in part,
-    and validated on in blocks that do not overlap. An integer hash of `train_config.seed`, step and
-    row of the batch chooses each window: see `corpus/windows.py`.
+    it. The last share of all positions in that order is for validation, a document at the border in
+    part, and is cut into blocks that do not overlap. The places of windows are an integer hash of
+    `train_config.seed`, step and row of the batch: see `corpus/windows.py`.
 
     Args:
         dataset: documents or conversations to learn from.
@@ -72,11 +72,12 @@ def prepare(
     seed = config.seed if _is_fresh(rng, config.seed) else None
     arranged = _windows if config.long == "window" else _documents
     val_fraction = config.val_fraction if val_dataset is None else 0.0
-    (dataset, order), held_out = arranged(_learnable(dataset, config), config, rng, val_fraction)
+    dataset = _learnable(dataset, config)
+    (dataset, order), val_documents = arranged(dataset, config, rng, val_fraction)
     tokenizer = dataset.tokenizer
     if val_dataset is not None:
-        held_out = _other_documents(val_dataset, tokenizer, config)
-    validation = Validation(*held_out, config.eval_every) if held_out else None
+        val_documents = _other_documents(val_dataset, tokenizer, config)
+    validation = Validation(*val_documents, config.eval_every) if val_documents else None
     parameters = Parameters.init(config.model_config(tokenizer.vocab_size), rng, config.dtype)
     model = LanguageModel(
         tokenizer,
@@ -104,7 +105,7 @@ def _learnable(dataset: Dataset, config: TrainConfig) -> Dataset:
 def _documents(
     dataset: Dataset, config: TrainConfig, rng: random.Random, val_fraction: float
 ) -> tuple[Ordered, Ordered | None]:
-    """Return documents to train on, and to validate on."""
+    """Return documents to train on, and for validation."""
     order = _order(dataset, config, rng)
     if not val_fraction:
         return (dataset, order), None
@@ -115,16 +116,16 @@ def _documents(
 def _windows(
     dataset: Dataset, config: TrainConfig, rng: random.Random, val_fraction: float
 ) -> tuple[Ordered, Ordered | None]:
-    """Return documents to draw windows from, and blocks to validate on."""
-    held_out = None
+    """Return documents to draw windows from, and blocks for validation."""
+    val_documents = None
     if val_fraction:
         n_train = _n_train(int(dataset.lengths.sum(dtype=np.int64)), val_fraction, "tokens")
-        dataset, others = divided(dataset, _order(dataset, config, rng), n_train)
-        held_out = _in_blocks(others, config)
+        dataset, val_dataset = divided(dataset, _order(dataset, config, rng), n_train)
+        val_documents = _in_blocks(val_dataset, config)
     entries = window_entries(dataset, config.block_size)
     if config.shuffle:
         rng.shuffle(entries)
-    return (dataset, entries), held_out
+    return (dataset, entries), val_documents
 
 
 def _order(dataset: Dataset, config: TrainConfig, rng: random.Random) -> Sequence[int]:
@@ -132,7 +133,7 @@ def _order(dataset: Dataset, config: TrainConfig, rng: random.Random) -> Sequenc
 
 
 def _in_blocks(dataset: Dataset, config: TrainConfig) -> Ordered:
-    """Return documents to validate on; where training draws windows, each position once."""
+    """Return documents for validation; long ones in blocks where training draws windows."""
     if config.long == "window":
         dataset = dataset.fitted(config.block_size, "split")
     return dataset, range(len(dataset))

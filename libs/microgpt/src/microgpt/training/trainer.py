@@ -116,8 +116,7 @@ class Trainer:
         if len(order) < config.batch_size:
             raise ConfigError(
                 f"the number of {'windows' if self._draws_windows else 'documents'} to train on "
-                f"is {len(order)}, expected at least "
-                f"batch_size={config.batch_size}"
+                f"is {len(order)}, expected at least batch_size={config.batch_size}"
             )
         if ranks is not None:
             check_type("ranks", ranks, Ranks)
@@ -138,13 +137,15 @@ class Trainer:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the documents trained on and validated on, and of their order."""
+        """A hash of the documents trained on and validated on, of their order and their windows."""
         digests = [
             self._whole_dataset.digest(),
             hashlib.sha256(np.array(self.order).data).hexdigest(),
         ]
         if self.validation:
             digests.append(self.validation.dataset.digest())
+        if self._draws_windows:
+            digests.append(f"windows of seed {self.config.seed}")
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[StepReport]:
