@@ -11,6 +11,7 @@ from microgpt.corpus.windows import (
     divided,
     drawn_windows,
     place_of,
+    share_of_beginnings,
     splitmix64,
     window_entries,
 )
@@ -80,6 +81,16 @@ def test_every_place_of_a_document_is_drawn_its_beginning_and_its_end_too() -> N
     assert sorted(starts) == [0, 1, 2, 3]  # of 8 positions
     assert windows.lengths.tolist() == [5] * 300
     assert min(starts.values()) > 50
+
+
+def test_share_of_beginnings_is_that_of_the_windows_drawn() -> None:
+    dataset = Dataset.from_documents(["abcdefg", "ab", "abcde"])  # 8, 3 and 6 positions
+    assert share_of_beginnings(dataset, 5) == (2 / 4 + 1 + 2 / 2) / (2 + 1 + 2)
+    entries = list(window_entries(dataset, 5))
+    windows = drawn_windows(dataset, entries * 1000, 5, 42, range(1000))
+    begins = np.isin(windows.starts, dataset.starts)
+    assert abs(begins.mean() - 0.5) < 0.03  # four standard deviations
+    assert share_of_beginnings(dataset, 8) == 1
 
 
 @given(documents, st.integers(1, 9))

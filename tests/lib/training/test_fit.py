@@ -134,6 +134,14 @@ def test_windows_hold_out_the_last_share_of_all_positions(*, shuffle: bool) -> N
     np.testing.assert_array_equal(model.parameters.flat, weights.flat)
 
 
+def test_windows_of_short_documents_are_the_documents_and_prompts_have_bos() -> None:
+    options: dict[str, Any] = {"steps": 9, "block_size": 8}
+    model, whole = (microgpt.fit(DOCUMENTS, **options, long=long) for long in ("window", "skip"))
+    np.testing.assert_array_equal(model.parameters.flat, whole.parameters.flat)
+    assert not model.windows
+    assert microgpt.fit(DOCUMENTS, steps=9, block_size=2, long="window").windows
+
+
 def test_single_document_holds_out_its_tail() -> None:
     dataset = Dataset.from_documents(["abcdefghij"])
     options = WINDOWS | {"val_fraction": 0.3}

@@ -222,7 +222,7 @@ def _header(
         "block_size": config.block_size,
         "num convos" if is_chat else "num docs": n_documents,
     }
-    if model.windows:
+    if trainer.config.long == "window":
         header["windows"] = len(trainer.order)
     if trainer.validation:
         header["held out"] = len(trainer.validation.order)

@@ -12,7 +12,7 @@ import numpy as np
 
 from microgpt.corpus.dataset import Dataset
 
-__all__ = ["divided", "drawn_windows", "place_of", "window_entries"]
+__all__ = ["divided", "drawn_windows", "place_of", "share_of_beginnings", "window_entries"]
 
 MASK = (1 << 64) - 1
 
@@ -56,6 +56,13 @@ def window_entries(dataset: Dataset, block_size: int) -> MutableSequence[int]:
         np.repeat(np.arange(len(dataset), dtype=np.intc), n_entries).view(np.uint8).data
     )
     return entries
+
+
+def share_of_beginnings(dataset: Dataset, block_size: int) -> float:
+    """Return the share of windows, on average, that begin where their document does: with BOS."""
+    n_entries = -(-dataset.lengths // block_size)
+    n_places = np.maximum(dataset.lengths - block_size, 0) + 1
+    return float((n_entries / n_places).sum() / n_entries.sum(dtype=np.int64))
 
 
 def drawn_windows(

@@ -40,7 +40,8 @@ class LanguageModel:
         engine: name of the engine that runs it; see `ENGINES`.
         threads: cores to use; None for all.
         training: how the model was made, where that is known.
-        windows: the model was trained on windows of documents; a prompt then begins without BOS.
+        windows: the model was trained on windows of long documents, few of which begin with BOS; a
+            prompt then has none.
 
     Raises:
         EngineError: there is no such engine.

@@ -83,7 +83,7 @@ class StoredModel:
         tokenizer: its characters.
         parameters: its sizes and weights.
         training: how it was made, where that is known.
-        windows: it was trained on windows, which seldom show where a document begins.
+        windows: it was trained on windows of long documents, few of which begin with BOS.
     """
 
     tokenizer: Tokenizer

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from microgpt.checks import check_type
 from microgpt.corpus.dataset import Dataset, Long
-from microgpt.corpus.windows import divided, window_entries
+from microgpt.corpus.windows import divided, share_of_beginnings, window_entries
 from microgpt.data import Tokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
@@ -21,6 +21,8 @@ from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Validation
 
 __all__ = ["fit", "prepare"]
+
+MIN_BOS_SHARE = 0.5  # of the windows: below it, prompts of the model have no BOS
 
 Ordered: TypeAlias = tuple[Dataset, Sequence[int]]  # documents, and indices in their order
 
@@ -70,7 +72,8 @@ def prepare(
     rng = random.Random(config.seed) if rng is None else rng
     check_type("rng", rng, random.Random)
     seed = config.seed if _is_fresh(rng, config.seed) else None
-    arranged = _windows if config.long == "window" else _documents
+    draws_windows = config.long == "window"
+    arranged = _windows if draws_windows else _documents
     val_fraction = config.val_fraction if val_dataset is None else 0.0
     dataset = _learnable(dataset, config)
     (dataset, order), val_documents = arranged(dataset, config, rng, val_fraction)
@@ -84,7 +87,7 @@ def prepare(
         parameters,
         engine=config.engine,
         threads=threads,
-        windows=config.long == "window",
+        windows=draws_windows and share_of_beginnings(dataset, config.block_size) < MIN_BOS_SHARE,
     )
     return model, Trainer(model.engine, dataset, order, config, validation, ranks, seed)
 
