@@ -197,3 +197,46 @@ def test_control_characters_reach_a_file_but_not_a_terminal(
     os.close(theirs)
     assert os.read(ours, 1000) == b"sample  1: a\\x1b[31m\r\n"
     os.close(ours)
+
+
+# ---------------------------------------------------------------- past the block
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of scenes in windows of 16 characters."""
+    folder = tmp_path_factory.mktemp("scenes")
+    text = "ROMEO:\nHark, a lark!\n\nJULIET:\nNo, no: a nightingale.\n\n" * 6
+    (folder / "scenes.txt").write_text(text)
+    microgpt.fit(
+        microgpt.read_documents(folder / "scenes.txt", split="file"),
+        steps=150,
+        batch_size=4,
+        n_embd=32,
+        long="window",
+    ).save(folder)
+    return folder
+
+
+def test_scene_of_500_characters_is_written(cli: "Cli", scenes: Path) -> None:
+    options = ("--num-samples", 1, "--prompt", "ROMEO:\n", "--max-tokens", 500)
+    result = cli("generate", "--model-dir", scenes, *options)
+    (expected,) = microgpt.load(scenes).generate(prompt="ROMEO:\n", max_tokens=500)
+    assert result == (0, f"sample  1: {expected}\n", "")
+    assert len(expected) == 507
+
+
+def test_prompt_longer_than_the_block_is_read_from_its_end(cli: "Cli", scenes: Path) -> None:
+    prompt = "JULIET:\nNo, no: a nightingale.\n"
+    options = ("--model-dir", scenes, "--num-samples", 1, "--prompt", prompt)
+    result = cli("generate", *options, "--max-tokens", 40, "--temperature", 0)
+    assert result.status == 0
+    assert result.out.startswith(f"sample  1: {prompt}")
+    assert len(result.out) == len(f"sample  1: {prompt}") + 41
+    assert result.err == (
+        "warning: 23 tokens at the beginning of the prompt do not fit into the block and are not "
+        "read\n"
+    )
+    result = cli("generate", *options)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("error: the prompt has 31 tokens, expected at most block_size=16")

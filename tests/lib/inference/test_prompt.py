@@ -315,7 +315,7 @@ def test_real_conversations_are_counted_and_trained_on(shared: Path) -> None:
 
 def test_prompt_of_a_text_is_bos_and_its_characters() -> None:
     tokenizer = Tokenizer.from_texts(["ab"])
-    prompt = text_prompt("ba", tokenizer)
+    prompt = text_prompt("ba", tokenizer, 16)
     assert prompt.token_ids == [2, 1, 0]
     assert (prompt.stop_token, prompt.forbidden, prompt.n_unknown) == (2, (), 0)
     assert (prompt.turns_dropped, prompt.tokens_dropped) == (0, 0)
@@ -324,18 +324,36 @@ def test_prompt_of_a_text_is_bos_and_its_characters() -> None:
 def test_unknown_characters_of_a_text_are_refused_or_left_out_and_counted() -> None:
     tokenizer = Tokenizer.from_texts(["ab"])
     with pytest.raises(TokenError, match="does not know: 'x', 'y'"):
-        text_prompt("xay", tokenizer)
-    prompt = text_prompt("xay", tokenizer, unknown="skip")
+        text_prompt("xay", tokenizer, 16)
+    prompt = text_prompt("xay", tokenizer, 16, unknown="skip")
     assert (prompt.token_ids, prompt.n_unknown) == ([2, 0], 2)
 
 
 def test_prompt_for_a_model_of_windows_has_bos_only_where_there_is_nothing_else() -> None:
     tokenizer = Tokenizer.from_texts(["ab"])
-    prompt = text_prompt("xba", tokenizer, unknown="skip", windows=True)
+    prompt = text_prompt("xba", tokenizer, 16, unknown="skip", windows=True)
     assert (prompt.token_ids, prompt.n_unknown, prompt.stop_token) == ([1, 0], 1, 2)
-    assert text_prompt("", tokenizer, windows=True).token_ids == [2]
-    nothing_known = text_prompt("xy", tokenizer, unknown="skip", windows=True)
+    assert text_prompt("", tokenizer, 16, windows=True).token_ids == [2]
+    nothing_known = text_prompt("xy", tokenizer, 16, unknown="skip", windows=True)
     assert (nothing_known.token_ids, nothing_known.n_unknown) == ([2], 2)
+
+
+@pytest.mark.parametrize(
+    ("windows", "kept", "n_dropped"), [(False, [3, 2, 0], 5), (True, [1, 2, 0], 4)]
+)
+def test_text_longer_than_the_block_keeps_its_end(
+    kept: list[int], n_dropped: int, *, windows: bool
+) -> None:
+    tokenizer = Tokenizer.from_texts(["abc"])
+    prompt = text_prompt("abcabca", tokenizer, 6, too_long="truncate", windows=windows)
+    assert (prompt.token_ids, prompt.tokens_dropped) == (kept, n_dropped)
+    for fitting in (
+        text_prompt("abcab", tokenizer, 6, too_long="truncate", windows=windows),
+        text_prompt("abcabca", tokenizer, 6, windows=windows),  # refused when it is continued
+    ):
+        assert fitting.tokens_dropped == 0
+    with pytest.raises(ConfigError, match="too_long is 'cut', expected one of error, truncate"):
+        text_prompt("a", tokenizer, 6, too_long="cut")  # type: ignore[arg-type]
 
 
 def test_prompt_of_messages_ends_at_end_turn_and_forbids_roles_and_bos() -> None:

@@ -1,5 +1,6 @@
 """The routes under `/microgpt/v1`, in this process."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -189,3 +190,41 @@ def test_the_model_is_described(make_client: MakeClient, chat_dir: Path) -> None
         "n_params": model.config.n_params,
         "chars": "".join(sorted(CHARS)),
     }
+
+
+def test_documents_go_on_past_the_block(names: TestClient, names_dir: Path) -> None:
+    model = microgpt.load(names_dir)
+    body: dict[str, Any] = {"max_tokens": 200, "seed": 5, "temperature": 3.0}
+    answer = post(names, "generate", body)
+    assert answer == {"samples": model.generate(**body)}
+    longest = max(post(names, "generate", body | {"num_samples": 100})["samples"], key=len)
+    assert len(longest) > model.config.block_size
+
+
+def test_texts_have_a_limit_of_the_service_that_is_said(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, max_tokens=3)
+    answer = post(client, "generate", {"max_tokens": 10**9, "seed": 5})
+    assert answer["max_tokens_capped_at"] == 3
+    assert answer["samples"] == microgpt.load(names_dir).generate(max_tokens=3, seed=5)
+    assert "max_tokens_capped_at" not in post(client, "generate", {"max_tokens": 3, "seed": 5})
+    body = {"prompt": "a", "max_tokens": 10**9, "seed": 5}
+    (choice,) = client.post("/v1/completions", json=body).json()["choices"]
+    assert (len(choice["text"]), choice["finish_reason"]) == (3, "length")
+
+
+def test_passage_is_the_same_whole_and_streamed(chat: TestClient, chat_dir: Path) -> None:
+    options: dict[str, Any] = {"prompt": "he", "max_tokens": 300, "temperature": 3.0}
+    model = microgpt.load(chat_dir)
+    seed, text = max(
+        enumerate(model.generate(50, **options, seed=0)), key=lambda each: len(each[1])
+    )
+    assert len(text) > model.config.block_size
+    body = options | {"seed": seed}
+    (whole,) = chat.post("/v1/completions", json=body).json()["choices"]
+    assert "he" + whole["text"] == text
+    with chat.stream("POST", "/v1/completions", json=body | {"stream": True}) as stream:
+        lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
+    pieces = [json.loads(line)["choices"] for line in lines if line != "[DONE]"]
+    assert "".join(choices[0]["text"] for choices in pieces if choices) == whole["text"]

@@ -57,7 +57,11 @@ TopK = Annotated[int | None, typer.Option(min=1, help="Keep the K most likely ch
 TopP = Annotated[float, typer.Option(help="Keep the most likely characters up to probability P.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Maximum length in characters.", show_default="rest of the block"),
+    typer.Option(
+        min=1,
+        help="Maximum length in characters, beyond the block too.",
+        show_default="rest of the block",
+    ),
 ]
 Split = Annotated[
     Literal["line", "paragraph", "file"],

@@ -143,7 +143,10 @@ async def start_generation(
     Raises:
         ApiError: see `read_prompt`, or no model is loaded yet.
     """
-    model: LanguageModel = request.app.state.models.model
+    state = request.app.state
+    model: LanguageModel = state.models.model
+    if config.max_tokens is not None and config.max_tokens > state.settings.max_tokens:
+        config = replace(config, max_tokens=state.settings.max_tokens)
     return Generation(model, await read_prompt(request, model, source), config, n)
 
 

@@ -42,12 +42,18 @@ async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
         samples = pool.run_inline(generation.documents)
     else:
         samples = await cancel_on_disconnect(request, pool.run(generation.documents))
-    return GenerateResponse(samples, MAX_SAMPLES if body.num_samples > MAX_SAMPLES else None)
+    max_tokens = generation.config.max_tokens
+    return GenerateResponse(
+        samples,
+        MAX_SAMPLES if body.num_samples > MAX_SAMPLES else None,
+        max_tokens if max_tokens != body.max_tokens else None,
+    )
 
 
 def _is_quick(generation: Generation) -> bool:
     model = generation.model
-    n_multiplications = model.config.n_params * model.config.block_size * generation.n
+    n_tokens = max(model.config.block_size, generation.config.max_tokens or 0)
+    n_multiplications = model.config.n_params * n_tokens * generation.n
     return model.engine.name == "native" and n_multiplications <= INLINE_WORK
 
 

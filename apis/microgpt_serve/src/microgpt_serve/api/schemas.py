@@ -51,7 +51,13 @@ Temperature = Annotated[
 ]
 Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the random draws")]
 MaxTokens = Annotated[
-    int, Meta(ge=1, le=MAX_SEED, description="maximum number of tokens to generate")
+    int,
+    Meta(
+        ge=1,
+        le=MAX_SEED,
+        description="maximum number of tokens, beyond the model's block too; without it, a text "
+        "ends at the block. The service has a limit of its own.",
+    ),
 ]
 TopK = Annotated[
     int, Meta(ge=1, le=MAX_SEED, description="sample from the k most likely tokens only")
@@ -104,6 +110,7 @@ class GenerateResponse(msgspec.Struct, omit_defaults=True):
 
     samples: list[str]
     num_samples_capped_at: int | None = None
+    max_tokens_capped_at: int | None = None
 
 
 class Turn(msgspec.Struct):

@@ -58,6 +58,9 @@ class Settings(msgspec.Struct, frozen=True):
     request_timeout: Annotated[
         Seconds, Meta(description="Deadline of a request in seconds, time in the queue included.")
     ] = 60.0
+    max_tokens: Annotated[
+        int, Meta(ge=1, description="Most tokens of a text; a request for more is cut there.")
+    ] = 4096
     grace_period: Annotated[
         Seconds, Meta(description="Seconds for requests in flight to finish after SIGTERM.")
     ] = 10.0

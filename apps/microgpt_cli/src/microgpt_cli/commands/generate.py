@@ -8,7 +8,7 @@ import microgpt
 import typer
 
 from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
-from microgpt_cli.terminal import shown
+from microgpt_cli.terminal import counted, shown, warn
 
 __all__ = ["command"]
 
@@ -32,7 +32,10 @@ def command(
     """Print samples of a trained model."""
     config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
     model = microgpt.load(model_dir, threads=threads)
-    start = model.prompt(prompt)
+    start = model.prompt(prompt, too_long="truncate" if max_tokens else "error")
+    if start.tokens_dropped:
+        dropped = counted(start.tokens_dropped, "token")
+        warn(f"{dropped} at the beginning of the prompt do not fit into the block and are not read")
     for i in range(num_samples):  # one by one, so that each is printed as soon as it is drawn
         text = prompt + model.reply(start, replace(config, seed=seed + i)).content
         # Not typer.echo, which removes the escape sequences of colours.

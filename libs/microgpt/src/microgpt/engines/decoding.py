@@ -6,6 +6,7 @@ whose cumulative weight exceeds it: the same token as `random.choices` would. Gr
 """
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from ctypes import c_int64
@@ -29,6 +30,7 @@ __all__ = [
     "generate",
     "generate_from_prompt",
     "room_after",
+    "slid",
 ]
 
 
@@ -41,7 +43,8 @@ class SamplingConfig:
         top_k: keep only the k most likely tokens; None keeps all.
         top_p: of those, keep the fewest most likely tokens whose probabilities reach p; 1 keeps
             all.
-        max_tokens: the most tokens of the text; None for as many as the block leaves.
+        max_tokens: the most tokens of the text, beyond the block too (see `slid`); None for as many
+            as the block leaves.
         stop: stop texts; the text ends before the first.
         seed: of the draws.
 
@@ -215,6 +218,25 @@ class ChosenToken(NamedTuple):
     logits: Sequence[float] = ()
 
 
+def slid(token_ids: Sequence[int], block_size: int, first: Sequence[int] = ()) -> list[int]:
+    """Return the context of the next token, after more tokens than the model can attend to.
+
+    The newest half of the block is kept and encoded anew. So a token costs little on average, and
+    each has at least half a block of context.
+
+    Args:
+        token_ids: of the prompt and the text so far, more than block_size.
+        block_size: the most tokens that the model can attend to.
+        first: tokens that every context begins with, such as BOS; they count in the half.
+
+    Example:
+        >>> slid([9, 0, 1, 2, 3, 4, 5, 6, 7], block_size=8, first=[9])
+        [9, 5, 6, 7]
+    """
+    n_kept = max(1, block_size // 2 - len(first))
+    return [*first, *token_ids[-n_kept:]][-block_size:]
+
+
 def chosen_tokens(
     model: Decoder,
     prompt: Sequence[int],
@@ -223,21 +245,31 @@ def chosen_tokens(
     *,
     stop: int,
     forbidden: Collection[int] = (),
+    first: Sequence[int] = (),
 ) -> Iterator[ChosenToken]:
     """Yield the tokens of `generate_from_prompt`, each with its logits."""
-    room = room_after(prompt, model.config.block_size)
-    n_tokens = room if config.max_tokens is None else min(config.max_tokens, room)
+    block_size = model.config.block_size
+    room = room_after(prompt, block_size)
+    n_tokens = room if config.max_tokens is None else config.max_tokens
 
     def tokens() -> Iterator[ChosenToken]:  # apart, so that the checks above run at the call
+        context = list(prompt)
         cache = model.new_cache()
-        logits = model.prefill(prompt, cache)
+        logits = model.prefill(context, cache)
         for n_left in reversed(range(n_tokens)):
             token_id = choose_token(logits, config, rng, forbidden)
             if token_id == stop:
                 return
             yield ChosenToken(token_id, logits)
-            if n_left:
+            if not n_left:
+                return
+            context.append(token_id)
+            if len(context) <= block_size:
                 logits = model.decode(token_id, cache)
+            else:
+                context = slid(context, block_size, first)
+                cache = model.new_cache()
+                logits = model.prefill(context, cache)
 
     return tokens()
 
@@ -251,6 +283,7 @@ def generate_from_prompt(
     stop: int,
     forbidden: Collection[int] = (),
     max_tokens: int | None = None,
+    first: Sequence[int] = (),
 ) -> Iterator[int]:
     """Yield token ids that continue `prompt`, as they are chosen.
 
@@ -258,18 +291,20 @@ def generate_from_prompt(
         model: any decoder.
         prompt: 1 to block_size token ids.
         rng: one draw per token.
-        config: temperature, filters and `max_tokens`; its stop texts and seed are not used.
+        config: temperature, filters and `max_tokens`, beyond the block too; its stop texts and
+            seed are not used.
         stop: token id that ends the text; not yielded.
         forbidden: token ids that are never chosen.
-        max_tokens: a further bound on the tokens; the block is one in any case.
+        max_tokens: a further bound on the tokens.
+        first: see `slid`.
 
     Raises:
         ShapeError: the prompt is empty.
         ContextLengthError: the prompt is longer than block_size.
     """
-    tokens = chosen_tokens(model, prompt, rng, config, stop=stop, forbidden=forbidden)
+    tokens = chosen_tokens(model, prompt, rng, config, stop=stop, forbidden=forbidden, first=first)
     if max_tokens is not None:
-        max_tokens = max(0, min(max_tokens, model.config.block_size))
+        max_tokens = max(0, min(max_tokens, sys.maxsize))
     return (token.token_id for token in islice(tokens, max_tokens))
 
 
@@ -281,7 +316,9 @@ def generate(
     *,
     forbidden: Collection[int] = (),
 ) -> list[int]:
-    """Return the token ids of one document: from BOS until the next BOS or block_size tokens.
+    """Return the token ids of one document: from BOS until the next BOS.
+
+    Without `max_tokens` it ends after block_size tokens.
 
     Args:
         model: any decoder.
@@ -291,4 +328,6 @@ def generate(
         forbidden: token ids that are never chosen.
     """
     config = config or SamplingConfig()
-    return list(generate_from_prompt(model, [bos], rng, config, stop=bos, forbidden=forbidden))
+    return list(
+        generate_from_prompt(model, [bos], rng, config, stop=bos, forbidden=forbidden, first=[bos])
+    )

@@ -123,8 +123,7 @@ class LanguageModel:
             half: round weights to float16, three digits, to halve a safetensors file; they are
                 read back as float32.
             before_replacing: called when the new files are on the disk, just before they replace
-                the old ones, for instance to remove files of the old model; an error that it
-                raises keeps the old model.
+                the old ones; an error that it raises keeps the old model.
 
         Raises:
             ConfigError: there is no such format, or `half` with JSON.
@@ -146,13 +145,20 @@ class LanguageModel:
             text: the beginning of a document, or for a model of windows any part of one; or
                 messages, at least one, to be replied to.
             unknown: "skip" leaves out characters that the model does not know, "error" refuses.
-            too_long: see `build_prompt`; a document's beginning must fit into the block.
+            too_long: see `build_prompt`; "truncate" keeps the end of a text.
 
         Raises:
             ChatError, TokenError, ConfigError, ContextLengthError: see `build_prompt`.
         """
         if isinstance(text, str):
-            return text_prompt(text, self.tokenizer, unknown=unknown, windows=self.windows)
+            return text_prompt(
+                text,
+                self.tokenizer,
+                self.config.block_size,
+                unknown=unknown,
+                too_long=too_long,
+                windows=self.windows,
+            )
         return self._chat_prompt(text, unknown, too_long)
 
     def reply(
@@ -215,7 +221,8 @@ class LanguageModel:
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
             prompt: beginning of every document, included in the result.
-            max_tokens: the most characters after the prompt; None for the rest of the block.
+            max_tokens: the most characters after the prompt, beyond the block too; None for the
+                rest of the block.
             stop: stop texts; a document ends before the first.
             seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
                 are asked for.
@@ -237,8 +244,7 @@ class LanguageModel:
         checked_integer("num_samples", num_samples, 0)
         if num_samples > MAX_SAMPLES:
             raise ConfigError(
-                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
-                "ask for more in several calls, each with its own seed"
+                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,} in one call"
             )
         config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
@@ -297,6 +303,7 @@ class LanguageModel:
             config,
             stop=made.stop_token,
             forbidden=made.forbidden,
+            first=made.first,
         )
         return self._stream(tokens, made, config)
 
@@ -322,7 +329,7 @@ class LanguageModel:
             temperature: 0 for the most likely reply; higher is more surprising.
             top_k: choose among the k most likely characters only.
             top_p: choose among the most likely characters that together reach this probability.
-            max_tokens: the most characters; None for the rest of the block.
+            max_tokens: see `generate`.
             stop: stop texts; the reply ends before the first.
             seed: of the draws.
             unknown: see `build_prompt`.

@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from microgpt.checks import ROLES, check_choice, checked_integer, checked_messages
 from microgpt.data import Message, Tokenizer, Unknown
+from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
 
 __all__ = ["ChatPrompt", "Prompt", "TooLong", "build_prompt", "text_prompt"]
@@ -24,10 +25,12 @@ class Prompt:
         token_ids: BOS and the text, or the text alone; or BOS, the turns that fit, the
             assistant's token.
         turns_dropped: oldest turns that did not fit.
-        tokens_dropped: tokens of these turns, and those cut off the front of a too long turn.
+        tokens_dropped: tokens of these turns, and those cut off the front of a too long turn or
+            text.
         n_unknown: characters that the model does not know, left out.
         stop_token: token id that ends the text; -1 for a text that fills the block.
         forbidden: token ids that are never chosen.
+        first: token ids that every context begins with, once the text has left the block.
     """
 
     token_ids: list[int]
@@ -36,29 +39,51 @@ class Prompt:
     n_unknown: int = 0
     stop_token: int = -1
     forbidden: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
 
 
 ChatPrompt = Prompt  # its name while only messages became a prompt
 
 
 def text_prompt(
-    text: str, tokenizer: Tokenizer, *, unknown: Unknown = "error", windows: bool = False
+    text: str,
+    tokenizer: Tokenizer,
+    block_size: int,
+    *,
+    unknown: Unknown = "error",
+    too_long: TooLong = "error",
+    windows: bool = False,
 ) -> Prompt:
     """Return the prompt of a document that begins with `text`.
 
     Args:
         text: may be empty.
         tokenizer: of the model.
+        block_size: the most tokens that the model can attend to.
         unknown: see `build_prompt`.
+        too_long: "truncate" keeps the end of a text that is longer than the block, half a block of
+            it; with "error" that text is refused when it is continued.
         windows: leave BOS out, unless nothing else is in the prompt: a model that was trained on
             windows has seldom read it.
 
     Raises:
         TokenError: there are unknown characters and `unknown` is "error".
+        ConfigError: `unknown` or `too_long` has another value.
     """
+    check_choice("too_long", too_long, get_args(TooLong))
     known = tokenizer.encode(text, unknown=unknown)
-    token_ids = known if windows and known else [tokenizer.bos, *known]
-    return Prompt(token_ids, n_unknown=len(text) - len(known), stop_token=tokenizer.bos)
+    first = () if windows else (tokenizer.bos,)
+    token_ids = [*first, *known] or [tokenizer.bos]
+    n_tokens = len(token_ids)
+    if too_long == "truncate" and n_tokens > block_size:
+        token_ids = slid(token_ids, block_size, first)
+    return Prompt(
+        token_ids,
+        tokens_dropped=n_tokens - len(token_ids),
+        n_unknown=len(text) - len(known),
+        stop_token=tokenizer.bos,
+        first=first,
+    )
 
 
 def build_prompt(
@@ -119,6 +144,7 @@ def build_prompt(
         n_unknown=n_unknown,
         stop_token=tokenizer.special_id("end_turn"),
         forbidden=(*roles.values(), tokenizer.bos),
+        first=(tokenizer.bos,),
     )
 
 

@@ -1,13 +1,15 @@
 """Whole texts in one call of the engine: one, or many that continue the same prompt."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from microgpt.checks import check_type
 from microgpt.engines.base import Engine
-from microgpt.engines.decoding import SamplingConfig, StopSignal, room_after
+from microgpt.engines.decoding import SamplingConfig, StopSignal, room_after, slid
 from microgpt.inference.prompt import Prompt
 
 __all__ = ["WORK_TOGETHER", "draw_and_rewind", "draw_by_seed", "draw_texts", "max_tokens_after"]
@@ -19,7 +21,7 @@ WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before
 def max_tokens_after(prompt: Prompt, config: SamplingConfig, block_size: int) -> int:
     """Return the most tokens of a text that continues `prompt`."""
     room = room_after(prompt.token_ids, block_size)
-    return room if config.max_tokens is None else min(config.max_tokens, room)
+    return room if config.max_tokens is None else config.max_tokens
 
 
 def draw_texts(
@@ -29,19 +31,41 @@ def draw_texts(
     config: SamplingConfig,
     signal: StopSignal | None,
 ) -> list[list[int]]:
-    """Return the token ids of one text per generator; each gives draws for the longest text."""
+    """Return the token ids of one text per generator; each gives draws for the whole block."""
     if signal is not None:
         check_type("signal", signal, StopSignal)
-    n_tokens = max_tokens_after(prompt, config, engine.config.block_size)
-    draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
-    return engine.sample(
-        prompt.token_ids,
-        np.array(draws, np.float64).reshape(-1, n_tokens),
-        config,
+    draw = partial(
+        _draw_in_block,
+        engine,
+        config=config,
         stop=prompt.stop_token,
         forbidden=prompt.forbidden,
         signal=signal,
     )
+    block_size = engine.config.block_size
+    rngs = list(generators)
+    room = room_after(prompt.token_ids, block_size)
+    n_tokens = max_tokens_after(prompt, config, block_size)
+    texts = draw(prompt.token_ids, rngs, min(n_tokens, room))
+    for text, rng in zip(texts, rngs, strict=True):
+        context, n_draws, more = prompt.token_ids, room, text
+        while len(text) < n_tokens and len(more) == n_draws:  # the block is full, not the text
+            context = slid([*context, *more], block_size, prompt.first)
+            n_draws = min(n_tokens - len(text), room_after(context, block_size))
+            (more,) = draw(context, [rng], n_draws)
+            text.extend(more)
+    return texts
+
+
+def _draw_in_block(
+    engine: Engine,
+    token_ids: Sequence[int],
+    rngs: Sequence[random.Random],
+    n_draws: int,
+    **options: Any,
+) -> list[list[int]]:
+    draws = [[rng.random() for _ in range(n_draws)] for rng in rngs]
+    return engine.sample(token_ids, np.array(draws, np.float64).reshape(-1, n_draws), **options)
 
 
 def draw_by_seed(
@@ -54,7 +78,7 @@ def draw_by_seed(
     """Return texts of consecutive seeds, several in each call of the engine."""
     seeds = range(int(config.seed), int(config.seed) + num_samples)
     n_tokens = max_tokens_after(prompt, config, engine.config.block_size)
-    work = engine.config.n_params * max(1, n_tokens)
+    work = engine.config.n_params * max(1, min(n_tokens, engine.config.block_size))
     n_together = max(1, min(SAMPLES_TOGETHER, WORK_TOGETHER // work))
     texts = []
     for first in range(0, num_samples, n_together):

@@ -21,7 +21,7 @@ class Reply:
     Args:
         content: the text.
         finish_reason: "stop" if the model or a stop text ended it, "length" if it was cut at
-            `max_tokens` or at the model's block.
+            `max_tokens`, or without it at the model's block.
         n_tokens: tokens of the text.
         prompt: the tokens read before, and what was left out of them.
     """
@@ -68,7 +68,7 @@ class TextStream(Iterator[str]):
         n_tokens: tokens chosen so far.
         tokens: the tokens of the latest piece, each with the logits that it was chosen from.
         finish_reason: "stop" for a text that ended by itself or at a stop text, "length" for one
-            cut at `max_tokens` or at the model's block; None before the end.
+            cut at `max_tokens`, or without it at the model's block; None before the end.
     """
 
     def __init__(
