@@ -5,6 +5,7 @@ import pty
 import re
 import resource
 import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -736,3 +737,140 @@ def test_stdin_is_read_once(cli: "Cli", tmp_path: Path) -> None:
     inputs = ("--input", "-", "--val-input", "-", "--output", tmp_path / "out")
     error = "error: stdin (-) is given twice, expected once: it can be read only once\n"
     assert cli("train", *inputs) == (1, "", error)
+
+
+# ---------------------------------------------------------------- going on from a model
+
+
+@pytest.fixture
+def base(cli: "Cli", names: Path, tmp_path: Path) -> Path:
+    output = tmp_path / "base"
+    flags = ("--output", output, "--steps", 20, "--n-embd", 8, "--dtype", "float64")
+    assert cli("train", "--input", names, *flags, "--quiet").status == 0
+    return output
+
+
+def test_run_starts_from_a_model_and_says_so(
+    cli: "Cli", base: Path, names: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    flags = ("--input", names, "--output", output, "--steps", 5, "--seed", 3)
+    result = cli("train", "--init-from", base, *flags)
+    assert result.status == 0
+    assert f"init from:   {base}" in result.lines
+    assert "engine:      native, float64" in result.lines
+    dataset = microgpt.Dataset.from_documents(microgpt.read_documents(names))
+    config = microgpt.TrainConfig(steps=5, seed=3)
+    expected, trainer = microgpt.prepare(dataset, config, init_from=microgpt.load(base))
+    trainer.advance(5)
+    assert (microgpt.load(output).parameters.flat == expected.parameters.flat).all()
+    digest = trainer.record().init_from
+    assert digest is not None
+    rows = cli("info", "--model-dir", output).lines
+    made = f"a model with the weights {digest.weights_digest[:12]}, trained 20 steps"
+    assert f"  init from:       {made}" in rows
+
+
+def test_interrupted_run_from_a_model_resumes_without_that_model(
+    cli: "Cli", base: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("zoé\nanna\n")
+    flags = ("--input", more, "--extend-vocab", "--steps", 6, "--init-from", base, "--quiet")
+    assert cli("train", *flags, "--output", tmp_path / "whole").status == 0
+    whole = microgpt.load(tmp_path / "whole")
+    assert cli("train", *flags, "--output", tmp_path / "out", "--snapshot-every", 3).status == 0
+    shutil.rmtree(base)
+    snapshots = sorted((tmp_path / "out/checkpoints").iterdir())
+    snapshots[-1].unlink()  # that of the last step
+    result = cli("train", "--resume", tmp_path / "out")
+    assert result.status == 0
+    resumed = microgpt.load(tmp_path / "out")
+    assert (resumed.parameters.flat == whole.parameters.flat).all()
+    assert resumed.training == whole.training
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--n-embd", 16),
+            "got --n-embd 16, expected 8, the size of the model in {base}\nhint: leave it out",
+        ),
+        (("--chat",), "invalid JSON on line 1 of {names}: "),
+        (("--init-from", "nowhere"), "cannot read nowhere/meta.json: No such file or directory"),
+        (("--output", "base"), "{base} already holds a model\nhint: use --force"),
+    ],
+)
+def test_model_that_does_not_suit_is_an_error(
+    cli: "Cli", base: Path, names: Path, flags: tuple[object, ...], message: str
+) -> None:
+    given = [base if flag == "base" else flag for flag in flags]
+    before = {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+    common = ("--input", names, "--output", base.parent / "out", "--init-from", base)
+    result = cli("train", *common, *given)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("error: " + message.format(base=base, names=names))
+    assert before == {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+
+
+def test_model_is_continued_in_its_own_directory_with_force(
+    cli: "Cli", base: Path, names: Path
+) -> None:
+    flags = ("--input", names, "--init-from", base, "--output", base, "--steps", 5, "--force")
+    assert cli("train", *flags).status == 0
+    record = microgpt.load(base).training
+    assert record is not None
+    assert record.init_from is not None
+
+
+def test_damaged_model_is_no_start(cli: "Cli", base: Path, names: Path, tmp_path: Path) -> None:
+    (base / "weights.json").write_text("{}")
+    flags = ("--input", names, "--init-from", base, "--output", tmp_path / "out")
+    result = cli("train", *flags)
+    assert (result.status, result.out) == (1, "")
+    assert str(base) in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_with_more_steps_says_how_to_go_on(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--input", names, "--output", output, "--steps", 10, "--snapshot-every", 5)
+    assert cli("train", *flags, "--quiet").status == 0
+    result = cli("train", "--resume", output, "--steps", 30)
+    assert result.status == 1
+    command = f"--init-from {output} --steps 20 --input INPUT --output OUTPUT\n"
+    assert result.err.endswith(f"to train its model further: microgpt-cli train {command}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--patience", 3), "Invalid value for --patience: it needs --val-fraction or --val-in"),
+        (("--extend-vocab",), "Invalid value for --extend-vocab: it needs --init-from."),
+    ],
+)
+def test_flag_without_the_one_it_needs_is_refused(
+    cli: "Cli", names: Path, flags: tuple[object, ...], message: str
+) -> None:
+    result = cli("train", "--input", names, *flags)
+    assert (result.status, result.out) == (2, "")
+    assert message in result.err
+
+
+def test_patience_ends_a_run_with_its_best_model(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    flags = ("--input", names, "--output", tmp_path / "out", "--steps", 3000, "--lr", 0.1)
+    validation = ("--val-fraction", 0.2, "--eval-every", 10, "--patience", 2)
+    result = cli("train", *flags, *validation, "--json", "--snapshot-every", 10)
+    assert result.status == 0
+    events = [json.loads(line) for line in result.lines]
+    (stopped,) = (event for event in events if event["event"] == "stopped early")
+    assert stopped["step"] < 3000
+    assert stopped["patience"] == 2
+    assert events[-1]["stopped_early"]
+    assert events[-1]["steps"] == stopped["step"] == events[-1]["best_step"] + 20
+    losses = [event["val_loss"] for event in events if event["event"] == "validation"]
+    assert losses.index(min(losses)) == len(losses) - 3
+    result = cli("train", "--resume", tmp_path / "out", "--json")  # stays as it ended
+    assert result.status == 0
+    assert json.loads(result.lines[-1])["steps"] == stopped["step"]

@@ -28,6 +28,7 @@ OTHERS: dict[str, Any] = {  # a value of each that is not its default
     "shuffle": False,
     "val_fraction": 0.3,
     "eval_every": 2,
+    "patience": 3,
     "seed": 7,
     "dtype": "float64",
     "engine": "vectorized",
@@ -102,7 +103,7 @@ def test_fit_has_a_keyword_with_the_default_of_each_option() -> None:
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
 def test_fit_hands_every_option_on(name: str, value: Any) -> None:
-    given = OTHERS if name == "warmup_steps" else {name: value}
+    given = OTHERS if name in ("warmup_steps", "patience") else {name: value}
     if name == "loss_on":
         with pytest.raises(DataError, match="expected conversations"):
             microgpt.fit(["anna", "bob", "otto"], steps=1, loss_on=value)

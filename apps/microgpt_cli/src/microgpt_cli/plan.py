@@ -9,20 +9,22 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-__all__ = ["Pace", "Plan", "Source", "is_given", "new_plan", "resumed_plan"]
+__all__ = ["Pace", "Plan", "Source", "check_sizes", "is_given", "new_plan", "resumed_plan"]
 
 PATHS = ("input", "val_input")
 RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # after 0.1
 
 
 class Source(msgspec.Struct, frozen=True):
-    """The data of a run: paths, "-" for stdin, and how to read them."""
+    """The data of a run: paths, "-" for stdin, how to read them; and the model to start from."""
 
     input: list[str]
     val_input: list[str] = []
     chat: bool = False
     split: Literal["line", "paragraph", "file"] = "line"
     field: str | None = None
+    init_from: str | None = None
+    extend_vocab: bool = False
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -70,6 +72,19 @@ def new_plan(context: typer.Context) -> Plan:
     """
     config = microgpt.TrainConfig(**_values(context, microgpt.TrainConfig))
     return Plan(config, Source(**_values(context, Source)), Pace(**_values(context, Pace)))
+
+
+def check_sizes(context: typer.Context, model: microgpt.LanguageModel) -> None:
+    """Raise ConfigError for a flag that is not the size of the model to start from."""
+    for flag in context.command.params:
+        name = flag.name or ""
+        size, given = getattr(model.config, name, None), context.params.get(name)
+        if size is not None and is_given(context, name) and given != size:
+            raise microgpt.ConfigError(
+                f"got {_spelled(flag, given)}, expected {size}, the size of "
+                f"the model in {context.params['init_from']}",
+                hint="leave it out; another size needs a new model",
+            )
 
 
 def resumed_plan(context: typer.Context, snapshot: microgpt.Snapshot) -> Plan:
@@ -124,10 +139,14 @@ def _check_contradictions(
         if flag.name in given and given[flag.name] != stored[flag.name]
     ]
     if contradictions:
-        raise microgpt.ConfigError(
-            f"{'; '.join(contradictions)} as in {snapshot.path}",
-            hint="a resumed run keeps its flags: leave these out, or start a new run",
-        )
+        hint = "a resumed run keeps its flags: leave these out, or start a new run"
+        if given.get("steps", 0) > config.steps:
+            hint = (
+                "a resumed run keeps its flags; to train its model further: microgpt-cli train "
+                f"--init-from {context.params['resume']} --steps {given['steps'] - config.steps} "
+                "--input INPUT --output OUTPUT"
+            )
+        raise microgpt.ConfigError(f"{'; '.join(contradictions)} as in {snapshot.path}", hint=hint)
 
 
 def _values(

@@ -112,6 +112,17 @@ class Reporter:
         """Report a sample that was drawn during training."""
         self.event("sample", f"step {step:4d} | sample: {shown(text)}", step=step, text=text)
 
+    def stopped_early(self, trainer: microgpt.Trainer) -> None:
+        """Report that validation has ended the run."""
+        step, patience = trainer.step, trainer.config.patience
+        self.event(
+            "stopped early",
+            f"stopped after step {step} of {self._n_steps}: {patience} validations in a row were "
+            "not better",
+            step=step,
+            patience=patience,
+        )
+
     def best(self, best: microgpt.Best) -> None:
         """Report which model is saved, where validation has chosen it."""
         self.event(

@@ -66,7 +66,7 @@ def advances(trainer: microgpt.Trainer, pace: Pace, received: list[int]) -> Iter
         ranks.is_leaving = lambda: bool(received)
     seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
     first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
-    while trainer.step < trainer.config.steps:
+    while not trainer.is_finished:
         elapsed = time.perf_counter() - start
         n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)
         n = 0 if received else min(pace.next_stop(trainer.step) - trainer.step, n_in_time)
@@ -119,7 +119,7 @@ def follow(trainer: microgpt.Trainer, pace: Pace) -> None:
     with interruptible() as received:
         for _ in advances(trainer, pace, received):
             pass
-    if trainer.step < trainer.config.steps:
+    if not trainer.is_finished:
         raise typer.Exit(_status(received))
 
 
@@ -135,7 +135,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         Exit: a signal has ended the run.
         MicrogptError: training failed, or a file or stdout beside it.
     """
-    trainer, n_steps = run.trainer, run.trainer.config.steps
+    trainer = run.trainer
     start = time.perf_counter()
     with interruptible() as received:
         run.reporter.start(header, trainer.step)
@@ -158,7 +158,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
             _save(run)
             raise
         _save(run)
-    if trainer.step < n_steps:
+    if not trainer.is_finished:
         if run.failures:
             raise run.failures[0]
         _warn_interrupted(run)
@@ -200,13 +200,15 @@ def _save(run: Run) -> None:
     trainer = run.trainer
     if not trainer.step:
         return
-    if trainer.step < trainer.config.steps:
+    if not trainer.is_finished:
         run.saver.save_snapshot()  # first, because the best weights replace the latest
     _save_model(run)
 
 
 def _save_model(run: Run) -> None:
     run.trainer.use_best()
+    if run.trainer.has_lost_patience:
+        run.reporter.stopped_early(run.trainer)
     if run.trainer.best:
         run.reporter.best(run.trainer.best)
     run.saver.save_model()
@@ -257,6 +259,7 @@ def _report_result(run: Run, samples: list[str], elapsed: float) -> None:
         "result",
         "",
         steps=run.trainer.step,
+        stopped_early=run.trainer.step < run.trainer.config.steps,
         val_loss=best and best.val_loss,
         best_step=best and best.step,
         elapsed=round(elapsed, 3),

@@ -45,7 +45,7 @@ from microgpt.inference.score import Score
 from microgpt.inference.stream import ChatReply, Reply, TextStream
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.storage.commit import lock_directory
-from microgpt.storage.model_directory import TrainingRecord, check_writable, holds_model
+from microgpt.storage.model_directory import Origin, TrainingRecord, check_writable, holds_model
 from microgpt.train import Adam, train_step
 from microgpt.training.fit import fit, prepare
 from microgpt.training.options import TrainConfig
@@ -87,6 +87,7 @@ __all__ = [
     "MicrogptError",
     "ModelConfig",
     "NonFiniteLossError",
+    "Origin",
     "Prompt",
     "RankLostError",
     "Ranks",

@@ -54,4 +54,7 @@ def _training_rows(training: microgpt.TrainingRecord) -> dict[str, object]:
         rows["loss"] = f"{training.loss:.4f}"
     if training.val_loss is not None:
         rows["val_loss"] = f"{training.val_loss:.4f}"
+    if origin := training.init_from:
+        made = f", trained {origin.training.steps} steps" if origin.training else ""
+        rows["init from"] = f"a model with the weights {origin.weights_digest[:12]}{made}"
     return rows | {"library": f"microgpt-lib {training.library_version}"}

@@ -14,7 +14,7 @@ from microgpt_cli.errors import Failures
 from microgpt_cli.metrics import METRICS, MetricsLine, read_metrics
 from microgpt_cli.mpi import job_ranks
 from microgpt_cli.options import JsonField, Seed, Split, Threads, field, positive
-from microgpt_cli.plan import Pace, Source, is_given, new_plan, resumed_plan
+from microgpt_cli.plan import Pace, Plan, Source, check_sizes, is_given, new_plan, resumed_plan
 from microgpt_cli.reporting import Reporter, Style
 from microgpt_cli.run import Run, follow, lead
 from microgpt_cli.saving import Saver
@@ -42,6 +42,13 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace a model in OUTPUT.")] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="Train on conversations: a JSON array per line.")
+    ] = False,
+    init_from: Annotated[
+        str | None,
+        typer.Option(help="Directory of a model to start from; its sizes are kept.", metavar="DIR"),
+    ] = None,
+    extend_vocab: Annotated[
+        bool, typer.Option("--extend-vocab", help="Add characters that INIT_FROM lacks.")
     ] = False,
     n_embd: Annotated[int, field("n_embd")] = DEFAULTS.n_embd,
     n_head: Annotated[int, field("n_head")] = DEFAULTS.n_head,
@@ -73,6 +80,7 @@ def command(
         typer.Option(help="Validation documents, as --input, instead of a share."),
     ] = None,
     eval_every: Annotated[int, field("eval_every")] = DEFAULTS.eval_every,
+    patience: Annotated[int | None, field("patience", min=1)] = DEFAULTS.patience,
     snapshot_every: Annotated[
         int | None,
         typer.Option(
@@ -124,6 +132,7 @@ def command(
         with nullcontext() if follows else microgpt.lock_directory(output):
             if not (force or resumes):
                 refuse_to_overwrite(output)
+            init = _model_to_start_from(context, plan, snapshot)
             dataset, val_dataset = _read(plan.source)
             rng = random.Random(plan.config.seed)
             model, trainer = microgpt.prepare(
@@ -131,6 +140,8 @@ def command(
                 plan.config,
                 rng,
                 val_dataset=val_dataset,
+                init_from=init,
+                extend_vocab=plan.source.extend_vocab,
                 threads=1 if ranks and threads is None else threads,  # a machine's cores are shared
                 ranks=ranks,
             )
@@ -154,7 +165,7 @@ def command(
             style: Style = "json" if as_json else "quiet" if quiet else "text"
             reporter = Reporter(style, trainer.config.steps, plan.pace.log_every, failures)
             run = Run(model, trainer, plan.pace, saver, reporter, failures)
-            lead(run, _header(model, trainer, len(dataset)), rng)
+            lead(run, _header(model, trainer, plan.source, len(dataset)), rng)
 
 
 def _check_flags(given: dict[str, Any]) -> None:
@@ -164,8 +175,27 @@ def _check_flags(given: dict[str, Any]) -> None:
     if given["loss_on"] == "assistant" and not given["chat"] and given["resume"] is None:
         raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
     check_kind(given["split"], given["field"], chat=given["chat"])
+    if given["extend_vocab"] and given["init_from"] is None and given["resume"] is None:
+        raise typer.BadParameter("it needs --init-from.", param_hint="--extend-vocab")
+    has_validation = given["val_input"] or given["val_fraction"] or given["resume"]
+    if given["patience"] is not None and not has_validation:
+        raise typer.BadParameter("it needs --val-fraction or --val-input.", param_hint="--patience")
     if given["val_input"] and given["val_fraction"]:
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
+
+
+def _model_to_start_from(
+    context: typer.Context, plan: Plan, snapshot: microgpt.Snapshot | None
+) -> microgpt.LanguageModel | None:
+    """Return the model that the run starts from; a resumed run has its weights in the snapshot."""
+    if plan.source.init_from is None:
+        return None
+    if snapshot:
+        return snapshot.model(plan.config.engine)
+    dtype = plan.config.dtype if is_given(context, "dtype") else None
+    model = microgpt.load(plan.source.init_from, engine=plan.config.engine, dtype=dtype)
+    check_sizes(context, model)
+    return model
 
 
 def _check_source(source: Source, ranks: microgpt.Ranks | None) -> None:
@@ -209,7 +239,7 @@ def _earlier_metrics(resume: Path | None, step: int) -> list[MetricsLine]:
 
 
 def _header(
-    model: microgpt.LanguageModel, trainer: microgpt.Trainer, n_documents: int
+    model: microgpt.LanguageModel, trainer: microgpt.Trainer, source: Source, n_documents: int
 ) -> dict[str, Any]:
     """Return the first report of a run, by label."""
     config = model.config
@@ -224,6 +254,8 @@ def _header(
     }
     if trainer.config.long == "window":
         header["windows"] = len(trainer.order)
+    if source.init_from:
+        header["init from"] = source.init_from
     if trainer.validation:
         header["held out"] = len(trainer.validation.order)
     if trainer.ranks:

@@ -39,6 +39,7 @@ from microgpt.storage.weights import (
 
 __all__ = [
     "SNAPSHOTS",
+    "Origin",
     "StoredModel",
     "TrainingRecord",
     "check_writable",
@@ -53,6 +54,18 @@ SNAPSHOTS = "checkpoints"  # folder of a run's snapshots; the name is part of th
 MAX_META_BYTES = 64 << 20  # every character of Unicode, escaped, and then some
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The model that a run has started from.
+
+    Args:
+        weights_digest: hash of its weights.
+        training: how it was made, where that is known.
+    """
+
+    weights_digest: str
+    training: "TrainingRecord | None" = None
+
+
 class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a model was made.
 
@@ -64,6 +77,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         loss: of the last step, in nats per token.
         val_loss: least validation loss, in nats per token.
         library_version: version of microgpt-lib.
+        init_from: the model that training has started from; None for initial weights.
     """
 
     options: dict[str, Any]
@@ -73,6 +87,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     loss: float | None = None
     val_loss: float | None = None
     library_version: str
+    init_from: Origin | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,12 @@ from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.samples import WORK_TOGETHER
 from microgpt.parameters import Parameters
+from microgpt.training.continuation import (
+    config_of_model,
+    origin_of,
+    starting_weights,
+    with_characters_of,
+)
 from microgpt.training.options import DEFAULTS, Dtype, LossOn, Schedule, TrainConfig, resolved
 from microgpt.training.ranks import Ranks
 from microgpt.training.trainer import Trainer
@@ -33,6 +39,8 @@ def prepare(
     rng: random.Random | None = None,
     *,
     val_dataset: Dataset | None = None,
+    init_from: LanguageModel | None = None,
+    extend_vocab: bool = False,
     threads: int | None = None,
     ranks: Ranks | None = None,
     **options: Any,
@@ -53,6 +61,9 @@ def prepare(
         train_config: options of the run.
         rng: the source of all randomness; None for `random.Random(train_config.seed)`.
         val_dataset: other documents to validate on, without a share of `dataset`.
+        init_from: start from a copy of this model's weights, with its sizes and its tokenizer, and
+            a fresh optimizer; initial weights are then not drawn.
+        extend_vocab: add the characters that `init_from` lacks, with initial weights of their own.
         threads: cores to use; None for all.
         ranks: MPI processes that share every batch, each of which calls `prepare` with the same
             arguments; None for one process.
@@ -63,12 +74,18 @@ def prepare(
             validation, conversations are to be cut into windows, or the processes differ in
             arguments.
         DataError: `long` "skip" leaves no document, or there is no assistant turn.
-        TokenError: a validation document holds a character that no training document has.
+        TokenError: a validation document holds a character that no training document has, or a
+            document one that `init_from` lacks.
         EngineError: there is no such engine.
     """
     check_type("dataset", dataset, Dataset)
     check_type("train_config", train_config, TrainConfig)
-    config = resolved(replace(train_config, **options))
+    config = replace(train_config, **options)
+    if init_from is not None:
+        check_type("init_from", init_from, LanguageModel)
+        config = config_of_model(config, init_from)
+        dataset = with_characters_of(init_from, dataset, extend_vocab=extend_vocab)
+    config = resolved(config)
     rng = random.Random(config.seed) if rng is None else rng
     check_type("rng", rng, random.Random)
     seed = config.seed if _is_fresh(rng, config.seed) else None
@@ -81,7 +98,10 @@ def prepare(
     if val_dataset is not None:
         val_documents = _other_documents(val_dataset, tokenizer, config)
     validation = Validation(*val_documents, config.eval_every) if val_documents else None
-    parameters = Parameters.init(config.model_config(tokenizer.vocab_size), rng, config.dtype)
+    if init_from is None:
+        parameters = Parameters.init(config.model_config(tokenizer.vocab_size), rng, config.dtype)
+    else:
+        parameters = starting_weights(init_from, tokenizer, config.dtype, config.seed)
     model = LanguageModel(
         tokenizer,
         parameters,
@@ -89,7 +109,8 @@ def prepare(
         threads=threads,
         windows=draws_windows and share_of_beginnings(dataset, config.block_size) < MIN_BOS_SHARE,
     )
-    return model, Trainer(model.engine, dataset, order, config, validation, ranks, seed)
+    origin = origin_of(init_from) if init_from else None
+    return model, Trainer(model.engine, dataset, order, config, validation, ranks, seed, origin)
 
 
 def _is_fresh(rng: random.Random, seed: int) -> bool:
@@ -165,6 +186,8 @@ def _n_train(n: int, val_fraction: float, what: str) -> int:
 def fit(  # noqa: D417 - TrainConfig describes its fields
     documents: Iterable[str],
     *,
+    init_from: LanguageModel | None = None,
+    extend_vocab: bool = False,
     threads: int | None = None,
     steps: int = DEFAULTS.steps,
     learning_rate: float | None = DEFAULTS.learning_rate,
@@ -182,16 +205,19 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
     shuffle: bool = DEFAULTS.shuffle,
     val_fraction: float = DEFAULTS.val_fraction,
     eval_every: int = DEFAULTS.eval_every,
+    patience: int | None = DEFAULTS.patience,
     seed: int = DEFAULTS.seed,
     dtype: Dtype = DEFAULTS.dtype,
     engine: str = DEFAULTS.engine,
 ) -> LanguageModel:
     """Train a model on documents and return it; with validation, the best one.
 
-    Every keyword but `threads` is a field of `TrainConfig`, which describes it.
+    Every other keyword is a field of `TrainConfig`, which describes it.
 
     Args:
         documents: texts, for instance names; blank ones are left out.
+        init_from: see `prepare`.
+        extend_vocab: see `prepare`.
         threads: cores to use; None for all.
 
     Raises:
@@ -217,15 +243,22 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         shuffle=shuffle,
         val_fraction=val_fraction,
         eval_every=eval_every,
+        patience=patience,
         seed=seed,
         dtype=dtype,
         engine=engine,
     )
-    model, trainer = prepare(Dataset.from_documents(documents), config, threads=threads)
-    lengths = np.minimum(trainer.dataset.lengths, config.block_size)
+    model, trainer = prepare(
+        Dataset.from_documents(documents),
+        config,
+        init_from=init_from,
+        extend_vocab=extend_vocab,
+        threads=threads,
+    )
+    lengths = np.minimum(trainer.dataset.lengths, model.config.block_size)
     n_tokens = config.batch_size * float(lengths.mean())
     work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
-    while trainer.step < config.steps:
+    while not trainer.is_finished:
         trainer.advance(1 + int(WORK_TOGETHER / work))
     trainer.use_best()
     model.training = trainer.record()

@@ -33,6 +33,7 @@ Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
 LossOn: TypeAlias = Literal["all", "assistant"]
 Dtype: TypeAlias = Literal["float32", "float64"]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+AtLeastOne: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
 
 def _about(description: str, **bounds: Any) -> msgspec.Meta:
@@ -75,6 +76,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 0.0
     eval_every: Annotated[int, _about("steps between validations", ge=1)] = 100
+    patience: Annotated[
+        AtLeastOne | None,
+        _about("stop after this many validations in a row without a better one; None for never"),
+    ] = None
     seed: Annotated[int, _about("seed of all randomness")] = 42
     dtype: Annotated[Dtype, _about("type of the numbers")] = "float32"
     engine: Annotated[str, _about("engine to compute with; auto for the fastest here")] = "auto"

@@ -19,10 +19,11 @@ import numpy as np
 from microgpt.checks import PathLike, cause_of, checked_path
 from microgpt.data import Tokenizer
 from microgpt.errors import CheckpointError, ConfigError
+from microgpt.inference.language_model import LanguageModel
 from microgpt.model import ModelConfig
-from microgpt.parameters import DTYPES, FloatArray
+from microgpt.parameters import DTYPES, FloatArray, Parameters
 from microgpt.storage.commit import STAGED, sync_directory, write_durably
-from microgpt.storage.model_directory import SNAPSHOTS
+from microgpt.storage.model_directory import SNAPSHOTS, Origin
 from microgpt.training.options import DEFAULTS, TrainConfig
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Best
@@ -56,6 +57,7 @@ class _State(msgspec.Struct, kw_only=True):
     options: dict[str, Any]
     train_config: dict[str, Any] | None = None
     loss: float | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Snapshot:
         train_config: options of the run, resolved; those that an older snapshot lacks have their
             defaults.
         loss: of the last step, in nats per token; None in older snapshots.
+        origin: the model that the run has started from; None for initial weights.
     """
 
     path: Path
@@ -90,6 +93,16 @@ class Snapshot:
     best: Best | None
     train_config: TrainConfig = DEFAULTS
     loss: float | None = None
+    origin: Origin | None = None
+
+    def model(self, engine: str = "auto") -> LanguageModel:
+        """Return a model with the latest weights.
+
+        Args:
+            engine: see `ENGINES`.
+        """
+        parameters = Parameters(self.config, self.arrays["weights"])
+        return LanguageModel(self.tokenizer, parameters, engine=engine)
 
 
 def write_snapshot(
@@ -174,6 +187,7 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
         options=dict(options),
         train_config=msgspec.to_builtins(trainer.config),
         loss=trainer.loss,
+        origin=trainer.origin,
     )
 
 
@@ -253,6 +267,19 @@ def read_snapshot(directory: PathLike) -> Snapshot:
         raise
 
 
+def _fit(arrays: Mapping[str, FloatArray], state: _State, config: ModelConfig) -> bool:
+    """Return whether there are the arrays that the metadata describes."""
+    has_best = state.best_val_loss is not None and state.best_step is not None
+    return (
+        arrays.keys() == {"weights", "adam_m", "adam_v", *(["best"] if has_best else [])}
+        and state.dtype in DTYPES
+        and all(
+            array.shape == (config.n_params,) and array.dtype == state.dtype
+            for array in arrays.values()
+        )
+    )
+
+
 def _read(path: Path) -> Snapshot:
     import safetensors  # noqa: PLC0415 - 90 ms, and only here
 
@@ -275,17 +302,8 @@ def _read(path: Path) -> Snapshot:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"invalid {path}: {error}") from error
-    has_best = state.best_val_loss is not None and state.best_step is not None
-    expected = {"weights", "adam_m", "adam_v", *(["best"] if has_best else [])}
-    if (
-        arrays.keys() != expected
-        or state.dtype not in DTYPES
-        or any(
-            array.shape != (config.n_params,) or array.dtype != state.dtype
-            for array in arrays.values()
-        )
-        or metadata.get("sha256") != _digest(arrays, metadata["state"])
-    ):
+    is_intact = metadata.get("sha256") == _digest(arrays, metadata["state"])
+    if not is_intact or not _fit(arrays, state, config):
         raise CheckpointError(f"{path} is damaged: its arrays are not what its metadata describes")
     best = None
     if state.best_val_loss is not None and state.best_step is not None:
@@ -303,6 +321,7 @@ def _read(path: Path) -> Snapshot:
         best,
         train_config,
         state.loss,
+        state.origin,
     )
 
 
@@ -342,3 +361,4 @@ def restore(trainer: Trainer, snapshot: Snapshot) -> None:
     trainer.step = snapshot.step
     trainer.best = snapshot.best
     trainer.loss = snapshot.loss
+    trainer.origin = snapshot.origin

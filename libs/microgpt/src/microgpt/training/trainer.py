@@ -15,7 +15,7 @@ from microgpt.corpus.dataset import Dataset
 from microgpt.corpus.windows import drawn_windows
 from microgpt.engines.base import Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
-from microgpt.storage.model_directory import TrainingRecord
+from microgpt.storage.model_directory import Origin, TrainingRecord
 from microgpt.training.options import TrainConfig, resolved
 from microgpt.training.ranks import Ranks
 from microgpt.training.validation import Best, Validation, validation_loss
@@ -68,6 +68,7 @@ class Trainer:
         validation: documents to validate on; None for no validation.
         ranks: processes to share every batch with; None to train alone.
         seed: of the draws behind `order` and the initial weights, for `record`; None if unknown.
+        origin: the model that the weights come from, for `record`; None for initial weights.
 
     Attributes:
         config: options of the run, with its learning rate and engine.
@@ -98,7 +99,9 @@ class Trainer:
         validation: Validation | None = None,
         ranks: Ranks | None = None,
         seed: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        check_type("config", config, TrainConfig)
         self.engine = engine
         self._whole_dataset = dataset  # the digest is of the documents as given
         self._draws_windows = config.long == "window"
@@ -110,9 +113,15 @@ class Trainer:
         self.validation = validation
         self.ranks = ranks
         self.seed = seed
+        self.origin = origin
         self.step = 0
         self.best: Best | None = None
         self.loss: float | None = None
+        if config.patience and validation is None:
+            raise ConfigError(
+                f"patience is {config.patience} without validation, expected val_fraction or "
+                "validation documents too"
+            )
         if len(order) < config.batch_size:
             raise ConfigError(
                 f"the number of {'windows' if self._draws_windows else 'documents'} to train on "
@@ -150,13 +159,26 @@ class Trainer:
 
     def __iter__(self) -> Iterator[StepReport]:
         """Take the remaining steps one by one."""
-        while self.step < self.config.steps:
+        while not self.is_finished:
             yield from self.advance(1)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are taken, or `patience` has ended the run before."""
+        return self.step >= self.config.steps or self.has_lost_patience
+
+    @property
+    def has_lost_patience(self) -> bool:
+        """Whether the last `patience` validations were not better than one before."""
+        if not (self.config.patience and self.validation and self.best):
+            return False
+        every = self.validation.every
+        return self.step // every - self.best.step // every >= self.config.patience
 
     def advance(self, n_steps: int) -> list[StepReport]:
         """Take up to `n_steps` of the remaining steps in one call, and report each.
 
-        Steps end early at the next validation.
+        Steps end early at the next validation, and with it where `patience` ends the run.
 
         Args:
             n_steps: the most to take.
@@ -172,7 +194,7 @@ class Trainer:
         if self.validation:
             end = min(end, self.step + self.validation.every - self.step % self.validation.every)
         steps = range(self.step, end)
-        if not steps:
+        if not steps or self.is_finished:
             return []
         rates = [self.learning_rate * self.config.rate_at(step) for step in steps]
         n_updates = self.engine.n_updates
@@ -242,6 +264,7 @@ class Trainer:
             loss=self.loss,
             val_loss=self.best.val_loss if self.best else None,
             library_version=VERSION,
+            init_from=self.origin,
         )
 
 

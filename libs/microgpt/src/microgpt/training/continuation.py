@@ -1,0 +1,94 @@
+"""Training that starts from another model: its sizes, weights and characters, and new ones."""
+
+import dataclasses
+import hashlib
+import random
+
+from msgspec.structs import replace
+
+from microgpt.corpus.dataset import Dataset
+from microgpt.data import Tokenizer
+from microgpt.errors import ConfigError, DataError, TokenError
+from microgpt.inference.language_model import LanguageModel
+from microgpt.parameters import Parameters
+from microgpt.storage.model_directory import Origin
+from microgpt.training.options import DEFAULTS, TrainConfig
+
+__all__ = ["config_of_model", "origin_of", "starting_weights", "with_characters_of"]
+
+SIZES = ("n_embd", "n_head", "n_layer", "block_size")
+MAX_SHOWN = 10  # new characters that an error message names
+
+
+def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
+    """Return the options with the model's sizes, and its type unless another one is chosen.
+
+    Raises:
+        ConfigError: an option is neither the default nor the model's size.
+    """
+    sizes = {name: getattr(model.config, name) for name in SIZES}
+    for name, size in sizes.items():
+        if getattr(config, name) not in (size, getattr(DEFAULTS, name)):
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, expected {size}, the size of the model to "
+                "start from",
+                hint="leave it out; another size needs a new model",
+            )
+    dtype = model.dtype if config.dtype == DEFAULTS.dtype else config.dtype
+    return replace(config, **sizes, dtype=dtype)
+
+
+def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: bool) -> Dataset:
+    """Return the dataset, encoded by the model's tokenizer or by an extended one.
+
+    An extended tokenizer has the characters of both, sorted as ever.
+
+    Raises:
+        TokenError: the model lacks characters, and they are not to be added.
+        DataError: only one of the dataset and the model is for chat.
+    """
+    known = model.tokenizer
+    if known.is_chat != dataset.tokenizer.is_chat:
+        got, expected = ("conversations", "documents")[:: -1 if known.is_chat else 1]
+        raise DataError(f"got {got}, expected {expected} as the model to start from has learned")
+    lacking = sorted({*dataset.tokenizer.chars} - {*known.chars})
+    if lacking and not extend_vocab:
+        shown = ", ".join(map(repr, lacking[:MAX_SHOWN])) + ", ..." * (len(lacking) > MAX_SHOWN)
+        noun = "characters" if len(lacking) > 1 else "character"
+        raise TokenError(
+            f"the documents hold {len(lacking)} {noun} that the model to start from does not know: "
+            f"{shown}",
+            hint="extend_vocab (--extend-vocab) adds them",
+        )
+    tokenizer = Tokenizer(tuple(sorted({*known.chars, *lacking})), known.is_chat)
+    return dataset.encoded_with(tokenizer)
+
+
+def starting_weights(
+    model: LanguageModel, tokenizer: Tokenizer, dtype: str, seed: int
+) -> Parameters:
+    """Return a copy of the model's weights, with initial rows for the tokens that it lacks.
+
+    Args:
+        model: is not changed.
+        tokenizer: has all tokens of the model's.
+        dtype: of the copy.
+        seed: of the added rows; they take no draw from the run's generator.
+    """
+    old = model.parameters
+    if tokenizer == model.tokenizer:
+        return Parameters(old.config, old.flat.astype(dtype))
+    config = dataclasses.replace(old.config, vocab_size=tokenizer.vocab_size)
+    new = Parameters.init(config, random.Random(seed), dtype)
+    rows = tokenizer.encode("".join(model.tokenizer.chars))
+    rows += [tokenizer.special_id(name) for name in tokenizer.special_tokens]
+    rows.append(tokenizer.bos)  # all in the order of the model's own ids
+    for name, weights in old.items():
+        new[name][rows if name in ("wte", "lm_head") else slice(None)] = weights
+    return new
+
+
+def origin_of(model: LanguageModel) -> Origin:
+    """Return what identifies the model that a run starts from."""
+    digest = hashlib.sha256(model.parameters.flat.data).hexdigest()
+    return Origin(weights_digest=digest, training=model.training)
