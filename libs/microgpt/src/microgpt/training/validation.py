@@ -62,15 +62,15 @@ def validation_loss(engine: Engine, validation: Validation, ranks: Ranks | None 
     Raises:
         RankLostError: another process no longer answers.
     """
-    dataset, order = validation.dataset, validation.order
+    dataset, order = validation.dataset.fitted(engine.config.block_size), validation.order
     longest = int(dataset.lengths[np.asarray(order)].max())
     n_together = max(1, ROWS_TOGETHER // longest)
     total, n_tokens = 0.0, 0
     if ranks:
         order = ranks.share_of(order)
     for first in range(0, len(order), n_together):
-        batch = dataset.batch(order[first : first + n_together], engine.config.block_size)
-        nll, n = engine.loss(batch)
+        indices = order[first : first + n_together]
+        nll, n = engine.loss(dataset.batches(indices, len(indices)).together)
         total += nll
         n_tokens += n
     if ranks:
