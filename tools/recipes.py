@@ -17,6 +17,9 @@ RECIPES = {
     "--n-layer 3 --weight-decay 0.2",
     "text": "--steps 3000 --batch-size 32 --lr 0.003 --warmup-steps 150 --n-embd 64 --n-layer 2 "
     "--block-size 64 --long split --weight-decay 0.1 --clip 1",
+    "shakespeare": "--split file --long window --steps 2600 --batch-size 12 --lr 0.005 "
+    "--warmup-steps 100 --schedule cosine --n-embd 128 --n-layer 4 --block-size 128 "
+    "--weight-decay 0.1 --clip 1",
     "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
 }
 VALIDATION = "--val-fraction 0.1 --eval-every 1000000"  # after the last step
