@@ -1,4 +1,4 @@
-"""Run the main commands on the sample data: `hatch run demo` takes seconds, `demo-chat` minutes.
+"""Run the main commands on the sample data: `hatch run demo` takes seconds, the others minutes.
 
 Prints each command of `microgpt-cli` before it runs, and in the end commands to try next. A second
 run replaces the data and the model of the first.
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path("demo")
-DATA = ("names.txt", "chat.jsonl", "questions.jsonl")  # may be those of another version
+DATA = ("names.txt", "poem.txt", "chat.jsonl", "questions.jsonl")  # may be those of another version
 NAMES = (
     f"microgpt-cli data names --output {FOLDER}/names.txt",
     (
@@ -26,6 +26,24 @@ The model is in {FOLDER}/model. Try next:
     hatch run microgpt-cli generate --model-dir {FOLDER}/model --temperature 1.0
     hatch run microgpt-cli info --model-dir {FOLDER}/model
     hatch run microgpt-cli train --help
+"""
+TEXT = (
+    f"microgpt-cli data poem --output {FOLDER}/poem.txt",
+    (
+        f"microgpt-cli train --input {FOLDER}/poem.txt --split file --output {FOLDER}/text-model"
+        " --long window --n-embd 128 --n-head 4 --n-layer 4 --block-size 64 --batch-size 12"
+        " --steps 3000 --lr 0.004 --warmup-steps 100 --schedule cosine --clip 1 --weight-decay 0.1"
+        " --val-fraction 0.1 --eval-every 500 --log-every 500 --num-samples 0 --force"
+    ),
+    (
+        f"microgpt-cli generate --model-dir {FOLDER}/text-model --prompt 'Book I\n\n\nOf '"
+        " --max-tokens 500 --num-samples 1 --temperature 0.8"
+    ),
+)
+NEXT_TEXT = f"""
+The model is in {FOLDER}/text-model. Try next:
+
+    hatch run microgpt-cli generate --model-dir {FOLDER}/text-model --max-tokens 1000
 """
 CHAT = (
     f"microgpt-cli data chat --output {FOLDER}/chat.jsonl",
@@ -65,19 +83,20 @@ def run(command: str, lines: str | None) -> None:
         sys.exit(status)
 
 
+DEMOS = {"names": (NAMES, NEXT_NAMES), "text": (TEXT, NEXT_TEXT), "chat": (CHAT, NEXT_CHAT)}
+
+
 def main() -> None:
     """Run the commands of one demo."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "--chat", action="store_true", help="train on conversations instead of names"
-    )
-    is_chat = parser.parse_args().chat
+    parser.add_argument("demo", choices=DEMOS, nargs="?", default="names")
+    commands, remark = DEMOS[parser.parse_args().demo]
     FOLDER.mkdir(exist_ok=True)
     for name in DATA:
         (FOLDER / name).unlink(missing_ok=True)
-    for command in CHAT if is_chat else NAMES:
+    for command in commands:
         run(command, LINES if command.startswith("microgpt-cli chat ") else None)
-    print(NEXT_CHAT if is_chat else NEXT_NAMES)
+    print(remark)
 
 
 if __name__ == "__main__":
