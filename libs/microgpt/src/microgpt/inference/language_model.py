@@ -151,14 +151,7 @@ class LanguageModel:
             ChatError, TokenError, ConfigError, ContextLengthError: see `build_prompt`.
         """
         if isinstance(text, str):
-            return text_prompt(
-                text,
-                self.tokenizer,
-                self.config.block_size,
-                unknown=unknown,
-                too_long=too_long,
-                windows=self.windows,
-            )
+            return self._text_prompt(text, unknown, too_long)
         return self._chat_prompt(text, unknown, too_long)
 
     def reply(
@@ -244,7 +237,8 @@ class LanguageModel:
         checked_integer("num_samples", num_samples, 0)
         if num_samples > MAX_SAMPLES:
             raise ConfigError(
-                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,} in one call"
+                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
+                "ask for more in several calls, each with its own seed"
             )
         config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
@@ -381,14 +375,17 @@ class LanguageModel:
     def _chat_prompt(
         self, messages: Sequence[Message], unknown: Unknown, too_long: TooLong
     ) -> Prompt:
-        # Not `prompt`, where a string would be a document's beginning.
-        block_size = self.config.block_size
-        return build_prompt(
-            messages, self.tokenizer, block_size, unknown=unknown, too_long=too_long
-        )
+        size = self.config.block_size  # not `prompt`, where a string would begin a document
+        return build_prompt(messages, self.tokenizer, size, unknown=unknown, too_long=too_long)
+
+    def _text_prompt(
+        self, text: str, unknown: Unknown = "error", too_long: TooLong = "error"
+    ) -> Prompt:
+        size = self.config.block_size
+        return text_prompt(text, self.tokenizer, size, unknown, too_long, windows=self.windows)
 
     def _as_prompt(self, prompt: str | Prompt) -> Prompt:
-        return prompt if isinstance(prompt, Prompt) else self.prompt(prompt)
+        return prompt if isinstance(prompt, Prompt) else self._text_prompt(prompt)
 
     def _stream(
         self,

@@ -49,9 +49,9 @@ def text_prompt(
     text: str,
     tokenizer: Tokenizer,
     block_size: int,
-    *,
     unknown: Unknown = "error",
     too_long: TooLong = "error",
+    *,
     windows: bool = False,
 ) -> Prompt:
     """Return the prompt of a document that begins with `text`.
