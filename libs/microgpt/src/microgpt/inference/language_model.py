@@ -412,8 +412,8 @@ class LanguageModel:
     def score(self, documents: Iterable[str]) -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.
 
-        Every character and the closing BOS is predicted once. Documents longer than block_size
-        are read in windows that overlap by half, so that each token keeps half a block of context.
+        Every character and the closing BOS is predicted once, also by a model of windows. Documents
+        longer than block_size are read in parts that overlap by half: each has half a block before.
 
         Args:
             documents: texts; an empty one is scored on its closing BOS alone.
