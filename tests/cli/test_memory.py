@@ -64,16 +64,18 @@ def peak_of_training(path: Path, output: Path, *flags: object) -> int:
     return int(done.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("split", ["line", "file"])
+@pytest.mark.parametrize(
+    ("split", "long"), [("line", "truncate"), ("file", "truncate"), ("file", "window")]
+)
 @pytest.mark.parametrize(
     "n_bytes", [50 * MEGABYTE, pytest.param(1000 * MEGABYTE, marks=pytest.mark.long)]
 )
 def test_large_file_takes_little_more_memory_than_its_tokens(
-    tmp_path: Path, n_bytes: int, split: str
+    tmp_path: Path, n_bytes: int, split: str, long: str
 ) -> None:
     n_lines = write_lines(tmp_path / "large.txt", n_bytes)
     n_tokens = (tmp_path / "large.txt").stat().st_size  # a BOS in the place of each line's end
-    flags = ("--split", split, "--snapshot-every", 10)
+    flags = ("--split", split, "--long", long, "--snapshot-every", 10)
     peak = peak_of_training(tmp_path / "large.txt", tmp_path / "out", *flags)
     assert peak < 2 * n_tokens + 8 * n_lines * (split == "line") + 200 * MEGABYTE
     (tmp_path / "large.txt").unlink()

@@ -51,10 +51,9 @@ def place_of(seed: int, step: Any, row: Any, n_places: Any) -> Any:
 def window_entries(dataset: Dataset, block_size: int) -> MutableSequence[int]:
     """Return the index of each document once per `block_size` positions, rounded up, in order."""
     n_entries = -(-dataset.lengths // block_size)
-    entries = array("i")  # there may be millions: 4 bytes each
-    entries.frombytes(
-        np.repeat(np.arange(len(dataset), dtype=np.intc), n_entries).view(np.uint8).data
-    )
+    kind = np.min_scalar_type(len(dataset) - 1)  # there may be millions of entries: 1 to 4 bytes
+    entries = array(kind.char)
+    entries.frombytes(np.repeat(np.arange(len(dataset), dtype=kind), n_entries).view(np.uint8).data)
     return entries
 
 

@@ -149,7 +149,7 @@ class Trainer:
         """A hash of the documents trained on and validated on, of their order and their windows."""
         digests = [
             self._whole_dataset.digest(),
-            hashlib.sha256(np.array(self.order).data).hexdigest(),
+            hashlib.sha256(np.asarray(self.order).data).hexdigest(),
         ]
         if self.validation:
             digests.append(self.validation.dataset.digest())
