@@ -104,6 +104,15 @@ def test_document_has_an_entry_for_each_block_that_it_would_be_split_into(
     assert len(entries) == len(dataset.fitted(block_size, "split"))
 
 
+@pytest.mark.parametrize(("n_documents", "n_bytes"), [(1, 1), (256, 1), (257, 2), (65_537, 4)])
+def test_entries_take_as_few_bytes_as_the_number_of_documents_allows(
+    n_documents: int, n_bytes: int
+) -> None:
+    entries = window_entries(Dataset.from_documents(["ab"] * n_documents), 2)
+    assert list(entries) == [i for i in range(n_documents) for _ in range(2)]
+    assert memoryview(entries).itemsize == n_bytes  # type: ignore[arg-type] # an array
+
+
 # ---------------------------------------------------------------- divided
 
 
