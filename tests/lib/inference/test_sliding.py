@@ -4,13 +4,14 @@ import random
 from collections.abc import Iterator, Sequence
 
 import microgpt
+import numpy as np
 import pytest
 from engine_cases import Case, sizes
 from microgpt import LanguageModel, SamplingConfig, StopSignal, Tokenizer
 from microgpt.engines.base import Engine
 from microgpt.engines.decoding import ChosenToken, choose_token, chosen_tokens, slid
 from microgpt.inference.prompt import Prompt
-from microgpt.inference.samples import draw_texts
+from microgpt.inference.samples import draw_texts, logits_of_text
 
 N_SHAPES = 50
 
@@ -101,6 +102,17 @@ def test_streams_and_threads_change_no_bit(dtype: str) -> None:
         assert texts[0] == texts[1], seed  # logits and all
         for engine in engines:
             assert whole(engine, prompt, config) == [token.token_id for token in texts[0]], seed
+
+
+def test_logits_of_a_whole_text_are_those_that_its_tokens_were_chosen_from() -> None:
+    for seed in range(N_SHAPES):
+        case, prompt, config = random_case(seed)
+        engine = case.engine("native")
+        tokens = streamed(engine, prompt, config)
+        logits = logits_of_text(engine, prompt, [token.token_id for token in tokens])
+        assert logits.shape == (len(tokens), case.config.vocab_size)
+        for token, row in zip(tokens, logits, strict=True):
+            np.testing.assert_allclose(row, token.logits, rtol=1e-9, atol=1e-12)
 
 
 def test_texts_of_one_call_are_those_of_single_calls() -> None:

@@ -407,3 +407,22 @@ def test_the_client_raises_for_an_unsupported_field(served: openai.OpenAI) -> No
             model="chat", messages=messages, tools=[{"type": "function", "function": {"name": "f"}}]
         )
     assert info.value.param == "tools"
+
+
+def test_logprobs_of_a_reply_beyond_the_block_are_those_of_its_stream(chat: TestClient) -> None:
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "hello"}],
+        "max_tokens": 90,
+        "temperature": 3.0,
+        "logprobs": True,
+        "top_logprobs": 1,
+    }
+    longest = max(
+        (chat.post("/v1/chat/completions", json=body | {"seed": seed}).json() for seed in range(9)),
+        key=lambda answer: answer["usage"]["completion_tokens"],
+    )
+    (choice,) = longest["choices"]
+    assert len(choice["message"]["content"]) > 60
+    assert [each["token"] for each in choice["logprobs"]["content"]] == [
+        *choice["message"]["content"]
+    ]

@@ -156,10 +156,8 @@ class _Answer(ABC, Generic[T]):
             return None
         model = self.generation.model
         token_ids = model.tokenizer.encode(reply.content)
-        if not token_ids:
-            return Logprobs([])
-        logits = model.logits([*reply.prompt.token_ids, *token_ids[:-1]])
-        return self._logprobs(zip(token_ids, logits[-len(token_ids) :].tolist(), strict=True))
+        logits = model.reply_logits(reply)
+        return self._logprobs(zip(token_ids, logits.tolist(), strict=True))
 
     def _logprobs(self, tokens: Iterable[tuple[int, Sequence[float]]]) -> Logprobs | None:
         """Return log-probabilities of tokens, before temperature, from the logits of each."""

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from microgpt.checks import PathLike, check_type, checked_integer, checked_texts
+from microgpt.checks import PathLike, check_type, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import Message, Tokenizer, Unknown
 from microgpt.engines import select
@@ -14,9 +14,11 @@ from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, c
 from microgpt.errors import ConfigError
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
 from microgpt.inference.samples import (
+    checked_number,
     draw_and_rewind,
     draw_by_seed,
     draw_texts,
+    logits_of_text,
     max_tokens_after,
 )
 from microgpt.inference.score import Score, score_dataset, summed_loss
@@ -27,8 +29,6 @@ from microgpt.storage.model_directory import StoredModel, TrainingRecord, write_
 from microgpt.storage.weights import Format
 
 __all__ = ["LanguageModel"]
-
-MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
 
 
 class LanguageModel:
@@ -217,8 +217,7 @@ class LanguageModel:
             max_tokens: the most characters after the prompt, beyond the block too; None for the
                 rest of the block.
             stop: stop texts; a document ends before the first.
-            seed: sample i is drawn from `random.Random(seed + i)`, so it never depends on how many
-                are asked for.
+            seed: sample i is drawn from `random.Random(seed + i)`, however many are asked for.
             rng: draw all samples from this generator, one after another; `seed` is not used.
             signal: ends all documents where they are, once it is set.
 
@@ -234,12 +233,7 @@ class LanguageModel:
             >>> model.generate(2, prompt="h", temperature=0)
             ['hannah', 'hannah']
         """
-        checked_integer("num_samples", num_samples, 0)
-        if num_samples > MAX_SAMPLES:
-            raise ConfigError(
-                f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
-                "ask for more in several calls, each with its own seed"
-            )
+        num_samples = checked_number(num_samples)
         config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
         if rng is None:
@@ -408,6 +402,15 @@ class LanguageModel:
             ContextLengthError: more than block_size tokens.
         """
         return self.engine.logits(token_ids)
+
+    def reply_logits(self, reply: Reply) -> FloatArray:
+        """Return the logits that each token of a reply was chosen from, shape (n_tokens, V).
+
+        Args:
+            reply: of this model; of a text that a stop text has cut, the tokens that are left.
+        """
+        token_ids = self.tokenizer.encode(reply.content)
+        return logits_of_text(self.engine, reply.prompt, token_ids)
 
     def score(self, documents: Iterable[str]) -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.

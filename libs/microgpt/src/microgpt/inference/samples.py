@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 
-from microgpt.checks import check_type
+from microgpt.checks import check_type, checked_integer
 from microgpt.engines.base import Engine
 from microgpt.engines.decoding import SamplingConfig, StopSignal, room_after, slid
+from microgpt.errors import ConfigError
 from microgpt.inference.prompt import Prompt
+from microgpt.parameters import FloatArray
 
-__all__ = ["WORK_TOGETHER", "draw_and_rewind", "draw_by_seed", "draw_texts", "max_tokens_after"]
+__all__ = [
+    "WORK_TOGETHER",
+    "checked_number",
+    "draw_and_rewind",
+    "draw_by_seed",
+    "draw_texts",
+    "logits_of_text",
+    "max_tokens_after",
+]
 
+MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
 SAMPLES_TOGETHER = 1024  # at most, since their draws are in memory
 WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
 
@@ -22,6 +33,29 @@ def max_tokens_after(prompt: Prompt, config: SamplingConfig, block_size: int) ->
     """Return the most tokens of a text that continues `prompt`."""
     room = room_after(prompt.token_ids, block_size)
     return room if config.max_tokens is None else config.max_tokens
+
+
+def checked_number(num_samples: int) -> int:
+    """Return a number of samples for one call, or raise ConfigError."""
+    if checked_integer("num_samples", num_samples, 0) > MAX_SAMPLES:
+        raise ConfigError(
+            f"num_samples is {num_samples}, expected at most {MAX_SAMPLES:,}; "
+            "ask for more in several calls, each with its own seed"
+        )
+    return num_samples
+
+
+def logits_of_text(engine: Engine, prompt: Prompt, token_ids: Sequence[int]) -> FloatArray:
+    """Return the logits that each token of a text was chosen from, shape (len(token_ids), V)."""
+    block_size = engine.config.block_size
+    context, rest = prompt.token_ids, list(token_ids)
+    parts = [np.empty((0, engine.config.vocab_size), engine.parameters.dtype)]
+    while rest:
+        new = rest[: room_after(context, block_size)]
+        parts.append(engine.logits([*context, *new[:-1]])[-len(new) :])
+        rest = rest[len(new) :]
+        context = slid([*context, *new], block_size, prompt.first)
+    return np.concatenate(parts)
 
 
 def draw_texts(
