@@ -562,3 +562,73 @@ def test_messages_left_out_of_real_conversations_are_counted(
         f"warning: {n_long:,} of {len(talks):,} documents cut: longer than block_size=64"
         in result.err
     )
+
+
+# ---------------------------------------------------------------- the message of the system
+
+
+@pytest.fixture(scope="module")
+def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers in capitals if the system says so."""
+    folder = tmp_path_factory.mktemp("instructed")
+    loud = [{"role": "system", "content": "loud"}, user("hi"), assistant("HEY")]
+    dataset = microgpt.Dataset.from_conversations([loud, [user("hi"), assistant("hey")]])
+    config = microgpt.TrainConfig(steps=300, block_size=32, batch_size=2, n_embd=24)
+    model, trainer = microgpt.prepare(dataset, config)
+    trainer.advance(config.steps)
+    model.save(folder)
+    return folder
+
+
+def test_system_instructs_until_it_is_taken_back(
+    program: Path, instructed: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "talk.jsonl"
+    lines = [
+        "hi",
+        "/clear",
+        "/system loud",
+        "hi",
+        f"/save {saved}",
+        "/clear",
+        "hi",
+        "/system",
+        "/clear",
+        "hi",
+    ]
+    done = subprocess.run(
+        [program, "chat", "--model-dir", instructed, "--temperature", "0"],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["hey", "HEY", "HEY", "hey"])
+    (talk,) = microgpt.read_conversations(saved).conversations
+    assert [turn["content"] for turn in talk] == ["loud", "hi", "HEY"]
+
+
+def test_model_without_system_turns_says_so(
+    cli: "Cli", program: Path, instructed: Path, tmp_path: Path
+) -> None:
+    dataset = microgpt.Dataset.from_conversations([[user("hi"), assistant("hey")]])
+    model, _ = microgpt.prepare(dataset, microgpt.TrainConfig())
+    model.save(tmp_path)
+    done = subprocess.run(
+        [program, "chat", "--model-dir", tmp_path],
+        input="/system be brief\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    error = (
+        "error: line 1: the model was trained without messages of the system, expected one that "
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(error)
+    exported = cli(
+        "export", "--model-dir", instructed, "--output", tmp_path / "json", "--format", "json"
+    )
+    warning = "warning: the Rust system cannot read this model: it has a token for messages of the "
+    assert exported.err == f"{warning}system\n"
+    assert cli("export", "--model-dir", instructed, "--output", tmp_path / "safe").err == ""

@@ -188,7 +188,7 @@ def test_stats_of_conversations_warn_about_messages_left_out(cli: "Cli", tmp_pat
     ]
     assert result.err == (
         "warning: 1 conversation trimmed: nobody answers the user turn at the end\n"
-        "warning: 1 conversation left out: there is no assistant turn\n"
+        "warning: 1 conversation left out: no assistant turn\n"
     )
 
 
@@ -216,7 +216,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
     assert figures["suggested_block_size"] == 1024
     assert figures["covered"] == pytest.approx(1 - n_long / n_kept, rel=1e-12)
     assert result.err.startswith(f"warning: {n_trimmed} conversations trimmed: ")
-    assert ("there is no assistant turn" in result.err) == (n_skipped > 0)
+    assert ("no assistant turn" in result.err) == (n_skipped > 0)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
         (None, [], "failed to read {path}: No such file or directory"),
         (b"", [], "dataset is empty"),
         (b"\xff", [], "failed to read {path}: invalid UTF-8 on line 1 (byte offset 0)"),
-        (b"[3]\n", ["--chat"], "invalid JSON on line 1 of {path}: "),
+        (b"[3]\n", ["--chat"], "{path}, line 1: found 3, expected an object or an array"),
     ],
     ids=["missing", "empty", "UTF-8", "JSON"],
 )
@@ -239,3 +239,28 @@ def test_stats_of_invalid_data_is_one_error(
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith(f"error: {message.format(path=path)}")
     assert result.err.count("\n") == 1 + ("\nhint: convert a text" in result.err)
+
+
+def test_conversations_of_other_tools_are_described_and_converted(
+    cli: "Cli", tmp_path: Path
+) -> None:
+    (tmp_path / "a.json").write_text('[\n{"instruction": "hi", "input": "x", "output": "hé"}\n]')
+    (tmp_path / "b.jsonl").write_text(
+        '{"question": "a", "answer": "b"}\n[]\n[{"role": "user", "content": "?"}]\n'
+    )
+    inputs = (tmp_path / "a.json", tmp_path / "b.jsonl")
+    warning = "warning: 1 conversation left out: no assistant turn\n"
+    stats = cli("data", "stats", *inputs, "--chat")
+    assert (stats.status, stats.err) == (0, warning)
+    assert "forms:           1 with instruction, 1 with question, 1 with messages" in stats.lines
+    figures = json.loads(cli("data", "stats", *inputs, "--chat", "--json").out)
+    assert figures["kinds"] == {"instruction": 1, "question": 1, "messages": 1}
+    converted = cli("data", "convert", *inputs)
+    assert converted.out == (
+        '[{"role": "user", "content": "hi\\n\\nx"}, {"role": "assistant", "content": "hé"}]\n'
+        '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]\n'
+    )
+    output = tmp_path / "c.jsonl"
+    assert cli("data", "convert", *inputs, "--output", output) == (0, "", warning)
+    assert output.read_text() == converted.out
+    assert cli("data", "stats", output, "--chat").status == 0

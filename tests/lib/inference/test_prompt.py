@@ -172,7 +172,8 @@ def test_hundred_thousand_messages_keep_the_latest() -> None:
     [
         ([], "^messages must not be empty$"),
         ([{"role": "bot", "content": "a"}], "^unknown role: bot$"),
-        ([{"role": "system", "content": "a"}], "^unknown role: system$"),
+        ([{"role": "system", "content": "a"}], "^the messages are of the system only, expected"),
+        ([user("a"), {"role": "system", "content": "a"}], "^unknown role: system$"),
         ([{"role": None, "content": "a"}], "^unknown role: None$"),
         ([{"role": "x" * 1000, "content": "a"}], "^unknown role: x{80}$"),
         ([{"role": np.zeros(2), "content": "a"}], r"^unknown role: \[0\. 0\.\]$"),

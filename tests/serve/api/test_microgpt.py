@@ -130,7 +130,8 @@ def test_chat_reports_how_many_tokens_did_not_fit(chat: TestClient) -> None:
     ("messages", "error"),
     [
         ([], "messages must not be empty"),
-        ([{"role": "system", "content": "x"}], "unknown role: system"),
+        ([{"role": "system", "content": "x"}], "the messages are of the system only"),
+        ([*HELLO, {"role": "system", "content": "x"}], "unknown role: system"),
         ([{"role": "user", "content": "a" * 64}], "the last message has 66 tokens"),
     ],
 )

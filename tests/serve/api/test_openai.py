@@ -11,6 +11,7 @@ import pytest
 from serve.service import MakeClient, running
 from starlette.testclient import TestClient
 
+TURNS = [{"role": "user", "content": "hi"}]
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
 
@@ -426,3 +427,45 @@ def test_logprobs_of_a_reply_beyond_the_block_are_those_of_its_stream(chat: Test
     assert [each["token"] for each in choice["logprobs"]["content"]] == [
         *choice["message"]["content"]
     ]
+
+
+# ---------------------------------------------------------------- the message of the system
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_message_of_the_system_is_left_out_and_said_where_the_model_knows_none(
+    chat: TestClient, role: str
+) -> None:
+    hello = [{"role": "user", "content": "hello"}]
+    body = {"messages": [{"role": role, "content": "be brief"}, *hello], "seed": 3}
+    answer = chat.post("/v1/chat/completions", json=body)
+    plain = chat.post("/v1/chat/completions", json=body | {"messages": hello})
+    assert answer.status_code == 200
+    assert answer.json()["choices"] == plain.json()["choices"]
+    assert answer.headers["x-microgpt-system"] == "dropped"
+    assert "x-microgpt-system" not in plain.headers
+    with chat.stream("POST", "/v1/chat/completions", json=body | {"stream": True}) as stream:
+        assert stream.headers["x-microgpt-system"] == "dropped"
+    own = chat.post("/microgpt/v1/chat", json=body).json()
+    assert own["system_dropped"] is True
+    assert "system_dropped" not in chat.post("/microgpt/v1/chat", json={"messages": hello}).json()
+
+
+def test_openai_client_instructs_a_model_that_knows_the_system(
+    tmp_path: Path,
+) -> None:
+    loud = [{"role": "system", "content": "loud"}, *TURNS, {"role": "assistant", "content": "HEY"}]
+    quiet = [*TURNS, {"role": "assistant", "content": "hey"}]
+    dataset = microgpt.Dataset.from_conversations([loud, quiet])
+    config = microgpt.TrainConfig(steps=300, block_size=32, batch_size=2, n_embd=24)
+    model, trainer = microgpt.prepare(dataset, config)
+    trainer.advance(config.steps)
+    model.save(tmp_path)
+    with running(tmp_path) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="-")
+        for messages, expected in ((loud[:2], "HEY"), (TURNS, "hey")):
+            chosen: Any = messages
+            answer = client.chat.completions.create(
+                model=tmp_path.name, messages=chosen, temperature=0
+            )
+            assert answer.choices[0].message.content == expected

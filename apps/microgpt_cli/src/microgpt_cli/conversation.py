@@ -16,6 +16,7 @@ __all__ = ["HELP", "Conversation"]
 
 HELP = """\
 /clear          start a new conversation
+/system TEXT    instruct the assistant; without TEXT, no more
 /regen          sample the latest reply again
 /save FILE      write the conversation as one line of JSON
 /set            show the sampling options
@@ -92,6 +93,23 @@ class Conversation:
         self.messages.append({"role": "user", "content": known})
         return len(text) - len(known)
 
+    def instruct(self, text: str) -> None:
+        """Set the message of the system, which precedes all others; an empty one removes it.
+
+        Raises:
+            ConfigError: the model knows no such message.
+        """
+        if not self.model.tokenizer.has_system:
+            raise microgpt.ConfigError(
+                "the model was trained without messages of the system, expected one that knows them"
+            )
+        del self.messages[: self._has_system]
+        self.messages[:0] = [{"role": "system", "content": text}] if text else []
+
+    @property
+    def _has_system(self) -> bool:
+        return bool(self.messages) and self.messages[0]["role"] == "system"
+
     def reply(self) -> microgpt.TextStream:
         """Return the next reply as a stream; `keep` its text afterwards."""
         prompt = self.model.prompt(self.messages, unknown="skip", too_long="truncate")
@@ -107,11 +125,11 @@ class Conversation:
         """Remove the latest reply; return whether a user message is left to reply to."""
         if self.messages and self.messages[-1]["role"] == "assistant":
             del self.messages[-1]
-        return bool(self.messages)
+        return len(self.messages) > self._has_system
 
     def clear(self) -> None:
-        """Remove all messages."""
-        self.messages.clear()
+        """Remove all messages but that of the system."""
+        del self.messages[self._has_system :]
 
     def save(self, path: Path) -> None:
         """Write the conversation as one line of JSON, the format of the training data.

@@ -10,7 +10,7 @@ import typer
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted, remark, warn
 
-__all__ = ["STDIN", "check_kind", "read_dataset", "read_texts"]
+__all__ = ["STDIN", "check_kind", "read_dataset", "read_talks", "read_texts"]
 
 STDIN = "-"
 
@@ -32,7 +32,9 @@ def read_dataset(paths: Sequence[str], source: Source) -> microgpt.Dataset:
         paths: files, folders, or "-" for stdin.
         source: how to read them.
     """
-    return _read_conversations(paths) if source.chat else read_texts(paths, source)[0]
+    if source.chat:
+        return microgpt.Dataset.from_conversations(read_talks(paths).conversations)
+    return read_texts(paths, source)[0]
 
 
 def read_texts(paths: Sequence[str], source: Source) -> tuple[microgpt.Dataset, microgpt.Documents]:
@@ -43,15 +45,15 @@ def read_texts(paths: Sequence[str], source: Source) -> tuple[microgpt.Dataset, 
     return dataset, documents
 
 
-def _read_conversations(paths: Sequence[str]) -> microgpt.Dataset:
+def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
+    """Read conversations; warn about those that were trimmed or left out."""
     conversations = microgpt.read_conversations(_opened(paths))
     if conversations.n_trimmed:
         trimmed = counted(conversations.n_trimmed, "conversation")
         warn(f"{trimmed} trimmed: nobody answers the user turn at the end")
-    if conversations.n_skipped:
-        skipped = counted(conversations.n_skipped, "conversation")
-        warn(f"{skipped} left out: there is no assistant turn")
-    return microgpt.Dataset.from_conversations(conversations.conversations)
+    for reason, n in conversations.skipped.items():
+        warn(f"{counted(n, 'conversation')} left out: {reason}")
+    return conversations
 
 
 def _opened(paths: Sequence[str]) -> list[Any]:

@@ -11,6 +11,7 @@ from microgpt.errors import ChatError, ConfigError, DataError
 
 __all__ = [
     "ROLES",
+    "SYSTEM_ROLES",
     "PathLike",
     "cause_of",
     "check_chars",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 ROLES = ("user", "assistant")  # of messages, in the order of their token ids
+SYSTEM_ROLES = ("system", "developer")  # of a first message that instructs the assistant
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -90,17 +92,23 @@ def checked_texts(documents: Iterable[Any]) -> Iterator[str]:
 
 
 def checked_messages(messages: Any) -> Iterator[tuple[str, str]]:
-    """Yield role and content of each message, or raise ChatError."""
+    """Yield role and content of each message, or raise ChatError.
+
+    Only the first message may be one of the system, which is also called developer.
+    """
     if isinstance(messages, str | dict) or not isinstance(messages, Iterable):
         raise ChatError(f"a conversation is {messages!r:.80}, expected a list of messages")
-    for message in messages:
+    for i, message in enumerate(messages):
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ChatError(
                 f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}'
             )
         role, content = message["role"], message["content"]
-        if not isinstance(role, str) or role not in ROLES:
-            raise ChatError(f"unknown role: {role!s:.80}", hint='expected "user" or "assistant"')
+        if isinstance(role, str) and role in SYSTEM_ROLES and i == 0:
+            role = "system"
+        elif not isinstance(role, str) or role not in ROLES:
+            hint = 'expected "user" or "assistant", or "system" for the first message'
+            raise ChatError(f"unknown role: {role!s:.80}", hint=hint)
         if not isinstance(content, str):
             raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
         yield role, content

@@ -8,20 +8,17 @@ define it. The vocabulary is the set of all tokens; their ids are 0 to vocab_siz
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from microgpt import checks
 from microgpt.errors import TokenError
 
 __all__ = ["Message", "Tokenizer", "conversation_layout", "document_layout", "turn_layout"]
 
-SPECIAL_TOKENS = (
-    *checks.ROLES,
-    "end_turn",
-)  # of chat models, in the order of their ids; BOS follows
+SPECIAL_TOKENS = (*checks.ROLES, "end_turn", "system")  # of chat models, by id; BOS follows
 MAX_SHOWN = 10  # unknown characters that an error message names
 
-Message: TypeAlias = dict[str, str]  # {"role": "user" or "assistant", "content": text}
+Message: TypeAlias = dict[str, Any]  # {"role": "user" or "assistant", "content": text}
 Layout: TypeAlias = list[tuple[str, str]]  # special tokens, each with the text after it
 Unknown: TypeAlias = Literal["error", "skip"]
 
@@ -47,11 +44,12 @@ class Tokenizer:
     """Characters to token ids and back.
 
     Characters have ids 0..n-1 in the order of their code points. Text models have one more token,
-    BOS = n. Chat models have user = n, assistant = n+1, end_turn = n+2 and BOS = n+3.
+    BOS = n. Chat models have user = n, assistant = n+1, end_turn = n+2, system where known, BOS.
 
     Args:
         chars: the characters, sorted, each once.
         is_chat: whether the chat tokens exist.
+        has_system: whether that of the system exists too.
 
     Raises:
         DataError: `chars` holds something other than single characters, a lone surrogate, or one
@@ -67,6 +65,7 @@ class Tokenizer:
 
     chars: tuple[str, ...]
     is_chat: bool = False
+    has_system: bool = False
 
     def __post_init__(self) -> None:
         checks.check_chars(self.chars)
@@ -85,7 +84,7 @@ class Tokenizer:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """Names of the chat tokens in the order of their ids; empty for text models."""
-        return SPECIAL_TOKENS if self.is_chat else ()
+        return SPECIAL_TOKENS[: 3 + self.has_system] if self.is_chat else ()
 
     @property
     def bos(self) -> int:
@@ -98,7 +97,7 @@ class Tokenizer:
         return self.bos + 1
 
     def special_id(self, name: str) -> int:
-        """Return the id of "user", "assistant" or "end_turn".
+        """Return the id of a chat token, such as "user".
 
         Args:
             name: of a chat token.
@@ -153,7 +152,7 @@ class Tokenizer:
         """Return the role's token, the characters, end_turn.
 
         Args:
-            role: "user" or "assistant".
+            role: "user", "assistant" or "system".
             content: any text.
             unknown: see `encode`.
         """

@@ -1,5 +1,6 @@
 """The one way from a request to its texts: prompt, sampling options, generation, usage."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -28,6 +29,7 @@ from microgpt_serve.api.schemas import (
 )
 from microgpt_serve.serving import metrics
 from microgpt_serve.serving.errors import ApiError
+from microgpt_serve.serving.log import log
 
 __all__ = ["Generation", "log_softmax", "read_prompt", "sampling_config", "start_generation"]
 
@@ -147,7 +149,10 @@ async def start_generation(
     model: LanguageModel = state.models.model
     if config.max_tokens is not None and config.max_tokens > state.settings.max_tokens:
         config = replace(config, max_tokens=state.settings.max_tokens)
-    return Generation(model, await read_prompt(request, model, source), config, n)
+    prompt = await read_prompt(request, model, source)
+    if prompt.system_dropped:
+        log(logging.INFO, "message of the system left out: the model knows none")
+    return Generation(model, prompt, config, n)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:

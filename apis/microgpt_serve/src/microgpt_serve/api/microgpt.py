@@ -62,7 +62,13 @@ async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     generation = await start_generation(request, body.messages, sampling_config(body))
     work = request.app.state.pool.run(generation.replies)
     (reply,) = await cancel_on_disconnect(request, work)
-    return ChatReplyBody("assistant", reply.content, reply.finish_reason, reply.tokens_dropped)
+    return ChatReplyBody(
+        "assistant",
+        reply.content,
+        reply.finish_reason,
+        reply.tokens_dropped,
+        generation.prompt.system_dropped,
+    )
 
 
 async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:

@@ -18,7 +18,13 @@ from microgpt_serve.api.generation import (
     sampling_config,
     start_generation,
 )
-from microgpt_serve.api.http import EventStream, as_api_error, cancel_on_disconnect, error_body
+from microgpt_serve.api.http import (
+    EventStream,
+    as_api_error,
+    cancel_on_disconnect,
+    error_body,
+    json_response,
+)
 from microgpt_serve.api.schemas import (
     AssistantMessage,
     ChatChoice,
@@ -45,6 +51,7 @@ __all__ = ["complete_chat", "complete_text", "list_models", "show_model"]
 
 SEED_BITS = 32  # of a random seed
 TEXT, CHUNK = "text_completion", "chat.completion.chunk"  # the field `object`
+SYSTEM_DROPPED = {"X-Microgpt-System": "dropped"}  # the model knows no message of the system
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 # Fields that are refused, and their values that have no effect.
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -226,8 +233,10 @@ class _TextAnswer(_Answer[Completion]):
 async def _send(request: Request, answer: _Answer[T], body: SamplingRequest) -> T | Response:
     """Return a whole response, or start a stream."""
     pool = request.app.state.pool
+    headers = SYSTEM_DROPPED if answer.generation.prompt.system_dropped else {}
     if not body.stream:
-        return answer.response(await cancel_on_disconnect(request, pool.run(answer.whole)))
+        whole = answer.response(await cancel_on_disconnect(request, pool.run(answer.whole)))
+        return json_response(whole, headers=headers) if headers else whole
     start = time.perf_counter()
     pieces = pool.stream(answer.pieces)
     # Awaited before the response starts, so that an error until here has a status of its own.
@@ -236,7 +245,7 @@ async def _send(request: Request, answer: _Answer[T], body: SamplingRequest) -> 
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     return EventStream(
         _events(answer, first, pieces, with_usage=with_usage),
-        headers=STREAM_HEADERS,
+        headers=STREAM_HEADERS | headers,
         media_type="text/event-stream",
     )
 

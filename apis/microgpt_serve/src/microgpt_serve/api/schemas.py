@@ -75,7 +75,9 @@ StopTexts = Annotated[
     list[StopText], Meta(max_length=4, description="texts before which the reply is cut")
 ]
 # The library checks roles and empty lists; its messages name what was received.
-Role = Annotated[str, Meta(extra_json_schema={"enum": ["user", "assistant"]})]
+Role = Annotated[
+    str, Meta(extra_json_schema={"enum": ["user", "assistant", "system", "developer"]})
+]
 AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
 
 
@@ -126,13 +128,14 @@ class ChatRequest(_SamplingOptions, kw_only=True):
     messages: Annotated[list[Turn], AT_LEAST_ONE]
 
 
-class ChatReplyBody(msgspec.Struct):
-    """The assistant's turn."""
+class ChatReplyBody(msgspec.Struct, omit_defaults=True):
+    """The assistant's turn; `system_dropped` where the model does not know the system's message."""
 
     role: Literal["assistant"]
     content: str
     finish_reason: Literal["stop", "length"]
     tokens_dropped: int
+    system_dropped: bool = False
 
 
 class NextRequest(msgspec.Struct):

@@ -63,14 +63,25 @@ def _respond(conversation: Conversation, line: str, *, at_terminal: bool) -> boo
         _reply(conversation, at_terminal=at_terminal)
     elif name == "/quit":
         return False
-    elif name == "/clear":
-        conversation.clear()
-        typer.echo("(history cleared)", err=not at_terminal)
     elif name == "/regen":
         if conversation.take_back():
             _reply(conversation, at_terminal=at_terminal)
         else:
             _note("nothing was said yet")
+    else:
+        _obey(conversation, line, name, argument, at_terminal=at_terminal)
+    return True
+
+
+def _obey(
+    conversation: Conversation, line: str, name: str, argument: str, *, at_terminal: bool
+) -> None:
+    """Run a command that needs no reply."""
+    if name == "/clear":
+        conversation.clear()
+        typer.echo("(history cleared)", err=not at_terminal)
+    elif name == "/system":
+        conversation.instruct(argument)
     elif name == "/save" and argument:
         conversation.save(Path(argument))
         _note(f"saved to {argument}")
@@ -82,7 +93,6 @@ def _respond(conversation: Conversation, line: str, *, at_terminal: bool) -> boo
     else:
         fault = "/save needs a file" if name == "/save" else f"unknown command {line!r}"
         raise microgpt.ConfigError(f"{fault}; /help lists the commands")
-    return True
 
 
 def _reply(conversation: Conversation, *, at_terminal: bool) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import microgpt
 import typer
 
-from microgpt_cli.datasets import check_kind, read_dataset, read_texts
+from microgpt_cli.datasets import check_kind, read_talks, read_texts
 from microgpt_cli.errors import translated
 from microgpt_cli.options import JsonField, Split
 from microgpt_cli.plan import Source
@@ -67,6 +67,10 @@ def _write(name: str, output: Path | None) -> None:
     content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
     if name.endswith(".gz"):
         content = gzip.decompress(content)
+    _write_content(content, output)
+
+
+def _write_content(content: bytes, output: Path | None) -> None:
     if output is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
@@ -92,8 +96,11 @@ def stats(
     check_kind(split, field, chat=chat)
     source = Source(inputs, chat=chat, split=split, field=field)
     suggested: dict[str, str] = {}
+    kinds: dict[str, int] = {}
     if chat:
-        dataset = read_dataset(inputs, source)
+        conversations = read_talks(inputs)
+        kinds = dict(conversations.kinds)
+        dataset = microgpt.Dataset.from_conversations(conversations.conversations)
     else:
         dataset, documents = read_texts(inputs, source)
         suggested = _suggested_split(documents)
@@ -116,11 +123,27 @@ def stats(
         "not_ascii": _n_not_ascii(dataset),
         "seconds_per_1000_steps": _seconds_of_training(dataset, block_size),
     } | suggested
+    if chat:
+        figures["kinds"] = kinds
     if as_json:
         typer.echo(json.dumps(figures | {"charset": list(dataset.tokenizer.chars)}))
         return
     for label, value in _rows(dataset, figures).items():
         typer.echo(f"{label + ':':<17}{value}")
+
+
+@app.command()
+def convert(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Files of conversations, - for stdin.")
+    ],
+    *,
+    output: Output = None,
+) -> None:
+    """Write conversations of any form as JSON lines, one array of messages each."""
+    conversations = read_talks(inputs).conversations
+    lines = [json.dumps(messages, ensure_ascii=False) + "\n" for messages in conversations]
+    _write_content("".join(lines).encode(), output)
 
 
 def _suggested_split(documents: microgpt.Documents) -> dict[str, str]:
@@ -149,6 +172,8 @@ def _rows(dataset: microgpt.Dataset, figures: dict[str, Any]) -> dict[str, str]:
         f"{figures['tokens_p90']}, 99 % up to {figures['tokens_p99']}, longest {longest}",
         "block size": f"--block-size {block_size} covers {figures['covered']:.1%} of the documents",
     }
+    if kinds := figures.get("kinds"):
+        rows["forms"] = ", ".join(f"{n:,} with {key}" for key, n in kinds.items())
     if split := figures.get("suggested_split"):
         reason = {"file": "many lines are indented", "paragraph": "blank lines part the text"}
         rows["split"] = f"--split {split} is worth a try: {reason[split]}"

@@ -10,6 +10,7 @@ import typer
 
 from microgpt_cli.metrics import remove_run
 from microgpt_cli.options import ModelDir
+from microgpt_cli.terminal import warn
 from microgpt_cli.writing import refuse_to_overwrite
 
 __all__ = ["command"]
@@ -49,6 +50,8 @@ def command(
             half=half,
             before_replacing=(lambda: None) if is_in_place else partial(remove_run, output),
         )
+    if format is Format.JSON and model.tokenizer.has_system:
+        warn("the Rust system cannot read this model: it has a token for messages of the system")
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")
     typer.echo(f"metadata saved to {output / 'meta.json'}")

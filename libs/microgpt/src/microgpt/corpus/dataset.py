@@ -112,7 +112,7 @@ class Dataset:
         tokenizer, tokens, offsets = encoder.finish(is_chat=is_chat)
         if len(offsets) == 1:
             raise DataError("chat dataset is empty" if is_chat else "dataset is empty")
-        return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets))
+        return cls(tokenizer, tokens, offsets[:-1], _lengths(offsets), encoder.counted())
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -163,7 +163,8 @@ class Dataset:
         """Return a hash of the vocabulary and all documents: equal datasets have equal digests."""
         # Spelled out, since snapshots hold the digest of their data.
         chars, is_chat = self.tokenizer.chars, self.tokenizer.is_chat
-        vocabulary = f"Tokenizer(chars={chars!r}, is_chat={is_chat!r})"
+        system = ", has_system=True" * self.tokenizer.has_system
+        vocabulary = f"Tokenizer(chars={chars!r}, is_chat={is_chat!r}{system})"
         digest = hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass"))
         for numbers in (self.tokens, self.starts, self.lengths, self.counted):
             if numbers is not None:
@@ -252,6 +253,8 @@ class Dataset:
         latest_mark = np.maximum.accumulate(np.where(is_mark, np.arange(len(self.tokens)), 0))
         is_assistant = self.tokens[latest_mark] == self.tokenizer.special_id("assistant")
         counted = is_assistant & ~is_mark
+        if self.counted is not None:
+            counted &= self.counted
         n_counted = np.concatenate([[0], np.cumsum(counted)])
         kept = n_counted[self.starts + self.lengths + 1] > n_counted[self.starts + 1]
         if not kept.any():

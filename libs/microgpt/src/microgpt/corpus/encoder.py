@@ -1,7 +1,7 @@
 """One pass from texts to token ids, before the characters of all texts are known."""
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ class Encoder:
     def __init__(self) -> None:
         self._texts: list[str] = []  # not encoded yet; special token _marks[i] is before _texts[i]
         self._marks: list[int] = []
+        self._has_system = False
+        self._uncounted: list[tuple[int, int]] = []  # first tokens, and ends
         self._n_pending = 0
         self._n_tokens = 0
         self._offsets = array("q")
@@ -45,13 +47,24 @@ class Encoder:
         for piece in pieces:
             self._add_text(piece)
 
-    def add_conversation(self, messages: Iterable[Message]) -> None:
+    def add_conversation(self, messages: Sequence[Message]) -> None:
         """Append a conversation; raise ChatError for messages of another form."""
         layout = conversation_layout(messages)
         self._begin()
         for name, text in layout[1:-1]:
             self._add_special(name)
             self._add_text(text)
+        if any(message.get("weight", 1) == 0 for message in messages):
+            self._skip_turns(messages)
+
+    def _skip_turns(self, messages: Sequence[Message]) -> None:
+        """Note the tokens, end_turn included, of the latest conversation's turns of weight 0."""
+        end = self._n_tokens + self._n_pending
+        for message in reversed(messages):
+            start = end - len(message["content"]) - 1
+            if message.get("weight", 1) == 0:
+                self._uncounted.append((start, end))
+            end = start - 1
 
     def _begin(self) -> None:
         self._offsets.append(self._n_tokens + self._n_pending)
@@ -60,6 +73,7 @@ class Encoder:
     def _add_special(self, name: str) -> None:
         if self._n_pending > self._CHUNK:
             self._flush()
+        self._has_system |= name == "system"
         self._marks.append(self._CODE_POINTS + self._SPECIAL.index(name))
         self._texts.append("")
         self._n_pending += 1
@@ -79,7 +93,7 @@ class Encoder:
         self._begin()
         self._flush()
         chars = sorted(self._code_points[len(self._SPECIAL) :])
-        tokenizer = Tokenizer(tuple(map(chr, chars)), is_chat)
+        tokenizer = Tokenizer(tuple(map(chr, chars)), is_chat, self._has_system)
         final = np.zeros(len(self._code_points), self._tokens.dtype)
         final[self._ids[chars]] = range(len(chars))
         for i, name in enumerate(self._SPECIAL):
@@ -90,6 +104,15 @@ class Encoder:
             chunk = self._tokens[start : start + self._CHUNK]
             chunk[:] = final[chunk]
         return tokenizer, self._tokens, np.frombuffer(self._offsets, np.int64)
+
+    def counted(self) -> NDArray[np.bool_] | None:
+        """Return whether each token counts as a target; None if all do."""
+        if not self._uncounted:
+            return None
+        counted = np.ones(self._n_tokens, np.bool_)
+        for start, end in self._uncounted:
+            counted[start:end] = False
+        return counted
 
     def _flush(self) -> None:
         lengths = np.fromiter(map(len, self._texts), np.int64, len(self._texts))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import Literal, TypeAlias, get_args
 
-from microgpt.checks import ROLES, check_choice, checked_integer, checked_messages
+from microgpt.checks import check_choice, checked_integer, checked_messages
 from microgpt.data import Message, Tokenizer, Unknown
 from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
@@ -31,6 +31,7 @@ class Prompt:
         stop_token: token id that ends the text; -1 for a text that fills the block.
         forbidden: token ids that are never chosen.
         first: token ids that every context begins with, once the text has left the block.
+        system_dropped: whether the system's message was left out: the model knows none.
     """
 
     token_ids: list[int]
@@ -40,6 +41,7 @@ class Prompt:
     stop_token: int = -1
     forbidden: tuple[int, ...] = ()
     first: tuple[int, ...] = ()
+    system_dropped: bool = False
 
 
 ChatPrompt = Prompt  # its name while only messages became a prompt
@@ -96,10 +98,12 @@ def build_prompt(
 ) -> Prompt:
     """Return the prompt of a reply to `messages`, with room for the reply: a quarter of the block.
 
-    Where not all turns fit, the oldest are dropped, whole.
+    Where not all turns fit, the oldest are dropped, whole; a first message of the system is kept. A
+    model that was trained without such messages does not read it.
 
     Args:
-        messages: at least one, each with "role" (user or assistant) and "content".
+        messages: at least one, each with "role" (user or assistant; the first may be of the system)
+            and "content".
         tokenizer: of a chat model.
         block_size: the most tokens that the model can attend to.
         unknown: "skip" leaves out characters that the model does not know, "error" refuses them.
@@ -130,21 +134,39 @@ def build_prompt(
     if not messages:
         raise ChatError("messages must not be empty")
     turns, n_unknown = [], 0
+    system: list[int] = []
+    system_dropped = False
     for role, content in checked_messages(messages):
-        turns.append(tokenizer.encode_turn(role, content, unknown=unknown))
-        n_unknown += len(content) + MARKS - len(turns[-1])
-    room = block_size - max(1, block_size // 4) - MARKS
+        if role == "system" and not tokenizer.has_system:
+            system_dropped = True
+            continue
+        turn = tokenizer.encode_turn(role, content, unknown=unknown)
+        n_unknown += len(content) + MARKS - len(turn)
+        if role == "system":
+            system = turn
+        else:
+            turns.append(turn)
+    if not turns:
+        raise ChatError("the messages are of the system only, expected one to reply to")
+    room = block_size - max(1, block_size // 4) - MARKS - len(system)
+    if system and room < MARKS:
+        raise ContextLengthError(
+            f"the message of the system has {len(system)} tokens, expected at most "
+            f"{room + len(system) - MARKS} of block_size={block_size}; shorten it"
+        )
     n_that_fit = sum(used <= room for used in accumulate(map(len, reversed(turns))))
     kept = turns[len(turns) - n_that_fit :] or [_truncated(turns[-1], room, block_size, too_long)]
-    roles = {role: tokenizer.special_id(role) for role in ROLES}
+    roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
+    end_turn = roles.pop("end_turn")
     return Prompt(
-        [tokenizer.bos, *chain.from_iterable(kept), roles["assistant"]],
+        [tokenizer.bos, *system, *chain.from_iterable(kept), roles["assistant"]],
         turns_dropped=len(turns) - len(kept),
         tokens_dropped=sum(map(len, turns)) - sum(map(len, kept)),
         n_unknown=n_unknown,
-        stop_token=tokenizer.special_id("end_turn"),
+        stop_token=end_turn,
         forbidden=(*roles.values(), tokenizer.bos),
         first=(tokenizer.bos,),
+        system_dropped=system_dropped,
     )
 
 

@@ -312,12 +312,13 @@ def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
             n_layer=meta.n_layer,
             block_size=meta.block_size,
         )
-        tokenizer = Tokenizer(tuple(meta.chars), is_chat=bool(meta.special_tokens))
+        special_tokens = meta.special_tokens or []
+        tokenizer = Tokenizer(tuple(meta.chars), bool(special_tokens), "system" in special_tokens)
     except MicrogptError as error:
         raise CheckpointError(f"invalid {META}: {error} in {path}") from error
     expected_tokens = list(tokenizer.special_tokens)
     for what, found, expected in (
-        ("special_tokens", meta.special_tokens or [], expected_tokens),
+        ("special_tokens", special_tokens, expected_tokens),
         ("vocab_size", meta.vocab_size, tokenizer.vocab_size),
     ):
         if found != expected:

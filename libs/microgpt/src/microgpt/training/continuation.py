@@ -52,6 +52,11 @@ def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: 
         got, expected = ("conversations", "documents")[:: -1 if known.is_chat else 1]
         raise DataError(f"got {got}, expected {expected} as the model to start from has learned")
     lacking = sorted({*dataset.tokenizer.chars} - {*known.chars})
+    if dataset.tokenizer.has_system and not (known.has_system or extend_vocab):
+        raise TokenError(
+            "the conversations hold system turns, which the model to start from does not know",
+            hint="extend_vocab (--extend-vocab) adds their token",
+        )
     if lacking and not extend_vocab:
         shown = ", ".join(map(repr, lacking[:MAX_SHOWN])) + ", ..." * (len(lacking) > MAX_SHOWN)
         noun = "characters" if len(lacking) > 1 else "character"
@@ -60,7 +65,8 @@ def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: 
             f"{shown}",
             hint="extend_vocab (--extend-vocab) adds them",
         )
-    tokenizer = Tokenizer(tuple(sorted({*known.chars, *lacking})), known.is_chat)
+    has_system = known.has_system or dataset.tokenizer.has_system
+    tokenizer = Tokenizer(tuple(sorted({*known.chars, *lacking})), known.is_chat, has_system)
     return dataset.encoded_with(tokenizer)
 
 
@@ -81,7 +87,7 @@ def starting_weights(
     config = dataclasses.replace(old.config, vocab_size=tokenizer.vocab_size)
     new = Parameters.init(config, random.Random(seed), dtype)
     rows = tokenizer.encode("".join(model.tokenizer.chars))
-    rows += [tokenizer.special_id(name) for name in tokenizer.special_tokens]
+    rows += [tokenizer.special_id(name) for name in model.tokenizer.special_tokens]
     rows.append(tokenizer.bos)  # all in the order of the model's own ids
     for name, weights in old.items():
         new[name][rows if name in ("wte", "lm_head") else slice(None)] = weights

@@ -58,6 +58,7 @@ class _State(msgspec.Struct, kw_only=True):
     train_config: dict[str, Any] | None = None
     loss: float | None = None
     origin: Origin | None = None
+    has_system: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
         train_config=msgspec.to_builtins(trainer.config),
         loss=trainer.loss,
         origin=trainer.origin,
+        has_system=tokenizer.has_system,
     )
 
 
@@ -296,7 +298,7 @@ def _read(path: Path) -> Snapshot:
             )
         state = msgspec.json.decode(metadata["state"], type=_State)
         config = ModelConfig(**state.model)
-        tokenizer = Tokenizer(tuple(state.chars), state.is_chat)
+        tokenizer = Tokenizer(tuple(state.chars), state.is_chat, state.has_system)
         train_config = _train_config(state)
     except (safetensors.SafetensorError, msgspec.DecodeError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
