@@ -104,11 +104,11 @@ def checked_messages(messages: Any) -> Iterator[tuple[str, str]]:
                 f'a message is {message!r:.80}, expected {{"role": ..., "content": ...}}'
             )
         role, content = message["role"], message["content"]
-        if isinstance(role, str) and role in SYSTEM_ROLES and i == 0:
+        if not isinstance(role, str) or role not in ROLES:
+            if not isinstance(role, str) or role not in SYSTEM_ROLES or i > 0:
+                hint = 'expected "user" or "assistant", or "system" for the first message'
+                raise ChatError(f"unknown role: {role!s:.80}", hint=hint)
             role = "system"
-        elif not isinstance(role, str) or role not in ROLES:
-            hint = 'expected "user" or "assistant", or "system" for the first message'
-            raise ChatError(f"unknown role: {role!s:.80}", hint=hint)
         if not isinstance(content, str):
             raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
         yield role, content

@@ -46,10 +46,11 @@ class Turn(NamedTuple):
 
 def conversations_in(value: Any) -> list[Any]:
     """Return the conversations of a line or an entry: itself, or those of an array of them."""
-    is_array = isinstance(value, list) and not any(
-        isinstance(each, dict) and {"role", "from"} & each.keys() for each in value
+    is_array = isinstance(value, list) and all(isinstance(each, dict | list) for each in value)
+    is_conversation = not is_array or any(
+        {"role", "from"} & {*each} for each in value if isinstance(each, dict)
     )
-    return value if is_array else [value]
+    return [value] if is_conversation else value
 
 
 def turns_of(value: Any) -> tuple[str, list[Turn]]:

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from microgpt.checks import checked_messages
 from microgpt.corpus.chat_formats import (
@@ -17,9 +19,9 @@ from microgpt.corpus.chat_formats import (
     conversations_in,
     turns_of,
 )
-from microgpt.corpus.json_lines import json_lines
+from microgpt.corpus.json_lines import decoded_line
 from microgpt.corpus.sources import Inputs, Source, Sources
-from microgpt.corpus.texts import text_of
+from microgpt.corpus.texts import numbered_lines, text_of
 from microgpt.data import Message
 from microgpt.errors import DataError
 
@@ -29,6 +31,17 @@ MAX_ARRAY = 1 << 28  # characters of a JSON array over many lines, which is read
 BLANK = re.compile(r"[ \t\n\r]*")
 SEPARATOR = re.compile(r"[ \t\n\r]*,?")  # after an entry of an array
 NO_ASSISTANT = "no assistant turn"
+
+
+class _PlainTurn(msgspec.Struct, forbid_unknown_fields=True):
+    """A turn of our own form: decoded in half the time of the general way."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+_plain = msgspec.json.Decoder(list[_PlainTurn])
+_any = msgspec.json.Decoder()
 
 
 @dataclass
@@ -72,6 +85,11 @@ class Conversations:
 
     def _add_value(self, value: Any) -> None:
         """Append a conversation of JSON; raise OtherForm if it is none."""
+        if isinstance(value, list) and value and isinstance(value[0], _PlainTurn):
+            self.kinds["messages"] += 1
+            messages = [{"role": turn.role, "content": turn.content} for turn in value]
+            self._append(messages, [turn.role for turn in value])
+            return
         try:
             kind, turns = turns_of(value)
         except SkippedConversation as reason:
@@ -127,7 +145,11 @@ def _values(source: Source, text: Iterator[str]) -> Iterator[tuple[int, Any]]:
     if first_line in {"[", "{"} or (first_line[:1] == "[" and not _is_json(first_line)):
         yield from _entries(source, _until(lambda _: False, source, chain([beginning], text)))
     else:
-        yield from json_lines(source, chain([beginning], text), Any, EXPECTED)
+        for number, line in numbered_lines(chain([beginning], text)):
+            try:
+                yield number, _plain.decode(line)
+            except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+                yield number, decoded_line(source, number, line, _any, EXPECTED)
 
 
 def _until(is_enough: Callable[[str], bool], source: Source, text: Iterator[str]) -> str:

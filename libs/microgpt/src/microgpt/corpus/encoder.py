@@ -50,11 +50,12 @@ class Encoder:
     def add_conversation(self, messages: Sequence[Message]) -> None:
         """Append a conversation; raise ChatError for messages of another form."""
         layout = conversation_layout(messages)
+        self._has_system |= layout[1][0] == "system"
         self._begin()
         for name, text in layout[1:-1]:
             self._add_special(name)
             self._add_text(text)
-        if any(message.get("weight", 1) == 0 for message in messages):
+        if max(map(len, messages), default=0) > len(("role", "content")):
             self._skip_turns(messages)
 
     def _skip_turns(self, messages: Sequence[Message]) -> None:
@@ -73,7 +74,6 @@ class Encoder:
     def _add_special(self, name: str) -> None:
         if self._n_pending > self._CHUNK:
             self._flush()
-        self._has_system |= name == "system"
         self._marks.append(self._CODE_POINTS + self._SPECIAL.index(name))
         self._texts.append("")
         self._n_pending += 1

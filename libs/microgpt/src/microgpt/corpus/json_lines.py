@@ -10,7 +10,7 @@ from microgpt.corpus.sources import Inputs, Source, Sources
 from microgpt.corpus.texts import numbered_lines, text_of
 from microgpt.errors import DataError
 
-__all__ = ["json_lines", "read_json_lines"]
+__all__ = ["decoded_line", "json_lines", "read_json_lines"]
 
 
 def json_lines(
@@ -19,14 +19,20 @@ def json_lines(
     """Yield number and content of every line of one file; see `read_json_lines`."""
     decoder = msgspec.json.Decoder(kind)
     for number, line in numbered_lines(text):
-        try:
-            content = decoder.decode(line)
-        except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
-            cause = _lone_surrogate(line) or error
-            raise DataError(
-                f"invalid JSON on line {number} of {source.name}: {cause}; expected {expected}"
-            ) from error
-        yield number, content
+        yield number, decoded_line(source, number, line, decoder, expected)
+
+
+def decoded_line(
+    source: Source, number: int, line: str, decoder: msgspec.json.Decoder[Any], expected: str
+) -> Any:
+    """Return the content of one line, or raise DataError."""
+    try:
+        return decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError) as error:
+        cause = _lone_surrogate(line) or error
+        raise DataError(
+            f"invalid JSON on line {number} of {source.name}: {cause}; expected {expected}"
+        ) from error
 
 
 def read_json_lines(path: Inputs, kind: Any, expected: str) -> Iterator[tuple[int, Any]]:
