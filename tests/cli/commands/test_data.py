@@ -225,7 +225,7 @@ def test_stats_of_real_conversations_are_those_that_json_alone_gives(
         (None, [], "failed to read {path}: No such file or directory"),
         (b"", [], "dataset is empty"),
         (b"\xff", [], "failed to read {path}: invalid UTF-8 on line 1 (byte offset 0)"),
-        (b"[3]\n", ["--chat"], "{path}, line 1: found 3, expected an object or an array"),
+        (b"[3]\n", ["--chat"], "{path}, line 1: message 1: found 3, expected"),
     ],
     ids=["missing", "empty", "UTF-8", "JSON"],
 )
