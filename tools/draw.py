@@ -155,7 +155,7 @@ def draw_rooms() -> None:
         "inference": (46, 33, "inference: LanguageModel,\nprompts, streams, scores", 30, FRESH),
         "storage": (15, 24, "storage\nthe model directory", 22, PLAIN),
         "engines": (46, 24, "engines: scalar, vectorized,\nnative; filters, optimizers", 30, WARM),
-        "corpus": (77, 24, "corpus: readers,\ndatasets, batches", 22, PLAIN),
+        "corpus": (77, 24, "corpus: files,\ndocuments, batches", 22, PLAIN),
         "parameters": (30, 15, "parameters\none flat buffer", 22, PLAIN),
         "wing": (46, 6, f"the algorithm, in plain Python: {WING}", 84, COOL),
     }
