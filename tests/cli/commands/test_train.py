@@ -226,7 +226,7 @@ def test_warnings_go_to_stderr_and_count_documents_that_are_cut(
     # Positions of the eight names, a closing one included: 5 4 7 5 4 4 5 5.
     assert result.err == (
         "warning: 5 of 8 documents cut: longer than block_size=4; a block size of 5 "
-        "covers half of them all, 7 covers 90 %, 7 99 %, 7 all\n"
+        "covers half of them, 7 covers 90 %, 7 99 %, 7 all\n"
     )
     assert "are cut" not in result.out
 

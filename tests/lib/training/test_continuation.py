@@ -55,6 +55,13 @@ def test_type_may_change(base: LanguageModel) -> None:
     assert microgpt.fit(WORDS, steps=1, dtype="float64", init_from=single).dtype == "float64"
 
 
+def test_default_rate_is_a_fifth_of_that_of_a_new_model(base: LanguageModel) -> None:
+    _, trainer = prepared(["bob"], base)
+    assert trainer.learning_rate == pytest.approx(0.01 * 16 / 8 / 5)
+    _, trainer = prepared(["bob"], base, learning_rate=0.03)
+    assert trainer.learning_rate == 0.03
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_another_size_is_named(base: LanguageModel, name: str) -> None:
     size = SIZES[name]
@@ -146,9 +153,7 @@ def test_model_of_names_learns_those_of_another_language() -> None:
     shown, held_out = unseen[:200], unseen[200:]
     assert len(held_out) >= 40
     base = microgpt.fit(names, steps=3000, batch_size=8, n_embd=32)
-    continued = microgpt.fit(
-        shown, steps=1000, batch_size=8, learning_rate=0.001, init_from=base, weight_decay=0.1
-    )
+    continued = microgpt.fit(shown, steps=1000, batch_size=8, init_from=base, weight_decay=0.1)
     gain = np.mean(base.score(held_out)) - np.mean(continued.score(held_out))
     assert gain > 0.3
 

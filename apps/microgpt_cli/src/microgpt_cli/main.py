@@ -18,16 +18,16 @@ from microgpt_cli.terminal import open_streams, remark
 __all__ = ["app", "run"]
 
 COMMANDS = {  # each is `command` of the module of that name in commands/
-    "train": "Train a model on a text file and save it.",
+    "train": "Train a model on text and save it.",
     "generate": "Print samples of a trained model.",
     "chat": "Talk with a trained chat model.",
     "info": "Show the contents of a model directory.",
     "plot": "Draw the learning curve of a training run.",
-    "score": "Measure how well a model predicts a file.",
+    "score": "Measure how well a model predicts text.",
     "export": "Write a copy of a model in another format.",
     "evaluate": "Ask a chat model questions and count exact answers.",
     "bench": "Measure the speed of the engines on this machine.",
-    "data": "Write sample data, or describe a file.",
+    "data": "Write sample data, or describe your own.",
 }
 
 

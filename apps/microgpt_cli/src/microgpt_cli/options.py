@@ -59,7 +59,7 @@ MaxTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Maximum length in characters, beyond the block too.",
+        help="Maximum length in characters after the prompt; may exceed the block.",
         show_default="rest of the block",
     ),
 ]

@@ -21,14 +21,14 @@ from microgpt_cli.writing import write_whole
 __all__ = ["command"]
 
 MAX_BLOCK_SIZE = 1024  # of the suggestion
-WINDOW = 128  # suggested block size of windows
+WINDOW = 128  # suggested block size of windows, for files of half the length or more
 SHARE_OF_CODE = 0.1  # of lines that are indented
 SHARE_BETWEEN_PARAGRAPHS = 0.02  # of blank lines: after every fiftieth line or more often
 SECONDS_OF_TRIAL = 0.3
 STEPS = 1000  # of the estimate
 
 app = typer.Typer(
-    help="Write sample data, or describe a file.",
+    help="Write sample data, or describe your own.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -106,7 +106,8 @@ def stats(
         suggested = _suggested_split(documents)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
     block_size = min(max(1 << (p99 - 1).bit_length(), 2), MAX_BLOCK_SIZE)
-    if p50 > MAX_BLOCK_SIZE and not chat:  # most documents would lose most of their text
+    is_long = p50 > (WINDOW if split == "file" else MAX_BLOCK_SIZE)
+    if is_long and not chat:  # else most documents would lose most of their text
         suggested["suggested_long"], block_size = "window", WINDOW
     covered = float((dataset.lengths <= block_size).mean())
     figures: dict[str, Any] = {
@@ -177,6 +178,7 @@ def _rows(dataset: microgpt.Dataset, figures: dict[str, Any]) -> dict[str, str]:
     if split := figures.get("suggested_split"):
         reason = {"file": "many lines are indented", "paragraph": "blank lines part the text"}
         rows["split"] = f"--split {split} is worth a try: {reason[split]}"
+        rows["samples"] = "end as documents do; longer passages need --split file --long window"
     if long := figures.get("suggested_long"):
         rows["block size"] = f"--block-size {block_size} with --long {long}: documents are long"
     return rows | {

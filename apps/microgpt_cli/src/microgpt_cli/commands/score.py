@@ -29,7 +29,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure how well a model predicts a file. All characters and ends of documents count."""
+    """Measure how well a model predicts text. All characters and ends of documents count."""
     model = microgpt.load(model_dir, threads=threads)
     check_kind(split, field, chat=model.tokenizer.is_chat)
     source = Source(input, chat=model.tokenizer.is_chat, split=split, field=field)

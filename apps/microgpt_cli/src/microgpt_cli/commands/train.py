@@ -61,7 +61,7 @@ def command(
             "learning_rate",
             "--lr",
             "--learning-rate",
-            show_default="0.01 x 16 / N_EMBD",
+            show_default="0.01 x 16 / N_EMBD; a fifth of it with --init-from",
             callback=positive,
         ),
     ] = DEFAULTS.learning_rate,
@@ -115,7 +115,7 @@ def command(
         bool, typer.Option("--json", help="Print one JSON object per event, the result last.")
     ] = False,
 ) -> None:
-    """Train a model on a text file and save it."""
+    """Train a model on text and save it."""
     _check_flags(context.params)
     with job_ranks() as ranks:
         snapshot = microgpt.read_snapshot(resume) if resume else None
@@ -171,7 +171,9 @@ def command(
 def _check_flags(given: dict[str, Any]) -> None:
     """Raise BadParameter for flags that do not fit together."""
     if not given["input"] and given["resume"] is None:
-        raise typer.BadParameter("it is needed unless --resume is given.", param_hint="--input")
+        raise typer.BadParameter(
+            "it is needed unless --resume is given; - for stdin.", param_hint="--input"
+        )
     if given["loss_on"] == "assistant" and not given["chat"] and given["resume"] is None:
         raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
     check_kind(given["split"], given["field"], chat=given["chat"])
@@ -285,6 +287,6 @@ def _warn(
     p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
     warn(
         f"{n_long:,} of {counted(len(dataset), 'document')} {TREATMENTS[config.long]}: longer than "
-        f"block_size={config.block_size}; a block size of {p50} covers half of them all, {p90} "
+        f"block_size={config.block_size}; a block size of {p50} covers half of them, {p90} "
         f"covers 90 %, {p99} 99 %, {int(dataset.lengths.max())} all"
     )

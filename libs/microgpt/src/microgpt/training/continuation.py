@@ -12,7 +12,7 @@ from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.parameters import Parameters
 from microgpt.storage.model_directory import Origin
-from microgpt.training.options import DEFAULTS, TrainConfig
+from microgpt.training.options import DEFAULTS, TrainConfig, default_learning_rate
 
 __all__ = ["config_of_model", "origin_of", "starting_weights", "with_characters_of"]
 
@@ -21,7 +21,10 @@ MAX_SHOWN = 10  # new characters that an error message names
 
 
 def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
-    """Return the options with the model's sizes, and its type unless another one is chosen.
+    """Return the options with the model's sizes; type and learning rate are chosen where open.
+
+    The rate is a fifth of that of a new model: at the whole rate a model forgets more of the old
+    data than it learns of a little new data.
 
     Raises:
         ConfigError: an option is neither the default nor the model's size.
@@ -35,7 +38,10 @@ def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
                 hint="leave it out; another size needs a new model",
             )
     dtype = model.dtype if config.dtype == DEFAULTS.dtype else config.dtype
-    return replace(config, **sizes, dtype=dtype)
+    rate = config.learning_rate
+    if rate is None:
+        rate = default_learning_rate(model.config.n_embd) / 5
+    return replace(config, **sizes, dtype=dtype, learning_rate=rate)
 
 
 def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: bool) -> Dataset:

@@ -49,7 +49,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     steps: Annotated[int, _about("number of updates", ge=1)] = 1000
     learning_rate: Annotated[
-        Positive | None, _about("highest learning rate; None for 0.01 x 16 / n_embd")
+        Positive | None,
+        _about("highest learning rate; None for 0.01 x 16 / n_embd, a fifth with init_from"),
     ] = None
     batch_size: Annotated[int, _about("documents per step", ge=1)] = 1
     warmup_steps: Annotated[
