@@ -141,7 +141,7 @@ def convert(
     *,
     output: Output = None,
 ) -> None:
-    """Write conversations of any form as JSON lines, one array of messages each."""
+    """Write conversations of any form as JSON lines."""
     conversations = read_talks(inputs).conversations
     lines = [json.dumps(messages, ensure_ascii=False) + "\n" for messages in conversations]
     _write_content("".join(lines).encode(), output)
