@@ -20,6 +20,7 @@ import random
 import numpy as np
 from engine_cases import Case, sizes
 from microgpt import SamplingConfig
+from microgpt.engines.muon import Muon
 
 n_cases, rng = int(sys.argv[2]), random.Random(42)
 for number in range(n_cases):
@@ -40,6 +41,7 @@ for number in range(n_cases):
                 engine.loss_and_grads(batch)
                 engine.update(0.01, clip=1.0, weight_decay=0.1)
                 engine.train_steps([batch, case.batch(1)], [0.01, 0.01], clip=0.5)
+                engine.train_steps([batch, case.batch(1)], [0.01, 0.01], 0.5, 0.1, Muon(2.0))
             ids = batch.inputs[: config.block_size - 1].tolist() or [0]
             engine.logits(ids)
             cache = engine.new_cache()

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 from microgpt import ConfigError, DataError, TrainConfig
-from microgpt.training.options import default_learning_rate, resolved
+from microgpt.engines.muon import Muon
+from microgpt.training.options import default_learning_rate, muon_of, resolved
 
 FIELDS = TrainConfig.__struct_fields__
 OTHERS: dict[str, Any] = {  # a value of each that is not its default
@@ -19,6 +20,10 @@ OTHERS: dict[str, Any] = {  # a value of each that is not its default
     "schedule": "cosine",
     "clip": 1.0,
     "weight_decay": 0.1,
+    "optimizer": "muon",
+    "muon_learning_rate": 0.03,
+    "muon_momentum": 0.9,
+    "muon_iterations": 3,
     "n_embd": 8,
     "n_head": 2,
     "n_layer": 2,
@@ -33,6 +38,27 @@ OTHERS: dict[str, Any] = {  # a value of each that is not its default
     "dtype": "float64",
     "engine": "vectorized",
 }
+
+
+@pytest.mark.parametrize(("n_embd", "rate"), [(16, 0.01), (64, 0.005), (256, 0.0025)])
+def test_default_rate_beside_muon_shrinks_with_the_root_of_the_width(
+    n_embd: int, rate: float
+) -> None:
+    config = resolved(TrainConfig(n_embd=n_embd, optimizer="muon"))
+    assert (config.learning_rate, config.muon_learning_rate) == (rate, 0.01)
+    assert (config.muon_momentum, config.muon_iterations) == (0.95, 5)
+
+
+def test_chosen_options_of_muon_are_kept() -> None:
+    chosen: dict[str, Any] = {
+        "muon_learning_rate": 0.02,
+        "muon_momentum": 0.0,
+        "muon_iterations": 3,
+    }
+    config = resolved(TrainConfig(optimizer="muon", learning_rate=0.004, **chosen))
+    assert {name: getattr(config, name) for name in chosen} == chosen
+    assert muon_of(config) == Muon(5.0, 0.0, 3)
+    assert muon_of(resolved(TrainConfig())) is None
 
 
 @pytest.mark.parametrize(("n_embd", "rate"), [(16, 0.01), (32, 0.005), (128, 0.00125)])
@@ -81,6 +107,13 @@ def test_default_schedule_is_the_original_one() -> None:
             "warmup_steps is 1000, expected at least 0 and less than the 1000",
         ),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd', expected one of adam, muon"),
+        ({"optimizer": "muon", "muon_momentum": 1.0}, "at least 0 and below 1"),
+        ({"optimizer": "muon", "muon_iterations": 0}, "muon_iterations is 0, expected an integer"),
+        ({"optimizer": "muon", "muon_learning_rate": 0.0}, "muon_learning_rate is 0.0"),
+        ({"muon_learning_rate": 0.1}, "muon_learning_rate is 0.1, expected None without optimizer"),
+        ({"muon_momentum": 0.0}, "muon_momentum is 0.0, expected None without optimizer muon"),
+        ({"muon_iterations": 5}, "muon_iterations is 5, expected None without optimizer muon"),
         ({"schedule": "step"}, "schedule is 'step', expected one of linear, cosine, constant"),
     ],
 )
@@ -103,7 +136,8 @@ def test_fit_has_a_keyword_with_the_default_of_each_option() -> None:
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
 def test_fit_hands_every_option_on(name: str, value: Any) -> None:
-    given = OTHERS if name in ("warmup_steps", "patience") else {name: value}
+    needs_others = name in ("warmup_steps", "patience") or name.startswith("muon")
+    given = OTHERS if needs_others else {name: value}
     if name == "loss_on":
         with pytest.raises(DataError, match="expected conversations"):
             microgpt.fit(["anna", "bob", "otto"], steps=1, loss_on=value)

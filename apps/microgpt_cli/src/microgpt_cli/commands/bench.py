@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import microgpt
 import typer
 
-from microgpt_cli.options import Threads
+from microgpt_cli.options import Threads, field
 
 __all__ = ["Shape", "command", "peak_gflop_per_second", "prepare"]
 
@@ -97,12 +97,13 @@ class Result:
 def command(
     *,
     threads: Threads = None,
+    optimizer: Annotated[Literal["adam", "muon"], field("optimizer")] = "adam",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure the speed of the engines on this machine. In float32; takes half a minute."""
     peak = peak_gflop_per_second(threads)
     if as_json:
-        results = [asdict(result) for result in _results(threads, peak)]
+        results = [asdict(result) for result in _results(threads, peak, optimizer)]
         typer.echo(json.dumps({"peak_gflop_per_second": round(peak, 1), "results": results}))
         return
     typer.echo("model: n_embd/n_head/n_layer/block_size; step: documents x tokens; float32")
@@ -111,7 +112,7 @@ def command(
     typer.echo(
         line("model", "step", "engine", "per step", "tokens/s", "GFLOP/s", "of peak", "sampled/s")
     )
-    for result in _results(threads, peak):
+    for result in _results(threads, peak, optimizer):
         typer.echo(
             line(
                 result.model,
@@ -146,21 +147,30 @@ def peak_gflop_per_second(threads: int | None) -> float:
     return float(result.stdout)
 
 
-def _results(threads: int | None, peak: float) -> Iterator[Result]:
+def _results(
+    threads: int | None, peak: float, optimizer: Literal["adam", "muon"]
+) -> Iterator[Result]:
     missing = microgpt.unavailable_engines()
     engines = [name for name in microgpt.ENGINES if name != "auto" and name not in missing]
     for shape in SHAPES:
         for engine in engines.copy():
-            result = _measure(shape, *prepare(shape, engine, threads), peak)
+            result = _measure(shape, *prepare(shape, engine, threads, optimizer=optimizer), peak)
             if result.us_per_step > MAX_SECONDS_PER_STEP * 1e6 or engine == "scalar":
                 engines.remove(engine)
             yield result
 
 
 def prepare(
-    shape: Shape, engine: str, threads: int | None
+    shape: Shape, engine: str, threads: int | None, **options: Any
 ) -> tuple[microgpt.LanguageModel, microgpt.Trainer]:
-    """Return a model of a shape, and a trainer on random letters with unlimited steps."""
+    """Return a model of a shape, and a trainer on random letters with unlimited steps.
+
+    Args:
+        shape: sizes of model and batch.
+        engine: see `microgpt.ENGINES`.
+        threads: cores to use; None for all.
+        **options: fields of `TrainConfig`.
+    """
     rng = random.Random(42)
     documents = [
         "".join(rng.choices(string.ascii_lowercase, k=shape.n_tokens - 1)) for _ in range(256)
@@ -175,7 +185,7 @@ def prepare(
         engine=engine,
     )
     dataset = microgpt.Dataset.from_documents(documents)
-    return microgpt.prepare(dataset, config, rng, threads=threads)
+    return microgpt.prepare(dataset, config, rng, threads=threads, **options)
 
 
 def _seconds(work: Callable[[], object]) -> float:

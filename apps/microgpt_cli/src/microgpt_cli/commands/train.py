@@ -61,7 +61,7 @@ def command(
             "learning_rate",
             "--lr",
             "--learning-rate",
-            show_default="0.01 x 16 / N_EMBD; a fifth of it with --init-from",
+            show_default="0.01 x 16 / N_EMBD; with muon, the root of 16 / N_EMBD; a fifth with --init-from",
             callback=positive,
         ),
     ] = DEFAULTS.learning_rate,
@@ -72,6 +72,23 @@ def command(
     ] = DEFAULTS.schedule,
     clip: Annotated[float | None, field("clip", callback=positive)] = DEFAULTS.clip,
     weight_decay: Annotated[float, field("weight_decay")] = DEFAULTS.weight_decay,
+    optimizer: Annotated[Literal["adam", "muon"], field("optimizer")] = DEFAULTS.optimizer,
+    muon_learning_rate: Annotated[
+        float | None,
+        field(
+            "muon_learning_rate",
+            "--muon-lr",
+            "--muon-learning-rate",
+            show_default="0.01",
+            callback=positive,
+        ),
+    ] = DEFAULTS.muon_learning_rate,
+    muon_momentum: Annotated[
+        float | None, field("muon_momentum", min=0.0, show_default="0.95")
+    ] = DEFAULTS.muon_momentum,
+    muon_iterations: Annotated[
+        int | None, field("muon_iterations", min=1, max=100, show_default="5")
+    ] = DEFAULTS.muon_iterations,
     long: Annotated[Literal["truncate", "split", "skip", "window"], field("long")] = DEFAULTS.long,
     loss_on: Annotated[Literal["all", "assistant"], field("loss_on")] = DEFAULTS.loss_on,
     val_fraction: Annotated[float, field("val_fraction", max=1.0)] = DEFAULTS.val_fraction,
@@ -262,12 +279,15 @@ def _header(
         header["held out"] = len(trainer.validation.order)
     if trainer.ranks:
         header["processes"] = trainer.ranks.size
-    return header | {
+    header |= {
         "vocab size": config.vocab_size,
         "num params": config.n_params,
         "engine": f"{trainer.engine.name}, {model.dtype}",
         "lr": f"{trainer.learning_rate:g}",
     }
+    if trainer.config.muon_learning_rate:
+        header["muon lr"] = f"{trainer.config.muon_learning_rate:g}"
+    return header
 
 
 def _warn(

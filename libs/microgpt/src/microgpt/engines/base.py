@@ -17,6 +17,7 @@ import numpy as np
 
 from microgpt.corpus.batches import Batch, Batches
 from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
+from microgpt.engines.muon import Muon, muon_update
 from microgpt.engines.optimizers import adam_update, clip_gradient
 from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
 from microgpt.model import ModelConfig
@@ -98,7 +99,7 @@ class Engine(ABC):
 
     @cached_property
     def adam_m(self) -> Parameters:
-        """Adam's running mean of the gradients."""
+        """Adam's running mean of the gradients, and Muon's."""
         return Parameters.zeros(self.config, self.parameters.dtype)
 
     @cached_property
@@ -129,25 +130,42 @@ class Engine(ABC):
         return self.loss_and_grads(batch)
 
     def update(
-        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+        self,
+        learning_rate: float,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        muon: Muon | None = None,
     ) -> float | None:
-        """Take one Adam step along `grads`, which the caller has normalised.
+        """Take one step along `grads`, which the caller has normalised, by Adam or with Muon.
 
         Args:
             learning_rate: step size.
             clip: scale a longer gradient down to this norm; None for no clipping.
-            weight_decay: share of each weight, times the learning rate, taken off first.
+            weight_decay: share of each weight, times its learning rate, taken off first.
+            muon: how Muon updates the matrices of the layers; None for Adam on all weights. Muon's
+                running mean of the gradients is in `adam_m`, and it leaves `adam_v` as it is.
 
         Returns:
             The gradient's norm before clipping; None without `clip`.
         """
         self.n_updates += 1
         norm = None if clip is None else clip_gradient(self.grads.flat, clip)
+        n_adam = self.parameters.flat.size
+        if muon:
+            n_adam = self.parameters.stacked("wte", "lm_head").size  # the layers follow them
+            muon_update(
+                self.parameters,
+                self.grads,
+                self.adam_m,
+                muon,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+            )
         adam_update(
-            self.parameters.flat,
-            self.grads.flat,
-            self.adam_m.flat,
-            self.adam_v.flat,
+            self.parameters.flat[:n_adam],
+            self.grads.flat[:n_adam],
+            self.adam_m.flat[:n_adam],
+            self.adam_v.flat[:n_adam],
             n_updates=self.n_updates,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
@@ -160,6 +178,7 @@ class Engine(ABC):
         learning_rates: Sequence[float],
         clip: float | None = None,
         weight_decay: float = 0.0,
+        muon: Muon | None = None,
     ) -> list[StepResult]:
         """Take one training step per batch and return the result of each.
 
@@ -168,11 +187,14 @@ class Engine(ABC):
             learning_rates: one per batch.
             clip: see `update`.
             weight_decay: see `update`.
+            muon: see `update`.
 
         Raises:
             NonFiniteLossError: a loss is NaN or infinite; that step did not change the weights.
         """
-        return self.take_steps(self.loss_and_grads, batches, learning_rates, clip, weight_decay)
+        return self.take_steps(
+            self.loss_and_grads, batches, learning_rates, clip, weight_decay, muon
+        )
 
     @np.errstate(over="ignore", invalid="ignore")  # divergence is reported by the loss
     def take_steps(
@@ -182,6 +204,7 @@ class Engine(ABC):
         learning_rates: Sequence[float],
         clip: float | None,
         weight_decay: float,
+        muon: Muon | None,
     ) -> list[StepResult]:
         """Take training steps as `train_steps` does, with another `loss_and_grads`."""
         results = []
@@ -192,7 +215,7 @@ class Engine(ABC):
                 raise NonFiniteLossError(self.n_updates + 1, learning_rate, loss)
             grads = self.grads.flat
             grads *= 1.0 / n_tokens
-            norm = self.update(learning_rate, clip, weight_decay)
+            norm = self.update(learning_rate, clip, weight_decay, muon)
             results.append(StepResult(loss, n_tokens, norm))
         return results
 

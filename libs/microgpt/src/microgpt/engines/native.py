@@ -25,6 +25,7 @@ from microgpt.engines.library import (
     functions_for,
     max_members,
 )
+from microgpt.engines.muon import Muon
 from microgpt.errors import NonFiniteLossError, SamplingError, ShapeError
 from microgpt.parameters import FloatArray, IntArray, Parameters
 from microgpt.train import ADAM_EPS, BETA1, BETA2
@@ -191,11 +192,15 @@ class NativeEngine(Engine):
         return float(arrays["losses"][0]), int(arrays["n_targets"][0])
 
     def update(
-        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+        self,
+        learning_rate: float,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        muon: Muon | None = None,
     ) -> float | None:
         """See `Engine.update`."""
         self._prepare_training()
-        _, arrays = self._train("update", [], [learning_rate], clip, weight_decay)
+        _, arrays = self._train("update", [], [learning_rate], clip, weight_decay, muon)
         self.n_updates += 1
         return None if clip is None else float(arrays["norms"][0])
 
@@ -205,6 +210,7 @@ class NativeEngine(Engine):
         learning_rates: Sequence[float],
         clip: float | None = None,
         weight_decay: float = 0.0,
+        muon: Muon | None = None,
     ) -> list[StepResult]:
         """See `Engine.train_steps`."""
         if len(batches) != len(learning_rates):
@@ -212,7 +218,7 @@ class NativeEngine(Engine):
         if not batches:
             return []
         self._prepare_training()
-        n_done, arrays = self._train("train", batches, learning_rates, clip, weight_decay)
+        n_done, arrays = self._train("train", batches, learning_rates, clip, weight_decay, muon)
         self.n_updates += n_done
         losses, n_targets = arrays["losses"].tolist(), arrays["n_targets"].tolist()
         if n_done < len(batches):
@@ -238,6 +244,7 @@ class NativeEngine(Engine):
         learning_rates: Sequence[float] | None = None,
         clip: float | None = None,
         weight_decay: float = 0.0,
+        muon: Muon | None = None,
         *,
         loss_only: bool = False,
     ) -> tuple[int, _Arrays]:
@@ -266,6 +273,9 @@ class NativeEngine(Engine):
             beta1=BETA1,
             beta2=BETA2,
             eps=ADAM_EPS,
+            muon_ratio=muon.ratio if muon else 0.0,
+            muon_momentum=muon.momentum if muon else 0.0,
+            muon_iterations=muon.iterations if muon else 0,
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
         self.functions[function](self._model_pointer, byref(struct))

@@ -11,6 +11,7 @@ import numpy as np
 
 from microgpt.corpus.batches import Batch
 from microgpt.engines.base import Engine, documents_of
+from microgpt.engines.muon import Muon
 from microgpt.model import GPT, InferenceGPT, KVCache, cross_entropy
 from microgpt.parameters import FloatArray
 from microgpt.train import Adam
@@ -47,9 +48,15 @@ class ScalarEngine(Engine):
         return nll.data, len(losses)
 
     def update(
-        self, learning_rate: float, clip: float | None = None, weight_decay: float = 0.0
+        self,
+        learning_rate: float,
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        muon: Muon | None = None,
     ) -> float | None:
-        """See `Engine.update`."""
+        """See `Engine.update`; Muon is defined for matrices, in NumPy."""
+        if muon:
+            return super().update(learning_rate, clip, weight_decay, muon)
         weights = self._model().parameters()
         for weight, grad in zip(weights, self.grads.flat.tolist(), strict=True):
             weight.grad = grad

@@ -21,7 +21,15 @@ from microgpt.training.continuation import (
     starting_weights,
     with_characters_of,
 )
-from microgpt.training.options import DEFAULTS, Dtype, LossOn, Schedule, TrainConfig, resolved
+from microgpt.training.options import (
+    DEFAULTS,
+    Dtype,
+    LossOn,
+    OptimizerName,
+    Schedule,
+    TrainConfig,
+    resolved,
+)
 from microgpt.training.ranks import Ranks
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Validation
@@ -196,6 +204,10 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
     schedule: Schedule = DEFAULTS.schedule,
     clip: float | None = DEFAULTS.clip,
     weight_decay: float = DEFAULTS.weight_decay,
+    optimizer: OptimizerName = DEFAULTS.optimizer,
+    muon_learning_rate: float | None = DEFAULTS.muon_learning_rate,
+    muon_momentum: float | None = DEFAULTS.muon_momentum,
+    muon_iterations: int | None = DEFAULTS.muon_iterations,
     n_embd: int = DEFAULTS.n_embd,
     n_head: int = DEFAULTS.n_head,
     n_layer: int = DEFAULTS.n_layer,
@@ -234,6 +246,10 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         schedule=schedule,
         clip=clip,
         weight_decay=weight_decay,
+        optimizer=optimizer,
+        muon_learning_rate=muon_learning_rate,
+        muon_momentum=muon_momentum,
+        muon_iterations=muon_iterations,
         n_embd=n_embd,
         n_head=n_head,
         n_layer=n_layer,

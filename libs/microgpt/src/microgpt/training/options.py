@@ -1,7 +1,7 @@
 """The options of a run: one schema, with type, bounds, default and description of each.
 
 Snapshots store it, `prepare` takes it, and tests compare the keywords of `fit` and the flags of the
-command line with it. `resolved` chooses the learning rate and the engine where they are open.
+command line with it. `resolved` chooses the learning rates and the engine where they are open.
 """
 
 import math
@@ -15,6 +15,7 @@ from msgspec.structs import force_setattr, replace
 from microgpt.checks import check_choice, is_integer, is_number
 from microgpt.corpus.dataset import Long
 from microgpt.engines import resolved_engine
+from microgpt.engines.muon import MOMENTUM, N_ITERATIONS, Muon
 from microgpt.errors import ConfigError
 from microgpt.model import ModelConfig
 from microgpt.train import LEARNING_RATE
@@ -23,17 +24,22 @@ __all__ = [
     "DEFAULTS",
     "Dtype",
     "LossOn",
+    "OptimizerName",
     "Schedule",
     "TrainConfig",
     "default_learning_rate",
+    "muon_of",
     "resolved",
 ]
 
 Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
 LossOn: TypeAlias = Literal["all", "assistant"]
+OptimizerName: TypeAlias = Literal["adam", "muon"]
 Dtype: TypeAlias = Literal["float32", "float64"]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastOne: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+
+MUON_LEARNING_RATE = 0.01  # at any width: it bounds the change of a matrix's output
 
 
 def _about(description: str, **bounds: Any) -> msgspec.Meta:
@@ -50,7 +56,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     steps: Annotated[int, _about("number of updates", ge=1)] = 1000
     learning_rate: Annotated[
         Positive | None,
-        _about("highest learning rate; None for 0.01 x 16 / n_embd, a fifth with init_from"),
+        _about("highest learning rate; None for one chosen from the width, a fifth with init_from"),
     ] = None
     batch_size: Annotated[int, _about("documents per step", ge=1)] = 1
     warmup_steps: Annotated[
@@ -61,6 +67,21 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     weight_decay: Annotated[
         float, _about("decoupled weight decay; each step takes off this share times the rate", ge=0)
     ] = 0.0
+    optimizer: Annotated[
+        OptimizerName, _about("adam, or muon for the layers' matrices and adam for all other ones")
+    ] = "adam"
+    muon_learning_rate: Annotated[
+        Positive | None,
+        _about("highest learning rate of Muon, on the same schedule; None for 0.01"),
+    ] = None
+    muon_momentum: Annotated[
+        Annotated[float, msgspec.Meta(ge=0, lt=1)] | None,
+        _about("share of Muon's running mean that each step keeps; None for 0.95"),
+    ] = None
+    muon_iterations: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=100)] | None,
+        _about("Newton-Schulz iterations per update of Muon; None for 5"),
+    ] = None
     n_embd: Annotated[int, _about("width of the model", ge=1)] = 16
     n_head: Annotated[int, _about("attention heads; must divide n_embd", ge=1)] = 4
     n_layer: Annotated[int, _about("transformer blocks", ge=1)] = 1
@@ -96,6 +117,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
                 f"warmup_steps is {self.warmup_steps!r:.80}, expected at least 0 and less than the "
                 f"{self.steps} steps of the run"
             )
+        for name in ("muon_learning_rate", "muon_momentum", "muon_iterations"):
+            value = getattr(self, name)
+            if value is not None and self.optimizer != "muon":
+                raise ConfigError(f"{name} is {value}, expected None without optimizer muon")
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
@@ -176,23 +201,42 @@ def _checked_number(name: str, value: Any, kind: Any, bounds: msgspec.Meta) -> A
 DEFAULTS = TrainConfig()
 
 
-def default_learning_rate(n_embd: int) -> float:
+def default_learning_rate(n_embd: int, optimizer: OptimizerName = "adam") -> float:
     """Return 0.01 x 16 / n_embd: Adam's best rate shrinks with the width of the model.
+
+    With Muon, Adam updates embeddings and `lm_head` only, whose best rate shrinks less: 0.01 times
+    the root of 16 / n_embd.
 
     Source: Yang et al. 2022, arXiv:2203.03466; 0.01 is the rate of microgpt.py, at its own width.
     """
-    return LEARNING_RATE * DEFAULTS.n_embd / n_embd
+    share = DEFAULTS.n_embd / n_embd
+    return LEARNING_RATE * (share if optimizer == "adam" else math.sqrt(share))
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """Return the options with a learning rate in place of None, and the name of the engine.
+    """Return the options with those that are None chosen, and the name of the engine.
 
     Raises:
         EngineError: there is no such engine.
     """
-    rate = config.learning_rate
-    return replace(
-        config,
-        learning_rate=default_learning_rate(config.n_embd) if rate is None else rate,
-        engine=resolved_engine(config.engine),
-    )
+    chosen: dict[str, Any] = {
+        "learning_rate": default_learning_rate(config.n_embd, config.optimizer)
+    }
+    if config.optimizer == "muon":
+        chosen["muon_learning_rate"] = MUON_LEARNING_RATE
+        chosen["muon_momentum"] = MOMENTUM
+        chosen["muon_iterations"] = N_ITERATIONS
+    chosen = {name: value for name, value in chosen.items() if getattr(config, name) is None}
+    return replace(config, **chosen, engine=resolved_engine(config.engine))
+
+
+def muon_of(config: TrainConfig) -> Muon | None:
+    """Return the options of Muon from resolved ones; None with another optimizer."""
+    if config.optimizer != "muon":
+        return None
+    assert config.learning_rate, "resolved"
+    assert config.muon_learning_rate, "resolved"
+    assert config.muon_momentum is not None, "resolved"
+    assert config.muon_iterations, "resolved"
+    ratio = config.muon_learning_rate / config.learning_rate
+    return Muon(ratio, config.muon_momentum, config.muon_iterations)

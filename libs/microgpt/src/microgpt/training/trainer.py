@@ -16,7 +16,7 @@ from microgpt.corpus.windows import drawn_windows
 from microgpt.engines.base import Engine, StepResult
 from microgpt.errors import ConfigError, NonFiniteLossError
 from microgpt.storage.model_directory import Origin, TrainingRecord
-from microgpt.training.options import TrainConfig, resolved
+from microgpt.training.options import TrainConfig, muon_of, resolved
 from microgpt.training.ranks import Ranks
 from microgpt.training.validation import Best, Validation, validation_loss
 from microgpt.version import VERSION
@@ -225,7 +225,8 @@ class Trainer:
         return windows.batches(range(len(windows)), batch_size)
 
     def _train_steps(self, batches: Batches, rates: Sequence[float]) -> list[StepResult]:
-        engine, options = self.engine, (self.config.clip, self.config.weight_decay)
+        engine, config = self.engine, self.config
+        options = config.clip, config.weight_decay, muon_of(config)
         if self.ranks is None:
             return engine.train_steps(batches, rates, *options)
         compute = partial(shared_loss_and_grads, engine, self.ranks)

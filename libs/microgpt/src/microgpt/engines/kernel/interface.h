@@ -13,7 +13,7 @@
 // Flat buffers have n_params elements, in the order of `parameter_shapes`.
 typedef struct {
     int64_t vocab_size, n_embd, n_head, n_layer, block_size;
-    real *weights, *grads, *adam_m, *adam_v;
+    real *weights, *grads, *adam_m, *adam_v;  // Muon's mean of the gradients is in adam_m
 } Model;
 
 // Arguments and results of `train` and `update`.
@@ -30,6 +30,8 @@ typedef struct {
     double weight_decay, clip;       // clip 0: do not clip
     int64_t n_updates;               // before the first step
     double beta1, beta2, eps;
+    double muon_ratio, muon_momentum;  // learning rate of Muon: ratio times that of Adam
+    int64_t muon_iterations;           // 0: Adam for the layers' matrices too
     double *losses;  // out (n_steps): mean per target; the sum without learning rates
     double *norms;   // out (n_steps): norms of the gradients before clipping; unset without clip
     int64_t n_done;  // out: steps taken, all of them with a finite loss

@@ -3,8 +3,8 @@
 // This source is compiled once for each combination of REAL_BITS (32, 64) and VECTOR_BYTES (16, 32,
 // 64). The combination is part of the name of every exported function, and library.py picks the
 // widest one that the processor can run. Headers, in reading order: vector.h, matmul.h,
-// interface.h, layout.h, attention.h, short_attention.h, rows.h, team.h, network.h, optimizer.h,
-// decode.h, sampling.h.
+// interface.h, layout.h, attention.h, short_attention.h, rows.h, team.h, network.h, muon.h,
+// optimizer.h, decode.h, sampling.h.
 
 #include "decode.h"
 #include "network.h"
@@ -67,7 +67,9 @@ static void take_step(Member *member, const TrainArguments *arguments, isize ste
     const Training *t = arguments->training;
     const Adam adam = {t->learning_rates[step], t->weight_decay, t->n_updates + step,
                        t->beta1, t->beta2, t->eps};
-    update(member, arguments->model, &adam, t->clip, arguments->workspace->squares,
+    const Muon muon = {t->learning_rates[step] * t->muon_ratio, t->weight_decay, t->muon_momentum,
+                       t->muon_iterations};
+    update(member, arguments->model, &adam, &muon, t->clip, arguments->workspace,
            &t->norms[step]);
 }
 
@@ -200,7 +202,7 @@ EXPORT void OF_KIND(generate)(const Model *model, Stream *stream, Generation *g)
 #endif
 
 // Changes with every change of an exported function or of a structure in interface.h.
-EXPORT int64_t microgpt_abi(void) { return 4; }
+EXPORT int64_t microgpt_abi(void) { return 5; }
 
 // The value of a constant by its name; -1 for an unknown name.
 EXPORT int64_t microgpt_constant(const char *name) {

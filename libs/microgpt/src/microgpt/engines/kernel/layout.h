@@ -59,6 +59,14 @@ typedef struct {
     real *q, *d_mixed, *product;  // (D, PANEL)
 } Scratch;
 
+// Arrays of each thread for the update of one matrix by Muon, held with R >= C: R is up to 4C.
+typedef struct {
+    isize ld, ld_wide;         // strides of rows of C, 4C elements
+    real *x, *other;           // (4C, C)
+    real *wide;                // (C, 4C)
+    real *gram, *polynomial;   // (C, C)
+} MuonScratch;
+
 typedef struct {
     isize max_rows;
     isize ld, ld_qkv, ld_hidden, ld_logits;  // strides of rows of C, 3C, 4C, V elements
@@ -75,6 +83,7 @@ typedef struct {
     real *d_hidden, *d_qkv;          // (R, 4C), (R, 3C)
     double *squares;                 // (slabs): partial sums of squared gradients
     Scratch *scratch;                // (n_members)
+    MuonScratch *muon;               // (n_members)
 } Workspace;
 
 // The memory of a stream. Keys and values are stored feature by feature, so that attention loads
@@ -142,6 +151,17 @@ static Scratch take_scratch(Arena *arena, const Model *m, const Workspace *w) {
     return scratch;
 }
 
+static MuonScratch take_muon_scratch(Arena *arena, const Model *m, const Workspace *w) {
+    const isize C = m->n_embd;
+    MuonScratch scratch = {.ld = w->ld, .ld_wide = w->ld_hidden};
+    scratch.x = take_reals(arena, 4 * C * scratch.ld);
+    scratch.other = take_reals(arena, 4 * C * scratch.ld);
+    scratch.wide = take_reals(arena, C * scratch.ld_wide);
+    scratch.gram = take_reals(arena, C * scratch.ld);
+    scratch.polynomial = take_reals(arena, C * scratch.ld);
+    return scratch;
+}
+
 INLINE isize whole_lines(isize n) { return round_up(n, LINE_BYTES / (isize)sizeof(real)); }
 
 // Distance between rows of n elements.
@@ -200,6 +220,11 @@ static isize lay_out(Workspace *w, void *memory, const Model *m, isize max_rows,
     for (isize i = 0; i < n_members; i++) {
         const Scratch scratch = take_scratch(&arena, m, w);
         if (memory) w->scratch[i] = scratch;
+    }
+    w->muon = take(&arena, is_training ? n_members * (isize)sizeof(MuonScratch) : 0);
+    for (isize i = 0; is_training && i < n_members; i++) {
+        const MuonScratch scratch = take_muon_scratch(&arena, m, w);
+        if (memory) w->muon[i] = scratch;
     }
     take_reals(&arena, PANEL);  // a vector that begins in the last row may end after it
     return arena.n_bytes;
