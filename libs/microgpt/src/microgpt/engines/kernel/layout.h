@@ -61,10 +61,10 @@ typedef struct {
 
 // Arrays of each thread for the update of one matrix by Muon, held with R >= C: R is up to 4C.
 typedef struct {
-    isize ld, ld_wide;         // strides of rows of C, 4C elements
-    real *x, *other;           // (4C, C)
-    real *wide;                // (C, 4C)
-    real *gram, *polynomial;   // (C, C)
+    isize ld, ld_wide;                           // strides of rows of C, 4C elements
+    real *x, *other;                             // (4C, C)
+    real *wide;                                  // (C, 4C)
+    real *gram, *polynomial, *factor, *product;  // (C, C)
 } MuonScratch;
 
 typedef struct {
@@ -159,6 +159,8 @@ static MuonScratch take_muon_scratch(Arena *arena, const Model *m, const Workspa
     scratch.wide = take_reals(arena, C * scratch.ld_wide);
     scratch.gram = take_reals(arena, C * scratch.ld);
     scratch.polynomial = take_reals(arena, C * scratch.ld);
+    scratch.factor = take_reals(arena, C * scratch.ld);
+    scratch.product = take_reals(arena, C * scratch.ld);
     return scratch;
 }
 

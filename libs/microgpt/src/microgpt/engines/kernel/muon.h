@@ -13,7 +13,8 @@
 #include "layout.h"
 #include "team.h"
 
-#define MUON_EPS 1e-7  // added to the norm of a matrix: zeros stay zeros
+#define MUON_EPS 1e-7      // added to the norm of a matrix: zeros stay zeros
+#define GRAM_ITERATIONS 3  // on the Gram matrix of a matrix with more rows than columns
 
 typedef struct {
     double learning_rate, weight_decay, momentum;
@@ -59,57 +60,64 @@ static void transpose_into(const real *from, isize stride, isize n_rows, isize n
     }
 }
 
-// ---------------------------------------------------------------- symmetric products
-
-// The rows of a block of a symmetric matrix (C, C); the block has the columns from `first` on.
-#define SYMMETRIC_ROWS PANEL
-
-// The part of a symmetric matrix s that is below the block of rows first..first+n-1.
-static void mirror(real *s, isize ld, isize C, isize first, isize n) {
-    const isize next = first + n;
-    transpose_into(s + first * ld + next, ld, n, C - next, s + next * ld + first, ld);
-}
-
-// gram (C, C) = x^T x; x (R, C)
-static void gram_matrix(const real *x, isize R, isize C, isize ld, real *gram) {
-    for (isize first = 0; first < C; first += SYMMETRIC_ROWS) {
-        const isize n = min_of(SYMMETRIC_ROWS, C - first);
-        matmul(n, C - first, R, columns_of(x + first, ld), unpacked(x + first, ld),
-               into(gram + first * ld + first, ld));
-        mirror(gram, ld, C, first, n);
-    }
-}
-
-// to (C, C) = 3.4445 I - 4.7750 gram + 2.0315 gram gram, for a symmetric gram (C, C)
-static void polynomial(const real *gram, isize C, isize ld, real *to) {
-    const real a = REAL(3.4445), b = REAL(-4.7750), c = REAL(2.0315);
-    for (isize first = 0; first < C; first += SYMMETRIC_ROWS) {
-        const isize n = min_of(SYMMETRIC_ROWS, C - first);
-        matmul(n, C - first, C, rows_of(gram + first * ld, ld), unpacked(gram + first, ld),
-               into(to + first * ld + first, ld));
-        for (isize i = first; i < first + n; i++) {
-            const real *from = gram + i * ld;
-            real *row = to + i * ld;
-            for (isize j = first; j < C; j++) row[j] = b * from[j] + c * row[j];
-            row[i] += a;
-        }
-        mirror(to, ld, C, first, n);
-    }
-}
-
 // ---------------------------------------------------------------- one matrix
 
+// to (C, C) = a^T b, where that is symmetric; a, b (K, C)
+static void symmetric_product(const real *a, const real *b, isize K, isize C, isize ld, real *to) {
+    for (isize first = 0; first < C; first += PANEL) {
+        const isize n = min_of(PANEL, C - first), next = first + n;
+        matmul(n, C - first, K, columns_of(a + first, ld), unpacked(b + first, ld),
+               into(to + first * ld + first, ld));
+        transpose_into(to + first * ld + next, ld, n, C - next, to + next * ld + first, ld);
+    }
+}
+
+// to (C, C) = 3.4445 I - 4.7750 gram + 2.0315 gram gram; gram (C, C)
+static void polynomial(const real *gram, isize C, isize ld, real *to) {
+    symmetric_product(gram, gram, C, C, ld, to);
+    for (isize i = 0; i < C; i++) {
+        for (isize j = 0; j < C; j++)
+            to[i * ld + j] = REAL(2.0315) * to[i * ld + j] - REAL(4.7750) * gram[i * ld + j];
+        to[i * ld + i] += REAL(3.4445);
+    }
+}
+
+// The factor (C, C) by which n iterations multiply a matrix whose Gram matrix is in s->gram.
+//
+// An iteration multiplies x by p, a polynomial of its Gram matrix g, and g so becomes p g p. All of
+// them are polynomials of the first g: they commute, and their products are symmetric.
+static const real *factor_of(const MuonScratch *s, isize C, int64_t n) {
+    const isize ld = s->ld;
+    real *factor = s->factor, *gram = s->gram, *p = s->polynomial, *product = s->product;
+    polynomial(gram, C, ld, factor);
+    for (int64_t i = 1; i < n; i++) {
+        const real *last = i == 1 ? factor : p;
+        symmetric_product(last, gram, C, C, ld, product);
+        symmetric_product(product, last, C, C, ld, gram);
+        polynomial(gram, C, ld, p);
+        symmetric_product(factor, p, C, C, ld, product);
+        real *swapped = factor;
+        factor = product;
+        product = swapped;
+    }
+    return factor;
+}
+
 // Brings the singular values of x (R, C), of norm 1, near 1. Returns the result, which is in x or
-// in `other`.
+// in s->other.
+//
+// Several iterations on the Gram matrix of a tall x take fewer operations than as many on x. More
+// than GRAM_ITERATIONS would amplify the rounding of small singular values, which it squares.
 static real *orthogonalize(real *x, isize R, isize C, int64_t iterations, const MuonScratch *s) {
     const isize ld = s->ld;
     real *other = s->other;
-    for (int64_t iteration = 0; iteration < iterations; iteration++) {
-        gram_matrix(x, R, C, ld, s->gram);
-        polynomial(s->gram, C, ld, s->polynomial);
-        for (isize row = 0; row < R; row += BLOCK_ROWS)  // which stay in the first-level cache
-            matmul(min_of(BLOCK_ROWS, R - row), C, C, rows_of(x + row * ld, ld),
-                   unpacked(s->polynomial, ld), into(other + row * ld, ld));
+    for (int64_t n; iterations > 0; iterations -= n) {
+        n = min_of(R > C ? GRAM_ITERATIONS : 1, iterations);
+        symmetric_product(x, x, R, C, ld, s->gram);
+        const Right factor = unpacked(factor_of(s, C, n), ld);
+        for (isize row = 0; row < R; row += BLOCK_ROWS)  // which stay in the second-level cache
+            matmul(min_of(BLOCK_ROWS, R - row), C, C, rows_of(x + row * ld, ld), factor,
+                   into(other + row * ld, ld));
         real *swapped = x;
         x = other;
         other = swapped;
