@@ -24,6 +24,7 @@ FLAGS = [
     *("--snapshot-every", 1000, "--log-every", 1000),
 ]
 WINDOWS = ["--long", "window", "--block-size", 3]
+MUON = ["--optimizer", "muon", "--lr", 0.005]
 
 
 def digest(directory: Path) -> str:
@@ -113,7 +114,7 @@ def check_interruptions(
     assert n_stopped == n_trials
 
 
-@pytest.mark.parametrize("flags", [[], WINDOWS])
+@pytest.mark.parametrize("flags", [[], WINDOWS, MUON])
 def test_interrupted_runs_end_as_the_uninterrupted_one(
     cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:
@@ -122,7 +123,7 @@ def test_interrupted_runs_end_as_the_uninterrupted_one(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("flags", [[], WINDOWS])
+@pytest.mark.parametrize("flags", [[], WINDOWS, MUON])
 def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
     cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:

@@ -329,13 +329,20 @@ def test_directory_that_is_gone_is_named(program: Path, names: Path, tmp_path: P
 
 @pytest.mark.parametrize("engine", ["vectorized", "native"])
 @pytest.mark.parametrize("flags", [(), ("--val-fraction", 0.4, "--eval-every", 1)])
+@pytest.mark.parametrize("rate", ["--lr", "--optimizer=muon --muon-lr"])
 @pytest.mark.parametrize("lr", [1e10, 1e19, 1e30])
 def test_divergence_is_an_ordinary_error_on_every_engine(
-    cli: "Cli", names: Path, tmp_path: Path, engine: str, flags: tuple[object, ...], lr: float
+    cli: "Cli",
+    names: Path,
+    tmp_path: Path,
+    engine: str,
+    flags: tuple[object, ...],
+    rate: str,
+    lr: float,
 ) -> None:
     job = ("train", "--input", names, "--output", tmp_path / "out", "--engine", engine, *flags)
     for steps in (1, 2, 3, 30):
-        result = cli(*job, "--lr", lr, "--steps", steps, "--force")
+        result = cli(*job, *rate.split(), lr, "--steps", steps, "--force")
         if result.status:
             assert result.status == 1
             assert result.err.startswith("error: ")

@@ -67,6 +67,21 @@ def test_table_names_the_peak_and_has_a_line_for_each_result(cli: "Cli") -> None
     )
 
 
+def test_optimizer_that_is_measured_is_the_one_asked_for(
+    cli: "Cli", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers = []
+
+    class Watched(microgpt.Trainer):
+        def advance(self, n_steps: int) -> list[microgpt.StepReport]:
+            optimizers.append(self.config.optimizer)
+            return super().advance(n_steps)
+
+    monkeypatch.setattr("microgpt.training.fit.Trainer", Watched)
+    assert cli("bench", "--json", "--optimizer", "muon").status == 0
+    assert set(optimizers) == {"muon"}
+
+
 def test_engine_that_is_not_here_is_left_out(cli: "Cli", monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(microgpt, "unavailable_engines", lambda: {"native": "not built"})
     engines = {row["engine"] for row in json.loads(cli("bench", "--json").out)["results"]}

@@ -206,6 +206,26 @@ def test_learning_rate_depends_on_the_width_unless_it_is_given(
     assert "lr:          0.02" in cli(*job, "--n-embd", 32, "--lr", 0.02).lines
 
 
+def test_muon_is_reported_recorded_and_learns(cli: "Cli", names: Path, tmp_path: Path) -> None:
+    job = ["train", "--input", names, "--force", *SMALL, "--output"]
+    result = cli(*job, tmp_path / "muon", "--optimizer", "muon", "--muon-iterations", 3)
+    assert {"lr:          0.0141421", "muon lr:     0.01"} <= set(result.lines)
+    options = json.loads((tmp_path / "muon/meta.json").read_text())["training"]["options"]
+    found = {name: value for name, value in options.items() if "muon" in (name[:4], value)}
+    assert found == {
+        "optimizer": "muon",
+        "muon_learning_rate": 0.01,
+        "muon_momentum": 0.95,
+        "muon_iterations": 3,
+    }
+    cli(*job, tmp_path / "adam")
+    assert (
+        contents(tmp_path / "muon")["weights.json"] != contents(tmp_path / "adam")["weights.json"]
+    )
+    refused = cli(*job, tmp_path / "adam", "--muon-lr", 0.02)
+    assert refused.err.startswith("error: muon_learning_rate is 0.02, expected None without")
+
+
 def test_windows_are_counted_and_no_warning(cli: "Cli", names: Path, tmp_path: Path) -> None:
     flags = ("--long", "window", "--block-size", 4, "--steps", 1, "--val-fraction", 0.25)
     result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)

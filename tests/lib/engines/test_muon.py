@@ -146,6 +146,15 @@ def test_results_do_not_depend_on_the_number_of_threads(
         np.testing.assert_array_equal(arrays[0], arrays[2])
 
 
+def test_threads_are_for_the_work_of_muon_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 2)
+    used = []
+    for width in (16, 64):
+        engine = NativeEngine(Case(sizes(27, width, 4, 3, 16), [7]).parameters("float32"))
+        used.append([engine._n_threads(7, 3, muon) for muon in (None, Muon(1.0))])
+    assert used == [[1, 1], [1, 2]]
+
+
 @pytest.mark.parametrize("name", ["native", "vectorized"])
 def test_many_steps_in_one_call_are_the_same_steps_one_by_one(name: str) -> None:
     case = Case(sizes(9, 12, 2, 2, 6), [5, 2, 6])

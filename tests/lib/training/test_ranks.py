@@ -53,12 +53,19 @@ def run_job(n_processes: int, program: str, *arguments: object) -> subprocess.Co
 
 
 @pytest.mark.parametrize(
-    ("n_processes", "engine"), [(2, "native"), (3, "native"), (3, "vectorized")]
+    ("n_processes", "engine", "optimizer"),
+    [
+        (2, "native", "adam"),
+        (3, "native", "adam"),
+        (3, "vectorized", "adam"),
+        (2, "native", "muon"),
+        (3, "native", "muon"),
+    ],
 )
 def test_ranks_that_share_a_batch_train_as_one_process_does(
-    tmp_path: Path, n_processes: int, engine: str
+    tmp_path: Path, n_processes: int, engine: str, optimizer: str
 ) -> None:
-    options: dict[str, Any] = OPTIONS | {"engine": engine, "dtype": "float64"}
+    options = OPTIONS | {"engine": engine, "dtype": "float64", "optimizer": optimizer}
     dataset = Dataset.from_documents(DOCUMENTS)
     _, alone = microgpt.prepare(dataset, TrainConfig(**TRAIN), random.Random(3), **options)
     reports = list(alone)

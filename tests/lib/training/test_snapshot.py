@@ -79,11 +79,11 @@ RUNS = [
 
 
 @pytest.mark.parametrize(("engine", "dtype", "stopped_at"), RUNS)
-@pytest.mark.parametrize("windows", [{}, {"long": "window", "block_size": 3}])
+@pytest.mark.parametrize("others", [{}, {"long": "window", "block_size": 3}, {"optimizer": "muon"}])
 def test_restored_run_ends_as_the_uninterrupted_one(
-    tmp_path: Path, engine: str, dtype: str, stopped_at: int, windows: dict[str, Any]
+    tmp_path: Path, engine: str, dtype: str, stopped_at: int, others: dict[str, Any]
 ) -> None:
-    options = {"engine": engine, "dtype": dtype} | windows
+    options = {"engine": engine, "dtype": dtype} | others
     model, trainer, rng = prepared(**options)
     expected_reports = list(trainer)
     first_half, first = prepared(**options)[1], []
@@ -106,7 +106,7 @@ def test_restored_run_ends_as_the_uninterrupted_one(
     assert (resumed.best.step, resumed.best.val_loss) == (trainer.best.step, trainer.best.val_loss)
     np.testing.assert_array_equal(resumed.best.weights, trainer.best.weights)
     assert resumed_model.generate(3, rng=resumed_rng) == model.generate(3, rng=rng)
-    assert resumed_model.windows == bool(windows)
+    assert resumed_model.windows == ("long" in others)
     assert resumed_rng.getstate() == rng.getstate()
 
 
@@ -359,10 +359,12 @@ def test_snapshot_holds_the_resolved_options_of_the_run(tmp_path: Path) -> None:
 
 def test_option_that_a_snapshot_lacks_has_its_default(saved: Path) -> None:
     config = msgspec.to_builtins(trained(3).config)
-    del config["clip"]
+    for name in ("clip", "optimizer", "muon_learning_rate", "muon_momentum", "muon_iterations"):
+        del config[name]
     state_with(train_config=config | {"option_of_a_later_version": 1})(saved)
     found = read_snapshot(saved.parents[1]).train_config
-    assert (found.clip, found.weight_decay) == (TrainConfig().clip, 0.1)
+    assert (found.clip, found.optimizer) == (TrainConfig().clip, "adam")
+    assert found.weight_decay == 0.1
 
 
 def test_older_snapshot_has_its_options_among_those_of_the_application(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from microgpt.train import ADAM_EPS, BETA1, BETA2
 __all__ = ["NativeEngine"]
 
 FLOPS_PER_THREAD = 3e7  # of a step: below some 300 us, threads wait more than they work
+MUON_FLOPS = 62.0  # per iteration and layer, times n_embd^3; see kernel/muon.h
 MIN_TOGETHER = 16  # tokens from which on preparing weights for products pays
 
 _Arrays = dict[str, NDArray[Any]]
@@ -171,9 +172,11 @@ class NativeEngine(Engine):
         self._workspaces: list[NDArray[np.uint8]] = []
         self._samplers: list[_Sampler] = []
 
-    def _n_threads(self, n_tokens: int, passes: int) -> int:
+    def _n_threads(self, n_tokens: int, passes: int, muon: Muon | None = None) -> int:
         """Return the number of threads that pays for so many tokens at once."""
         flops = 2.0 * passes * n_tokens * self.config.n_params
+        if muon:
+            flops += MUON_FLOPS * muon.iterations * self.config.n_layer * self.config.n_embd**3
         cores = _usable_cores()  # more threads would only wait for each other
         wanted = min(self.threads or cores, cores, max_members())
         return max(1, min(wanted, int(flops / FLOPS_PER_THREAD)))
@@ -257,7 +260,7 @@ class NativeEngine(Engine):
             n_rows = int(np.diff(checked.first_rows).max())
         if learning_rates is not None:
             arrays["learning_rates"] = np.array(learning_rates, np.float64)
-        n_threads = self._n_threads(n_rows, passes=3)
+        n_threads = self._n_threads(n_rows, 3, muon)
         n_bytes = self.functions["training_bytes"](self._model_pointer, n_threads)
         workspace = _pop_or(self._workspaces, aligned_zeros, n_bytes)
         if len(workspace) < n_bytes:
