@@ -149,6 +149,26 @@ def test_weight_decay_takes_off_a_share_of_the_weights() -> None:
     np.testing.assert_allclose(taken_off, before * 0.5 * plain.learning_rate, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_muon_follows_the_schedule_with_its_own_rate(engine: str) -> None:
+    rates = {"learning_rate": 0.04, "muon_learning_rate": 0.1}
+    trainer = prepared(engine=engine, steps=1, weight_decay=0.5, optimizer="muon", **rates)
+    warmed_up = prepared(
+        engine=engine, steps=9, warmup_steps=4, weight_decay=0.5, optimizer="muon", **rates
+    )
+    before = {name: weights.copy() for name, weights in trainer.engine.parameters.items()}
+    trainer.advance(1)
+    warmed_up.advance(1)  # at a fourth of both rates
+    for name, weights in trainer.engine.parameters.items():
+        rate = 0.1 if name.startswith("layer") else 0.04
+        moved = weights - before[name] * (1 - rate * 0.5)
+        moved_less = warmed_up.engine.parameters[name] - before[name] * (1 - rate / 4 * 0.5)
+        np.testing.assert_allclose(moved_less, moved / 4, rtol=1e-7, atol=1e-12)
+        assert moved.any()
+    fc1 = trainer.engine.parameters["layer0.mlp_fc1"] - 0.95 * before["layer0.mlp_fc1"]
+    assert 0.68 < np.linalg.norm(fc1, 2) / (0.1 * 2) < 1.21  # the root of out / in is 2
+
+
 @pytest.mark.parametrize("engine", FAST)
 def test_divergence_stops_with_the_last_good_weights(engine: str) -> None:
     trainer = prepared(steps=50, learning_rate=1e30, engine=engine, dtype="float32")

@@ -4,8 +4,8 @@ The processes are those of an MPI job, and all hold the same weights. At each st
 are added up, one all-reduce of the flat buffer, so each takes the update that a single process
 would take for the whole batch. The all-reduce does not overlap with the backward pass, because the
 kernel computes all gradients in one call; it takes 2 ms of a 60 ms step at 800,000 parameters.
-Each process takes the whole update, Muon's too: for two of them at 600,000 parameters, half of it is
-6 ms of a 47 ms step, and adding up the weights from both would take 2 ms.
+Each process takes the whole update, Muon's too: half of it would save 6 ms of a 47 ms step of two
+processes at 600,000 parameters, and cost 2 ms for adding up the weights of both halves.
 """
 
 import hashlib
