@@ -61,7 +61,7 @@ def command(
             "learning_rate",
             "--lr",
             "--learning-rate",
-            show_default="0.01 x 16 / N_EMBD; with muon, the root of 16 / N_EMBD; a fifth with --init-from",
+            show_default="0.01 x 16 / N_EMBD; more with muon, a fifth with --init-from",
             callback=positive,
         ),
     ] = DEFAULTS.learning_rate,

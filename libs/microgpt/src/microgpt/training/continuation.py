@@ -40,7 +40,7 @@ def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
     dtype = model.dtype if config.dtype == DEFAULTS.dtype else config.dtype
     rate = config.learning_rate
     if rate is None:
-        rate = default_learning_rate(model.config.n_embd) / 5
+        rate = default_learning_rate(model.config.n_embd, config.optimizer) / 5
     return replace(config, **sizes, dtype=dtype, learning_rate=rate)
 
 
