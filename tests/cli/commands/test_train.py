@@ -894,3 +894,12 @@ def test_patience_ends_a_run_with_its_best_model(cli: "Cli", names: Path, tmp_pa
     result = cli("train", "--resume", tmp_path / "out", "--json")  # stays as it ended
     assert result.status == 0
     assert json.loads(result.lines[-1])["steps"] == stopped["step"]
+
+
+def test_samples_of_several_lines_are_indented(cli: "Cli", tmp_path: Path) -> None:
+    (tmp_path / "poem.txt").write_text("a\nb\n" * 20)
+    flags = ("--split", "file", "--long", "window", "--steps", 200, "--num-samples", 3)
+    result = cli("train", "--input", tmp_path / "poem.txt", "--output", tmp_path / "out", *flags)
+    at = result.lines.index("--- samples ---")
+    assert len(result.lines[at:]) > 4
+    assert all(line.startswith("  ") for line in result.lines[at + 1 :])

@@ -248,7 +248,8 @@ def _closing_samples(run: Run, rng: random.Random) -> list[str]:
     if run.model.tokenizer.is_chat or not run.pace.num_samples:
         return []
     samples = run.model.generate(run.pace.num_samples, rng=rng)
-    text = "\n".join(["\n--- samples ---", *(f"  {shown(sample)}" for sample in samples)])
+    indented = ("  " + shown(sample).replace("\n", "\n  ") for sample in samples)
+    text = "\n".join(["\n--- samples ---", *indented])
     run.reporter.event("samples", text, samples=samples)
     return samples
 
