@@ -1,5 +1,6 @@
 """Runs that start from another model, and runs that end before their last step."""
 
+import math
 import random
 from importlib.resources import files
 from pathlib import Path
@@ -60,6 +61,14 @@ def test_default_rate_is_a_fifth_of_that_of_a_new_model(base: LanguageModel) -> 
     assert trainer.learning_rate == pytest.approx(0.01 * 16 / 8 / 5)
     _, trainer = prepared(["bob"], base, learning_rate=0.03)
     assert trainer.learning_rate == 0.03
+
+
+def test_default_rates_of_muon_are_a_fifth_too(base: LanguageModel) -> None:
+    _, trainer = prepared(["bob"], base, optimizer="muon")
+    rates = [trainer.learning_rate, trainer.config.muon_learning_rate]
+    assert rates == pytest.approx([0.01 * math.sqrt(16 / 8) / 5, 0.01 / 5])
+    _, trainer = prepared(["bob"], base, optimizer="muon", muon_learning_rate=0.03)
+    assert trainer.config.muon_learning_rate == 0.03
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -12,18 +12,19 @@ from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.parameters import Parameters
 from microgpt.storage.model_directory import Origin
-from microgpt.training.options import DEFAULTS, TrainConfig, default_learning_rate
+from microgpt.training.options import DEFAULTS, TrainConfig, resolved
 
 __all__ = ["config_of_model", "origin_of", "starting_weights", "with_characters_of"]
 
 SIZES = ("n_embd", "n_head", "n_layer", "block_size")
+RATES = ("learning_rate", "muon_learning_rate")
 MAX_SHOWN = 10  # new characters that an error message names
 
 
 def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
-    """Return the options with the model's sizes; type and learning rate are chosen where open.
+    """Return the options with the model's sizes; type and learning rates are chosen where open.
 
-    The rate is a fifth of that of a new model: at the whole rate a model forgets more of the old
+    A rate is a fifth of that of a new model: at the whole rate a model forgets more of the old
     data than it learns of a little new data.
 
     Raises:
@@ -38,10 +39,10 @@ def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
                 hint="leave it out; another size needs a new model",
             )
     dtype = model.dtype if config.dtype == DEFAULTS.dtype else config.dtype
-    rate = config.learning_rate
-    if rate is None:
-        rate = default_learning_rate(model.config.n_embd, config.optimizer) / 5
-    return replace(config, **sizes, dtype=dtype, learning_rate=rate)
+    sized = replace(config, **sizes, dtype=dtype)
+    chosen = resolved(sized)
+    rates = {name: getattr(chosen, name) for name in RATES if getattr(config, name) is None}
+    return replace(sized, **{name: rate / 5 for name, rate in rates.items() if rate})
 
 
 def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: bool) -> Dataset:
