@@ -21,6 +21,7 @@ __all__ = [
     "checked_messages",
     "checked_path",
     "checked_texts",
+    "half_of_a_character",
     "is_integer",
     "is_number",
 ]
@@ -114,17 +115,23 @@ def checked_messages(messages: Any) -> Iterator[tuple[str, str]]:
         yield role, content
 
 
+def half_of_a_character(text: str) -> str:
+    """Return the message about the first lone surrogate of a text."""
+    surrogate = next(char for char in text if "\ud800" <= char <= "\udfff")
+    return (
+        f"the text holds {surrogate!r}, half of a character, expected Unicode text; "
+        'decode it anew, perhaps with errors="replace"'
+    )
+
+
 def check_chars(chars: Any) -> None:
     """Raise DataError unless `chars` is a tuple of characters, each once."""
     if not isinstance(chars, tuple) or any(
         not isinstance(char, str) or len(char) != 1 for char in chars
     ):
         raise DataError(f"chars is {chars!r:.80}, expected a tuple of single characters")
-    if surrogates := [char for char in chars if "\ud800" <= char <= "\udfff"]:
-        raise DataError(
-            f"the text holds {surrogates[0]!r}, half of a character, expected Unicode text; "
-            'decode it anew, perhaps with errors="replace"'
-        )
+    if any("\ud800" <= char <= "\udfff" for char in chars):
+        raise DataError(half_of_a_character("".join(chars)))
     if len(set(chars)) != len(chars):
         raise DataError("chars holds a character twice, expected each once")
 

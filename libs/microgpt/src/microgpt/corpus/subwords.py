@@ -1,0 +1,303 @@
+"""Subwords to token ids and back: byte-level BPE.
+
+To encode a text, the bytes of each word are merged, in the order in which `byte_pairs` learned the
+merges. Any text can be encoded, since any byte is a token.
+"""
+
+import codecs
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
+from typing import get_args
+
+from microgpt import checks
+from microgpt.corpus.byte_pairs import (
+    END,
+    MAX_TOKEN_BYTES,
+    N_BYTES,
+    Pair,
+    Row,
+    Vocabulary,
+    byte_ids,
+    count_words,
+    learn_merges,
+)
+from microgpt.corpus.words import words_of
+from microgpt.data import SPECIAL_TOKENS, Unknown
+from microgpt.errors import ConfigError, DataError, TokenError
+
+__all__ = ["SubwordDecoder", "SubwordTokenizer"]
+
+MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 16, 64  # characters of a word
+SHORT = 128  # bytes of a word
+
+
+def _is_pair(pair: object, n_tokens: int) -> bool:
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2  # noqa: PLR2004 - a pair
+        and all(checks.is_integer(token) and 0 <= token < n_tokens for token in pair)
+    )
+
+
+class _Words(dict[str, list[int]]):
+    """Ids of words, encoded when first asked for; frequent words are asked for again."""
+
+    def __init__(self, ranks: Mapping[Pair, int], made: Sequence[int]) -> None:
+        self.ranks, self.made = ranks, made
+
+    def __missing__(self, word: str) -> list[int]:
+        token_ids = self._encoded(word)
+        if len(word) <= MAX_CACHED_LENGTH:
+            if len(self) >= MAX_CACHED_WORDS:
+                self.clear()
+            self[word] = token_ids
+        return token_ids
+
+    def _encoded(self, word: str) -> list[int]:
+        """Return the ids after all merges: the first learned first, each from the left."""
+        tokens = list(byte_ids(word))
+        return self._merged(tokens) if len(tokens) <= SHORT else self._merged_long(tokens)
+
+    def _merged(self, tokens: list[int]) -> list[int]:
+        """Merge by search for the lowest rank: quadratic, but twice as fast for short words."""
+        rank_of, none = self.ranks.get, len(self.ranks)
+        ranks = [rank_of(pair, none) for pair in pairwise(tokens)]
+        while (rank := min(ranks, default=none)) < none:
+            i = ranks.index(rank)
+            tokens[i : i + 2] = [self.made[rank]]
+            del ranks[i]
+            for place in range(max(i - 1, 0), min(i + 1, len(ranks))):
+                ranks[place] = rank_of((tokens[place], tokens[place + 1]), none)
+        return tokens
+
+    def _merged_long(self, tokens: list[int]) -> list[int]:
+        """Merge with a heap of ranks: a word of a million characters takes seconds."""
+        row, ranks = Row([*tokens, END]), self.ranks
+        heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in ranks]
+        heapq.heapify(heap)
+        while heap:
+            rank, i = heapq.heappop(heap)
+            if row.tokens[i] == END or ranks.get(row.pair_at(i)) != rank:
+                continue  # merged otherwise meanwhile
+            row.merge(i, self.made[rank])
+            for place in (row.left[i], i):
+                if row.tokens[place] != END and (new := ranks.get(row.pair_at(place))) is not None:
+                    heapq.heappush(heap, (new, place))
+        return [token for token in row.tokens if token != END]
+
+
+class SubwordDecoder:
+    """Text of token ids that come one by one; half a character is held back.
+
+    Args:
+        tokenizer: of the token ids.
+
+    Example:
+        >>> tokenizer = SubwordTokenizer(())
+        >>> decoder = SubwordDecoder(tokenizer)
+        >>> [decoder.text_of(token_id) for token_id in tokenizer.encode("aé")], decoder.finish()
+        (['a', '', 'é'], '')
+    """
+
+    def __init__(self, tokenizer: "SubwordTokenizer") -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def text_of(self, token_id: int) -> str:
+        """Return the characters that the next token completes.
+
+        Args:
+            token_id: 0 to V - 1.
+
+        Raises:
+            TokenError: the id is not in the vocabulary, or no integer.
+        """
+        return self._decoder.decode(self._tokenizer.content_of(token_id))
+
+    def finish(self) -> str:
+        """Return U+FFFD if half a character is left, or nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+@dataclass(frozen=True)
+class SubwordTokenizer:
+    """Subwords to token ids and back.
+
+    Bytes have ids 0..255 in GPT-2's order, learned subwords the ids after them in the order in
+    which they were learned. Special tokens follow: BOS for text models; user, assistant, end_turn,
+    system if there is one, and BOS for chat models.
+
+    Args:
+        merges: the pairs of ids to merge, the first learned first.
+        is_chat: whether the chat tokens exist.
+        has_system: whether the chat tokens include "system".
+
+    Raises:
+        DataError: `merges` holds something other than pairs of ids that exist before the merge, or
+            a pair twice; or a token is longer than 128 bytes.
+        ConfigError: `has_system` without `is_chat`.
+
+    Attributes:
+        subwords: the bytes of every token but the special ones; the index is the id.
+
+    Example:
+        >>> tokenizer = SubwordTokenizer.from_texts(["aaabdaaabac"], vocab_size=260)
+        >>> [tokenizer.token_text(i) for i in tokenizer.encode("aaabdaaabac")]
+        ['aaab', 'd', 'aaab', 'a', 'c']
+        >>> tokenizer.decode(tokenizer.encode("any text: ☺"))
+        'any text: ☺'
+    """
+
+    merges: tuple[Pair, ...]
+    is_chat: bool = False
+    has_system: bool = False
+    subwords: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+    _words: _Words = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.has_system and not self.is_chat:
+            raise ConfigError("has_system is True with is_chat False, expected a chat tokenizer")
+        vocabulary, ranks, made = Vocabulary(), dict[Pair, int](), list[int]()
+        for rank, pair in enumerate(self.merges):
+            if not _is_pair(pair, n := len(vocabulary.contents)):
+                raise DataError(
+                    f"merge {rank} is of {pair!r:.80}, expected two ids from 0 to {n - 1}, "
+                    "those of the tokens before"
+                )
+            if pair in ranks:
+                raise DataError(f"merge {rank} is that of {ranks[pair]}, expected each pair once")
+            if (n_bytes := len(vocabulary.joined(pair))) > MAX_TOKEN_BYTES:
+                raise DataError(
+                    f"merge {rank} makes a token of {n_bytes} bytes, "
+                    f"expected at most {MAX_TOKEN_BYTES}"
+                )
+            ranks[pair] = rank
+            made.append(vocabulary.merged(pair))
+        object.__setattr__(self, "subwords", tuple(vocabulary.contents))
+        object.__setattr__(self, "_words", _Words(ranks, made))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str | Iterable[str]],
+        vocab_size: int,
+        *,
+        is_chat: bool = False,
+        has_system: bool = False,
+    ) -> "SubwordTokenizer":
+        """Return a tokenizer with subwords learned from texts.
+
+        Args:
+            texts: read once; each a string, or the pieces of one text.
+            vocab_size: number of token ids, special tokens included. The tokenizer's own
+                `vocab_size` is smaller if the texts have no more pairs to merge.
+            is_chat: whether the chat tokens exist.
+            has_system: whether the chat tokens include "system".
+
+        Raises:
+            ConfigError: `vocab_size` is below 256 and the special tokens.
+            DataError: a text is no string, or holds a lone surrogate.
+        """
+        n_special = cls((), is_chat, has_system).vocab_size - N_BYTES
+        if checks.checked_integer("vocab_size", vocab_size) < N_BYTES + n_special:
+            raise ConfigError(
+                f"vocab_size is {vocab_size}, expected at least {N_BYTES + n_special}: "
+                f"{N_BYTES} bytes and {n_special} special token{'s' * (n_special > 1)}"
+            )
+        merges = learn_merges(count_words(texts), vocab_size - n_special)
+        return cls(tuple(merges), is_chat, has_system)
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Names of the chat tokens in the order of their ids; empty for text models."""
+        return SPECIAL_TOKENS[: 3 + self.has_system] if self.is_chat else ()
+
+    @property
+    def bos(self) -> int:
+        """Id of the token before and after every document: the last id."""
+        return len(self.subwords) + len(self.special_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: V."""
+        return self.bos + 1
+
+    def special_id(self, name: str) -> int:
+        """Return the id of "user", "assistant", "end_turn" or "system".
+
+        Args:
+            name: of a chat token.
+
+        Raises:
+            TokenError: this tokenizer has no such token.
+        """
+        if name not in self.special_tokens:
+            raise TokenError(
+                f"no special token {name!r}, expected one of {list(self.special_tokens)}"
+            )
+        return len(self.subwords) + self.special_tokens.index(name)
+
+    def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
+        """Return the ids of the subwords of `text`, without special tokens.
+
+        Args:
+            text: any text.
+            unknown: "error", or "skip" to leave out lone surrogates; no character is unknown.
+
+        Raises:
+            TokenError: the text holds a lone surrogate and `unknown` is "error".
+        """
+        if not isinstance(text, str):
+            raise TokenError(f"the text is {text!r:.80}, expected a string")
+        checks.check_choice("unknown", unknown, get_args(Unknown))
+        if unknown == "skip":
+            text = text.encode(errors="ignore").decode()
+        try:
+            return list(self.iter_encode(text))
+        except UnicodeEncodeError:
+            raise TokenError(checks.half_of_a_character(text)) from None
+
+    def iter_encode(self, text: str) -> Iterator[int]:
+        """Yield the ids of the subwords of `text`; raise UnicodeEncodeError at a lone surrogate."""
+        return chain.from_iterable(map(self._words.__getitem__, words_of(text)))
+
+    def content_of(self, token_id: int) -> bytes:
+        """Return the bytes of a token; special tokens have none.
+
+        Args:
+            token_id: 0 to V - 1.
+
+        Raises:
+            TokenError: the id is not in the vocabulary, or no integer.
+        """
+        if not checks.is_integer(token_id) or not 0 <= token_id < self.vocab_size:
+            raise TokenError(f"token id {token_id!r:.80}, expected 0 to {self.vocab_size - 1}")
+        return self.subwords[token_id] if token_id < len(self.subwords) else b""
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """Return the text of `token_ids`; special tokens yield nothing.
+
+        Args:
+            token_ids: 0 to V - 1 each. Where their bytes are no UTF-8, the text has U+FFFD.
+
+        Raises:
+            TokenError: an id is not in the vocabulary, or no integer.
+        """
+        if not isinstance(token_ids, Iterable):
+            raise TokenError(f"token ids are {token_ids!r:.80}, expected a list of integers")
+        return b"".join(map(self.content_of, token_ids)).decode(errors="replace")
+
+    def token_text(self, token_id: int) -> str:
+        r"""Return a token for display: "<|bos|>" for a special one, "\xc3" for half a character.
+
+        Args:
+            token_id: 0 to V - 1.
+
+        Raises:
+            TokenError: the id is not in the vocabulary, or no integer.
+        """
+        if content := self.content_of(token_id):
+            return content.decode(errors="backslashreplace")
+        return f"<|{(*self.special_tokens, 'bos')[token_id - len(self.subwords)]}|>"
