@@ -177,7 +177,7 @@ def test_release_describes_the_public_names(released: Clone) -> None:
     description = (released.folder / "libs/microgpt/api/0.1.0.pyi").read_text()
     assert description.startswith("# Public names of microgpt-lib 0.1.0, ")
     assert "\nclass ConfigError(MicrogptError, ValueError, Exception):\n" in description
-    assert "\ndef read_documents(path): ...\n" in description
+    assert "\ndef read_documents(path, *, split='line', field=None): ...\n" in description
     for member in (
         "def __init__(self, *, vocab_size, n_embd=16, n_head=4,",  # a dataclass
         "def __init__(self, *, steps=1000, learning_rate=None,",  # a Struct
