@@ -8,6 +8,10 @@ Arguments after the recipe's name are passed to `microgpt-cli train` and overrid
 import subprocess
 import sys
 
+PASSAGES = (
+    "--split file --long window --steps 2600 --batch-size 12 --lr 0.005 --warmup-steps 100 "
+    "--schedule cosine --n-embd 128 --n-layer 4 --block-size 128 --weight-decay 0.1 --clip 1"
+)
 RECIPES = {
     "names-tiny": "--steps 1000",
     "names-1s": "--steps 5000 --batch-size 16 --lr 0.007 --warmup-steps 250 --n-embd 32",
@@ -17,9 +21,8 @@ RECIPES = {
     "--n-layer 3 --weight-decay 0.2",
     "text": "--steps 3000 --batch-size 32 --lr 0.003 --warmup-steps 150 --n-embd 64 --n-layer 2 "
     "--block-size 64 --long split --weight-decay 0.1 --clip 1",
-    "shakespeare": "--split file --long window --steps 2600 --batch-size 12 --lr 0.005 "
-    "--warmup-steps 100 --schedule cosine --n-embd 128 --n-layer 4 --block-size 128 "
-    "--weight-decay 0.1 --clip 1",
+    "shakespeare": PASSAGES,
+    "python": PASSAGES,
     "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
 }
 VALIDATION = "--val-fraction 0.1 --eval-every 1000000"  # after the last step

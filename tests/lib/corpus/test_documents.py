@@ -132,6 +132,15 @@ def test_json_that_is_read_as_text_is_noted(tmp_path: Path, line: str, *, is_jso
     documents = read_documents(path)
     assert list(documents) == [line, "a"]
     assert documents.notes.json_files == [str(path)] * is_json
+    for split in SPLITS:
+        documents = read_documents(path, split=split)  # type: ignore[arg-type] # from a table
+        assert list(documents)
+        assert documents.notes.json_files == [str(path)] * is_json
+
+
+def test_lines_of_a_field_end_with_lf(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", r'{"text": "a\r\nb\rc"}')
+    assert list(read_documents(path, field="text")) == ["a\nb\nc"]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,49 @@ def test_what_is_no_text_for_people_is_skipped_and_counted(tmp_path: Path) -> No
         assert documents.notes.skipped == expected
 
 
+def test_directory_of_a_run_that_has_saved_nothing_yet_is_skipped(tmp_path: Path) -> None:
+    files(tmp_path, a="a", out__metrics_jsonl='{"step": 1}')
+    with microgpt.lock_directory(tmp_path / "out"):  # what a killed run leaves
+        documents = read_documents(tmp_path)
+        assert list(documents) == ["a"]
+    assert documents.notes.skipped["model directory"] == 1
+
+
+def test_file_that_is_binary_after_its_beginning_is_skipped(tmp_path: Path) -> None:
+    files(tmp_path, a="a", b=b"text\n" * 4000 + b"\0")
+    documents = read_documents(tmp_path)
+    assert list(documents) == ["a"]
+    assert documents.notes.skipped["not text"] == 1
+
+
+def test_folders_a_thousand_deep_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "walk", lambda *_, **__: (_ for _ in ()).throw(RecursionError))
+    with pytest.raises(DataError, match="too many folders in one another"):
+        read_documents(tmp_path)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO("a\nb"), io.TextIOWrapper(io.BytesIO(b"a"))])
+def test_stream_of_text_is_refused(stream: Any) -> None:
+    with pytest.raises(ConfigError, match="the stream is one of text, expected one that is open"):
+        read_documents(stream)
+
+
+def test_empty_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the path is empty, expected a file or a folder"):
+        read_documents("")
+    with pytest.raises(DataError, match="no text file in an empty list, expected one"):
+        read_documents([])
+
+
+def test_stream_is_not_read_twice() -> None:
+    documents = read_documents(io.BytesIO(b"a\nb"))
+    assert [*iter(documents)] == ["a", "b"]
+    with pytest.raises(DataError, match="stream is a stream that was read before, expected a file"):
+        next(iter(documents))
+
+
 def test_folders_linked_in_a_circle_are_read_once(tmp_path: Path) -> None:
     files(tmp_path, notes__a="a")
     (tmp_path / "notes/back").symlink_to(tmp_path, target_is_directory=True)

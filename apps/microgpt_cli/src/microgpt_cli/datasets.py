@@ -48,6 +48,7 @@ def read_texts(paths: Sequence[str], source: Source) -> tuple[microgpt.Dataset, 
 def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
     """Read conversations; warn about those that were trimmed or left out."""
     conversations = microgpt.read_conversations(_opened(paths))
+    _warn_of_files(conversations.notes)
     if conversations.n_trimmed:
         trimmed = counted(conversations.n_trimmed, "conversation")
         warn(f"{trimmed} trimmed: nobody answers the user turn at the end")
@@ -65,12 +66,7 @@ def _opened(paths: Sequence[str]) -> list[Any]:
 
 def _warn(documents: microgpt.Documents, source: Source) -> None:
     notes = documents.notes
-    if skipped := ", ".join(f"{n:,} {reason}" for reason, n in notes.skipped.items() if n):
-        warn(f"skipped in folders: {skipped}")
-    if notes.repeated:
-        warn(f"given twice, read once: {_first(notes.repeated)}")
-    if notes.newlines:
-        warn(f"lines end with CR in {_first(notes.newlines)}: read as line ends")
+    _warn_of_files(notes)
     if source.split == "line" and notes.n_indented:
         lines = counted(notes.n_indented, "line")
         warn(f"{lines} lost leading space; --split paragraph or --split file keeps it")
@@ -79,6 +75,15 @@ def _warn(documents: microgpt.Documents, source: Source) -> None:
             f"{_first(notes.json_files)}: JSON is learned as plain text; --field NAME takes a "
             "field of each line, --chat reads conversations"
         )
+
+
+def _warn_of_files(notes: Any) -> None:
+    if skipped := ", ".join(f"{n:,} {reason}" for reason, n in notes.skipped.items() if n):
+        warn(f"skipped in folders: {skipped}")
+    if notes.repeated:
+        warn(f"given twice, read once: {_first(notes.repeated)}")
+    if notes.newlines:
+        warn(f"lines end with CR in {_first(notes.newlines)}: read as line ends")
 
 
 def _first(names: Sequence[str]) -> str:

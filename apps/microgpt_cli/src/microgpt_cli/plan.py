@@ -140,7 +140,7 @@ def _check_contradictions(
     ]
     if contradictions:
         hint = "a resumed run keeps its flags: leave these out, or start a new run"
-        if given.get("steps", 0) > config.steps:
+        if given.get("steps", 0) > config.steps and microgpt.holds_model(context.params["resume"]):
             hint = (
                 "a resumed run keeps its flags; to train its model further: microgpt-cli train "
                 f"--init-from {context.params['resume']} --steps {given['steps'] - config.steps} "

@@ -24,6 +24,7 @@ from microgpt_cli.writing import refuse_to_overwrite
 __all__ = ["command"]
 
 DEFAULTS, PACE = microgpt.TrainConfig(), Pace()
+LONG = 1024  # positions of a document that no block should have to cover
 TREATMENTS = {"truncate": "cut", "split": "split", "skip": "left out"}
 
 
@@ -135,7 +136,7 @@ def command(
     """Train a model on text and save it."""
     _check_flags(context.params)
     with job_ranks() as ranks:
-        snapshot = microgpt.read_snapshot(resume) if resume else None
+        snapshot = _snapshot_of(resume) if resume else None
         plan = resumed_plan(context, snapshot) if snapshot else new_plan(context)
         if ranks:
             ranks.check_same(snapshot and snapshot.step)
@@ -203,6 +204,18 @@ def _check_flags(given: dict[str, Any]) -> None:
         raise typer.BadParameter("use it or --val-fraction, not both.", param_hint="--val-input")
 
 
+def _snapshot_of(directory: Path) -> microgpt.Snapshot:
+    try:
+        return microgpt.read_snapshot(directory)
+    except microgpt.CheckpointError as error:
+        if microgpt.holds_model(directory) and not microgpt.holds_snapshot(directory):
+            error.hint = (
+                f"to train its model further: microgpt-cli train --init-from {directory} "
+                "--input INPUT --output OUTPUT"
+            )
+        raise
+
+
 def _model_to_start_from(
     context: typer.Context, plan: Plan, snapshot: microgpt.Snapshot | None
 ) -> microgpt.LanguageModel | None:
@@ -245,6 +258,8 @@ def _read(source: Source) -> tuple[microgpt.Dataset, microgpt.Dataset | None]:
     dataset = read_dataset(source.input, source)
     if not source.val_input:
         return dataset, None
+    if same := {*source.input} & {*source.val_input}:
+        warn(f"{', '.join(sorted(same))}: validation documents are trained on too")
     try:
         return dataset, read_dataset(source.val_input, source)
     except microgpt.DataError as error:
@@ -309,4 +324,6 @@ def _warn(
         f"{n_long:,} of {counted(len(dataset), 'document')} {TREATMENTS[config.long]}: longer than "
         f"block_size={config.block_size}; a block size of {p50} covers half of them, {p90} "
         f"covers 90 %, {p99} 99 %, {int(dataset.lengths.max())} all"
+        + "; --long window learns all of it"
+        * (p50 > LONG and not dataset.tokenizer.is_chat)
     )

@@ -20,7 +20,7 @@ from microgpt.corpus.chat_formats import (
     turns_of,
 )
 from microgpt.corpus.json_lines import decoded_line
-from microgpt.corpus.sources import Inputs, Source, Sources
+from microgpt.corpus.sources import Inputs, Notes, Source, Sources
 from microgpt.corpus.texts import numbered_lines, text_of
 from microgpt.data import Message
 from microgpt.errors import DataError
@@ -55,6 +55,7 @@ class Conversations:
         n_skipped: conversations without any assistant turn, left out whole.
         skipped: all conversations that were left out, by reason.
         kinds: conversations that were read from files, by the first key of their form.
+        notes: what was skipped in folders or given twice.
     """
 
     conversations: list[list[Message]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class Conversations:
     n_skipped: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Notes, compare=False)
 
     def add(self, messages: Sequence[Message]) -> None:
         """Append one conversation without its unanswered turns at the end; count the change.
@@ -135,6 +137,7 @@ def read_conversations(path: Inputs) -> Conversations:
                     result._add_value(each)  # noqa: SLF001 - a part of this class
             except OtherForm as error:
                 raise DataError(f"{source.name}, line {number}: {error}") from error
+    result.notes = sources.notes
     return result
 
 

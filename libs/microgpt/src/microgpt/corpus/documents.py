@@ -1,7 +1,7 @@
 """Documents of text files: each line, each paragraph, each whole file, or a field of JSON lines."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Literal, TypeAlias, get_args, overload
 
 import msgspec
@@ -75,14 +75,16 @@ class Documents(Sequence[str]):
         notes.json_files.clear()
         for source, chunks in self._sources:
             text = text_of(source, chunks, notes)
+            if self.field is None:
+                text = _noticed(source, text, notes)
             if self.field is not None:
                 yield from _fields(source, text, self.field)
             elif self.split == "file":
                 yield from _whole(text)
             elif self.split == "paragraph":
-                yield from ([paragraph] for paragraph in _paragraphs(text))
+                yield from _paragraphs(text)
             else:
-                yield from ([line] for line in _lines(source, text, notes))
+                yield from ([line] for line in _lines(text, notes))
 
 
 def _fields(source: Source, text: Iterator[str], name: str) -> Iterator[list[str]]:
@@ -90,7 +92,7 @@ def _fields(source: Source, text: Iterator[str], name: str) -> Iterator[list[str
     kind = msgspec.defstruct("Line", [("text", str)], rename={"text": name})
     for _, line in json_lines(source, text, kind, f'an object with the string "{name}"'):
         if line.text.strip():
-            yield [line.text]
+            yield [line.text.replace("\r\n", "\n").replace("\r", "\n")]
 
 
 def _whole(text: Iterator[str]) -> Iterator[Iterable[str]]:
@@ -103,32 +105,39 @@ def _whole(text: Iterator[str]) -> Iterator[Iterable[str]]:
             return
 
 
-def _paragraphs(text: Iterator[str]) -> Iterator[str]:
-    """Yield runs of lines without a blank one."""
-    paragraph: list[str] = []
-    for line in chain.from_iterable(line_lists(text)):
-        if line.strip():
-            paragraph.append(line)
-        elif paragraph:
-            yield "\n".join(paragraph)
-            paragraph = []
-    if paragraph:
-        yield "\n".join(paragraph)
+def _paragraphs(text: Iterator[str]) -> Iterator[Iterable[str]]:
+    """Yield runs of lines without a blank one, line by line: a run may be a whole file."""
+    lines = chain.from_iterable(line_lists(text))
+    for is_blank, run in groupby(lines, lambda line: not line.strip()):
+        if not is_blank:
+            yield _joined(run)
 
 
-def _lines(source: Source, text: Iterator[str], notes: Notes) -> Iterator[str]:
+def _joined(lines: Iterator[str]) -> Iterator[str]:
+    """Yield lines with a line end between them."""
+    yield next(lines)
+    for line in lines:
+        yield "\n" + line
+
+
+def _lines(text: Iterator[str], notes: Notes) -> Iterator[str]:
     """Yield the lines that are not blank, stripped."""
-    is_first = True
     for lines in line_lists(text):
         stripped = [line for line in map(str.strip, lines) if line]
-        if is_first and stripped:
-            is_first = False
-            if _is_json(stripped[0]):
-                notes.json_files.append(source.name)
         notes.n_lines += len(stripped)
         notes.n_blank += len(lines) - len(stripped)
         notes.n_indented += sum(line[0].isspace() and not line.isspace() for line in lines if line)
         yield from stripped
+
+
+def _noticed(source: Source, text: Iterator[str], notes: Notes) -> Iterator[str]:
+    """Yield the text; note a file that begins with JSON."""
+    first = next(text, "")
+    line = first.lstrip().partition("\n")[0].strip()
+    if line == "[" or (line and _is_json(line)):
+        notes.json_files.append(source.name)
+    yield first
+    yield from text
 
 
 def _is_json(line: str) -> bool:

@@ -1,15 +1,16 @@
 """Files, folders and open streams: the bytes of each, and a count of those that were skipped."""
 
+import io
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from microgpt.checks import PathLike, cause_of, checked_path
-from microgpt.errors import DataError
+from microgpt.errors import ConfigError, DataError
 
 __all__ = ["Inputs", "Notes", "Source", "Sources"]
 
@@ -27,7 +28,9 @@ MARKS = {  # at the beginning of a file; the longest first
     b"\xff\xfe": "utf-16-le",
     b"\xfe\xff": "utf-16-be",
 }
-WEIGHTS = {"weights.json", "weights.safetensors"}  # beside meta.json in a model directory
+# Files of a model directory, also of one whose first run has not saved a model yet.
+WEIGHTS = {"weights.json", "weights.safetensors"}  # beside meta.json
+LOCK = "train.lock"
 
 
 @dataclass
@@ -118,12 +121,20 @@ class Sources:
         self._seen: set[tuple[int, int]] = set()  # device and number of each file and folder
         self._sources: list[Source] = []
         self._names: list[str] = []
+        self._read: set[int] = set()  # streams, which can be read once
         for each in _several(inputs):
+            if isinstance(each, io.TextIOBase):
+                raise ConfigError(
+                    "the stream is one of text, expected one that is open in binary mode"
+                )
+            if each == "":
+                raise ConfigError("the path is empty, expected a file or a folder")
             if isinstance(each, str | os.PathLike) or not hasattr(each, "read"):
                 name = str(checked_path(each))
                 self._add(Path(name))
             else:
                 name = str(getattr(each, "name", "stream")).strip("<>")
+                name = "stdin" if name == "0" else name
                 self._sources.append(Source(name, each))
             self._names.append(name)
         self._searched = self.notes.skipped.copy()
@@ -133,7 +144,8 @@ class Sources:
     def _nothing(self) -> DataError:
         skipped = ", ".join(f"{n} {reason}" for reason, n in self.notes.skipped.items() if n)
         return DataError(
-            f"no text file in {', '.join(self._names)}, expected one; skipped: {skipped or 'none'}"
+            f"no text file in {', '.join(self._names) or 'an empty list'}, expected one; "
+            f"skipped: {skipped or 'none'}"
         )
 
     def _add(self, path: Path) -> None:
@@ -163,11 +175,11 @@ class Sources:
         def skip(_: OSError) -> None:
             skipped["unreadable"] += 1
 
-        for place, folders, names in os.walk(folder, onerror=skip, followlinks=True):
+        for place, folders, names in _walk(folder, skip):
             if not self._is_new(Path(place).stat()):  # links may lead in a circle
                 skipped["linked twice"] += 1
                 folders.clear()
-            elif "meta.json" in names and WEIGHTS & {*names}:
+            elif LOCK in names or ("meta.json" in names and WEIGHTS & {*names}):
                 skipped["model directory"] += 1
                 folders.clear()
             else:
@@ -199,6 +211,13 @@ class Sources:
         self.notes.skipped = skipped = self._searched.copy()
         n_read = 0
         for source in self._sources:
+            if not isinstance(source.place, Path):
+                if id(source.place) in self._read:
+                    raise DataError(
+                        f"{source.name} is a stream that was read before, expected a file; "
+                        "keep its documents in a list"
+                    )
+                self._read.add(id(source.place))
             chunks = source.chunks()
             if source.is_found:
                 try:
@@ -222,6 +241,16 @@ def _several(inputs: Inputs) -> Iterable[PathLike | BinaryIO]:
     return inputs if isinstance(inputs, Iterable) and not is_one else [inputs]  # type: ignore[list-item, return-value]  # an open file is iterable
 
 
+def _walk(
+    folder: Path, skip: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield as os.walk does; raise DataError where folders are too many in one another."""
+    try:
+        yield from os.walk(folder, onerror=skip, followlinks=True)
+    except RecursionError as error:
+        raise DataError(f"failed to read {folder}: too many folders in one another") from error
+
+
 def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
@@ -235,4 +264,6 @@ def mark_of(content: bytes) -> bytes:
 def is_text(content: bytes) -> bool:
     """Return whether the beginning of a file looks like text, of whatever encoding."""
     beginning = content[:SNIFFED]
-    return bool(mark_of(beginning)) or len(beginning.translate(None, CONTROLS)) == len(beginning)
+    if mark_of(beginning):
+        return True
+    return b"\0" not in content and len(beginning.translate(None, CONTROLS)) == len(beginning)

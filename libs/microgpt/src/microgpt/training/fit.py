@@ -186,7 +186,8 @@ def _n_train(n: int, val_fraction: float, what: str) -> int:
     if not 0 < n_val < n:
         raise ConfigError(
             f"val_fraction is {val_fraction!r}, expected a share between 0 and 1 that leaves "
-            f"{what} on both sides of {n}"
+            f"{what} on both sides of {n}",
+            hint='long "window" (--long window) holds out the end of a single document',
         )
     return n - n_val
 
