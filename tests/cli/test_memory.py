@@ -65,7 +65,8 @@ def peak_of_training(path: Path, output: Path, *flags: object) -> int:
 
 
 @pytest.mark.parametrize(
-    ("split", "long"), [("line", "truncate"), ("file", "truncate"), ("file", "window")]
+    ("split", "long"),
+    [("line", "truncate"), ("paragraph", "truncate"), ("file", "truncate"), ("file", "window")],
 )
 @pytest.mark.parametrize(
     "n_bytes", [50 * MEGABYTE, pytest.param(1000 * MEGABYTE, marks=pytest.mark.long)]

@@ -73,6 +73,16 @@ def test_long_texts_are_encoded_in_pieces(tmp_path: Path) -> None:
     assert dataset.lengths.tolist() == [len(text) + 1]
 
 
+def test_paragraphs_of_many_lines_are_encoded_whole(tmp_path: Path) -> None:
+    text = "\n".join(f"  line {i}" for i in range(60_000))
+    (tmp_path / "long.txt").write_text(f"{text}\n\nend\n")
+    documents = read_documents(tmp_path, split="paragraph")
+    assert list(documents) == [text, "end"]
+    dataset = microgpt.Dataset.from_documents(documents)
+    assert dataset.tokenizer.decode(dataset[0].tolist()) == text
+    assert dataset.tokenizer.decode(dataset[1].tolist()) == "end"
+
+
 def test_blank_files_and_lines_are_no_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n\n\t\n")
     (tmp_path / "b.txt").write_text("")

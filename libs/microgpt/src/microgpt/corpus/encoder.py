@@ -80,7 +80,7 @@ class Encoder:
 
     def _add_text(self, text: str) -> None:
         """Append characters after the latest special token."""
-        if len(text) <= self._CHUNK and self._texts:
+        if self._texts and len(self._texts[-1]) + len(text) <= self._CHUNK:
             self._texts[-1] += text
             self._n_pending += len(text)
             return
