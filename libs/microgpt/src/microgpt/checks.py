@@ -24,10 +24,13 @@ __all__ = [
     "half_of_a_character",
     "is_integer",
     "is_number",
+    "listed",
 ]
 
 ROLES = ("user", "assistant")  # of messages, in the order of their token ids
 SYSTEM_ROLES = ("system", "developer")  # of a first message that instructs the assistant
+
+MAX_SHOWN = 10  # characters that an error message names
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -70,6 +73,11 @@ def check_type(name: str, value: Any, expected: type) -> None:
     """Raise ConfigError unless a value is of that class."""
     if not isinstance(value, expected):
         raise ConfigError(f"{name} is {value!r:.80}, expected a {expected.__name__}")
+
+
+def listed(chars: Sequence[str]) -> str:
+    """Return the first characters for a message, and dots if there are more."""
+    return ", ".join(map(repr, chars[:MAX_SHOWN])) + ", ..." * (len(chars) > MAX_SHOWN)
 
 
 def checked_path(value: Any) -> Path:

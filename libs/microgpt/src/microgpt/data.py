@@ -16,7 +16,6 @@ from microgpt.errors import TokenError
 __all__ = ["Message", "Tokenizer", "conversation_layout", "document_layout", "turn_layout"]
 
 SPECIAL_TOKENS = (*checks.ROLES, "end_turn", "system")  # of chat models, by id; BOS follows
-MAX_SHOWN = 10  # unknown characters that an error message names
 
 Message: TypeAlias = dict[str, Any]  # {"role": "user" or "assistant", "content": text}
 Layout: TypeAlias = list[tuple[str, str]]  # special tokens, each with the text after it
@@ -126,7 +125,7 @@ class Tokenizer:
         checks.check_choice("unknown", unknown, get_args(Unknown))
         ids: dict[str, int] = self._ids  # type: ignore[attr-defined]  # set in __post_init__
         if unknown == "error" and (strange := sorted(set(text) - ids.keys())):
-            shown = ", ".join(map(repr, strange[:MAX_SHOWN])) + ", ..." * (len(strange) > MAX_SHOWN)
+            shown = checks.listed(strange)
             raise TokenError(
                 f"the text holds characters that the model does not know: {shown}",
                 hint="the model knows only characters of its training data",

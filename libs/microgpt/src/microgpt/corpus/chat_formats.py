@@ -1,4 +1,4 @@
-"""The forms in which conversations are written, from JSON to turns: told apart by their keys."""
+"""From a conversation in JSON to its turns: the keys determine the form."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -6,6 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -79,9 +80,11 @@ class Source(NamedTuple):
                 is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
                 yield from _chunks(file) if is_regular else _limited(self.name, file)
         except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name, a closed file
-            raise DataError(
-                f"failed to read {self.name}: {cause_of(error)}; expected a UTF-8 text file"
-            ) from error
+            raise _unreadable(self.name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    return DataError(f"failed to read {name}: {cause_of(error)}; expected a UTF-8 text file")
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
@@ -152,9 +155,7 @@ class Sources:
         try:
             status = path.stat()
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"failed to read {path}: {cause_of(error)}; expected a UTF-8 text file"
-            ) from error
+            raise _unreadable(str(path), error) from error
         if stat.S_ISDIR(status.st_mode):
             self._search(path)
         elif self._is_new(status):
@@ -228,7 +229,7 @@ class Sources:
                 if not is_text(first):
                     skipped["not text"] += 1
                     continue
-                chunks = _chained(first, chunks)
+                chunks = chain([first], chunks)
             n_read += 1
             yield source, chunks
         if not n_read:
@@ -249,11 +250,6 @@ def _walk(
         yield from os.walk(folder, onerror=skip, followlinks=True)
     except RecursionError as error:
         raise DataError(f"failed to read {folder}: too many folders in one another") from error
-
-
-def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
 
 
 def mark_of(content: bytes) -> bytes:

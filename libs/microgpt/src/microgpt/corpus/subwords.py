@@ -24,7 +24,7 @@ from microgpt.corpus.byte_pairs import (
     learn_merges,
 )
 from microgpt.corpus.words import words_of
-from microgpt.data import SPECIAL_TOKENS, Unknown
+from microgpt.data import Tokenizer, Unknown
 from microgpt.errors import ConfigError, DataError, TokenError
 
 __all__ = ["SubwordDecoder", "SubwordTokenizer"]
@@ -155,6 +155,7 @@ class SubwordTokenizer:
     has_system: bool = False
     subwords: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _words: _Words = field(init=False, repr=False, compare=False)
+    _special: Tokenizer = field(init=False, repr=False, compare=False)  # with ids from 0
 
     def __post_init__(self) -> None:
         if self.has_system and not self.is_chat:
@@ -177,6 +178,7 @@ class SubwordTokenizer:
             made.append(vocabulary.merged(pair))
         object.__setattr__(self, "subwords", tuple(vocabulary.contents))
         object.__setattr__(self, "_words", _Words(ranks, made))
+        object.__setattr__(self, "_special", Tokenizer((), self.is_chat, self.has_system))
 
     @classmethod
     def from_texts(
@@ -212,12 +214,12 @@ class SubwordTokenizer:
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """Names of the chat tokens in the order of their ids; empty for text models."""
-        return SPECIAL_TOKENS[: 3 + self.has_system] if self.is_chat else ()
+        return self._special.special_tokens
 
     @property
     def bos(self) -> int:
         """Id of the token before and after every document: the last id."""
-        return len(self.subwords) + len(self.special_tokens)
+        return len(self.subwords) + self._special.bos
 
     @property
     def vocab_size(self) -> int:
@@ -233,11 +235,7 @@ class SubwordTokenizer:
         Raises:
             TokenError: this tokenizer has no such token.
         """
-        if name not in self.special_tokens:
-            raise TokenError(
-                f"no special token {name!r}, expected one of {list(self.special_tokens)}"
-            )
-        return len(self.subwords) + self.special_tokens.index(name)
+        return len(self.subwords) + self._special.special_id(name)
 
     def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
         """Return the ids of the subwords of `text`, without special tokens.

@@ -98,6 +98,6 @@ def numbered_lines(text: Iterator[str]) -> Iterator[tuple[int, str]]:
     """Yield number, from 1, and text of every line that is not blank, stripped."""
     number = 0
     for lines in line_lists(text):
-        for number, line in enumerate(lines, number + 1):  # noqa: B020 - goes on counting
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 - continues the count
             if stripped := line.strip():
                 yield number, stripped

@@ -6,6 +6,7 @@ import random
 
 from msgspec.structs import replace
 
+from microgpt.checks import listed
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import Tokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
@@ -18,7 +19,6 @@ __all__ = ["config_of_model", "origin_of", "starting_weights", "with_characters_
 
 SIZES = ("n_embd", "n_head", "n_layer", "block_size")
 RATES = ("learning_rate", "muon_learning_rate")
-MAX_SHOWN = 10  # new characters that an error message names
 
 
 def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
@@ -65,11 +65,10 @@ def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: 
             hint="extend_vocab (--extend-vocab) adds their token",
         )
     if lacking and not extend_vocab:
-        shown = ", ".join(map(repr, lacking[:MAX_SHOWN])) + ", ..." * (len(lacking) > MAX_SHOWN)
         noun = "characters" if len(lacking) > 1 else "character"
         raise TokenError(
             f"the documents hold {len(lacking)} {noun} that the model to start from does not know: "
-            f"{shown}",
+            f"{listed(lacking)}",
             hint="extend_vocab (--extend-vocab) adds them",
         )
     has_system = known.has_system or dataset.tokenizer.has_system
