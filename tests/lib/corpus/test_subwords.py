@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from microgpt import ConfigError, DataError, TokenError
 from microgpt.corpus import subwords
 from microgpt.corpus.byte_pairs import BYTES, count_words, learn_merges
-from microgpt.corpus.subwords import SubwordDecoder, SubwordTokenizer
+from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.corpus.tokenizer_json import encode_tokenizer
 from microgpt.corpus.words import PATTERN, words_of
 
@@ -206,27 +206,10 @@ def test_bytes_that_are_no_utf8_are_replaced() -> None:
     assert tokenizer.decode([half, letter, half]) == "\ufffda\ufffd"
 
 
-@given(st.lists(st.integers(0, trained().vocab_size - 1)))
-def test_stream_gives_the_text_and_no_half_character(token_ids: list[int]) -> None:
-    tokenizer = trained()
-    decoder = SubwordDecoder(tokenizer)
-    pieces = [decoder.text_of(token_id) for token_id in token_ids]
-    assert "".join(pieces) + decoder.finish() == tokenizer.decode(token_ids)
-
-
-def test_stream_gives_a_character_with_its_last_byte() -> None:
-    tokenizer = SubwordTokenizer(())
-    decoder = SubwordDecoder(tokenizer)
-    assert [decoder.text_of(i) for i in tokenizer.encode("a👍")] == ["a", "", "", "", "👍"]
-    assert decoder.finish() == ""
-    assert decoder.text_of(tokenizer.encode("é")[0]) == ""
-    assert decoder.finish() == "\ufffd"
-
-
 def test_token_text_shows_bytes_and_special_tokens() -> None:
     tokenizer = SubwordTokenizer.from_texts(["the the"], 262, is_chat=True)
     shown = [tokenizer.token_text(token_id) for token_id in (*tokenizer.encode("the é"), 258, 261)]
-    assert shown == ["the", " ", r"\xc3", r"\xa9", "<|user|>", "<|bos|>"]
+    assert shown == ["the", " ", r"\xc3", r"\xa9", "user", "bos"]
 
 
 def test_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +282,7 @@ def test_only_texts_are_learned_from(bad: object) -> None:
 @pytest.mark.parametrize("bad", [-1, trained().vocab_size, 1.0, "a", True, None])
 def test_id_outside_the_vocabulary_is_refused(bad: object) -> None:
     expected = f"expected 0 to {trained().vocab_size - 1}"
-    for use in (trained().token_text, SubwordDecoder(trained()).text_of):
+    for use in (trained().token_text, trained().token_bytes):
         with pytest.raises(TokenError, match=expected):
             use(bad)  # type: ignore[arg-type]
     with pytest.raises(TokenError, match=expected):

@@ -386,7 +386,7 @@ MESSAGES: list[tuple[Callable[[Path], object], str, str | None]] = [
     (
         replace_text("weights.json", "1.0,", "1.5,"),
         "{path}/weights.json is not what meta.json describes: its SHA-256 digest differs",
-        "it was changed or damaged after it was saved; restore both files from one copy",
+        "it was changed or damaged after it was saved; restore all files from one copy",
     ),
     (
         replace_text("meta.json", '"n_layer": 1', '"n_layer": 0'),
@@ -509,7 +509,7 @@ def test_weights_of_another_model_are_refused(saved: Path, tmp_path: Path) -> No
     shutil.copy(tmp_path / "other" / "weights.json", saved)
     with pytest.raises(CheckpointError, match="its SHA-256 digest differs") as caught:
         microgpt.load(saved)
-    assert "restore both files from one copy" in str(caught.value.hint)
+    assert "restore all files from one copy" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("in_place", ["neither", "weights.json", "meta.json"])

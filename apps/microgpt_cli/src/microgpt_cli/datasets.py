@@ -10,7 +10,14 @@ import typer
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted, remark, warn
 
-__all__ = ["STDIN", "check_kind", "read_dataset", "read_talks", "read_texts"]
+__all__ = [
+    "STDIN",
+    "check_kind",
+    "read_dataset",
+    "read_talks",
+    "read_texts",
+    "with_subwords",
+]
 
 STDIN = "-"
 
@@ -55,6 +62,17 @@ def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
     for reason, n in conversations.skipped.items():
         warn(f"{counted(n, 'conversation')} left out: {reason}")
     return conversations
+
+
+def with_subwords(dataset: microgpt.Dataset, vocab_size: int | None) -> microgpt.Dataset:
+    """Learn subwords; warn about fewer than were asked for."""
+    dataset = dataset.with_subwords(**({} if vocab_size is None else {"vocab_size": vocab_size}))
+    if vocab_size and dataset.tokenizer.vocab_size < vocab_size:
+        warn(
+            f"the vocabulary has {dataset.tokenizer.vocab_size:,} of {vocab_size:,} tokens: "
+            "no pair is left to merge"
+        )
+    return dataset
 
 
 def _opened(paths: Sequence[str]) -> list[Any]:

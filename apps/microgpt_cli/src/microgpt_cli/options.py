@@ -18,6 +18,8 @@ __all__ = [
     "Threads",
     "TopK",
     "TopP",
+    "VocabSize",
+    "check_vocab_size",
     "field",
     "positive",
 ]
@@ -40,6 +42,12 @@ def positive(value: float | None) -> float | None:
     return value
 
 
+def check_vocab_size(vocab_size: int | None, tokenizer: str) -> None:
+    """Raise BadParameter for a number of tokens that the data itself decides."""
+    if vocab_size is not None and tokenizer != "bpe":
+        raise typer.BadParameter("it needs --tokenizer bpe.", param_hint="--vocab-size")
+
+
 JsonField = Annotated[
     str | None,
     typer.Option(help="Field of each JSON line that is the document.", show_default="plain text"),
@@ -53,13 +61,13 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Processor cores; no result depends on them.", show_default="all"),
 ]
-TopK = Annotated[int | None, typer.Option(min=1, help="Keep the K most likely characters.")]
-TopP = Annotated[float, typer.Option(help="Keep the most likely characters up to probability P.")]
+TopK = Annotated[int | None, typer.Option(min=1, help="Keep the K most likely tokens.")]
+TopP = Annotated[float, typer.Option(help="Keep the most likely tokens up to probability P.")]
 MaxTokens = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Maximum length in characters after the prompt; may exceed the block.",
+        help="Maximum length in tokens after the prompt; may exceed the block.",
         show_default="rest of the block",
     ),
 ]
@@ -67,4 +75,5 @@ Split = Annotated[
     Literal["line", "paragraph", "file"],
     typer.Option(help="Part of a file that is one document; lines are stripped."),
 ]
+VocabSize = Annotated[int | None, field("vocab_size", min=1, show_default="1024 with bpe")]
 Stop = Annotated[list[str] | None, typer.Option(help="Text that ends the output; may be repeated.")]

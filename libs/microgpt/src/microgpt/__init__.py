@@ -15,7 +15,8 @@ from microgpt.corpus.conversations import Conversations, read_conversations
 from microgpt.corpus.dataset import Dataset
 from microgpt.corpus.documents import Documents, read_documents
 from microgpt.corpus.json_lines import read_json_lines
-from microgpt.data import Message, Tokenizer
+from microgpt.corpus.subwords import SubwordTokenizer
+from microgpt.data import BaseTokenizer, Message, Tokenizer
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.engines.decoding import (
     ChosenToken,
@@ -65,6 +66,7 @@ __all__ = [
     "ENGINES",
     "GPT",
     "Adam",
+    "BaseTokenizer",
     "Batch",
     "Batches",
     "Best",
@@ -99,6 +101,7 @@ __all__ = [
     "Snapshot",
     "StepReport",
     "StopSignal",
+    "SubwordTokenizer",
     "TextStream",
     "TokenError",
     "Tokenizer",

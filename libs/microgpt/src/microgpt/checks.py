@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from microgpt.errors import ChatError, ConfigError, DataError
+from microgpt.errors import ChatError, ConfigError, DataError, TokenError
 
 __all__ = [
     "ROLES",
@@ -16,7 +16,9 @@ __all__ = [
     "cause_of",
     "check_chars",
     "check_choice",
+    "check_text",
     "check_type",
+    "checked_ids",
     "checked_integer",
     "checked_messages",
     "checked_path",
@@ -121,6 +123,23 @@ def checked_messages(messages: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(content, str):
             raise ChatError(f"the content of a message is {content!r:.80}, expected a string")
         yield role, content
+
+
+def check_text(text: Any) -> None:
+    """Raise TokenError unless the text is a string."""
+    if not isinstance(text, str):
+        raise TokenError(f"the text is {text!r:.80}, expected a string")
+
+
+def checked_ids(token_ids: Any, vocab_size: int) -> list[int]:
+    """Return token ids as a list, or raise TokenError."""
+    if not isinstance(token_ids, Iterable):
+        raise TokenError(f"token ids are {token_ids!r:.80}, expected a list of integers")
+    ids = list(token_ids)
+    for token_id in ids:
+        if not is_integer(token_id) or not 0 <= token_id < vocab_size:
+            raise TokenError(f"token id {token_id!r:.80}, expected 0 to {vocab_size - 1}")
+    return ids
 
 
 def half_of_a_character(text: str) -> str:

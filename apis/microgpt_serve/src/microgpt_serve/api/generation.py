@@ -109,9 +109,9 @@ class Generation:
         """Generate and return all texts, the prompt included, many per call of the engine."""
         options = vars(self.config)  # `asdict` takes a third of the time of a short text
         documents = self.model.generate(self.n, prompt=self.prompt, signal=signal, **options)
-        # Without BOS, if there is one; a character is a token.
-        n_prompt = len(self.model.tokenizer.decode(self.prompt.token_ids))
-        self._count(sum(len(document) - n_prompt for document in documents))
+        tokenizer = self.model.tokenizer
+        n_prompt = len(tokenizer.decode(self.prompt.token_ids))
+        self._count(sum(len(tokenizer.encode(document[n_prompt:])) for document in documents))
         return documents
 
     def replies(self, signal: StopSignal) -> list[Reply]:

@@ -80,11 +80,9 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     work = state.pool.run(lambda _: model.logits(prompt.token_ids)[-1].tolist())
     log_probabilities = log_softmax(await cancel_on_disconnect(request, work))
     tokenizer = model.tokenizer
-    names = [*tokenizer.chars, *tokenizer.special_tokens, "bos"]
-    n_chars = len(tokenizer.chars)
     tokens = [
-        NextToken(name, math.exp(log_probability), is_special=i >= n_chars)
-        for i, (name, log_probability) in enumerate(zip(names, log_probabilities, strict=True))
+        NextToken(tokenizer.token_text(i), math.exp(log_probability), i >= tokenizer.n_plain)
+        for i, log_probability in enumerate(log_probabilities)
     ]
     tokens.sort(key=attrgetter("probability"), reverse=True)
     return NextResponse(tokens)

@@ -127,9 +127,6 @@ class _Answer(ABC, Generic[T]):
         self.generation = generation
         self.head = (answer_id, int(time.time()), model_id)  # the first fields of every response
         self._n_top = n_top
-        tokenizer = generation.model.tokenizer
-        special = (f"<|{name}|>" for name in (*tokenizer.special_tokens, "bos"))
-        self._token_names = [*tokenizer.chars, *special]
 
     def whole(self, signal: StopSignal) -> list[Piece]:
         """Generate: return each text as one piece."""
@@ -162,9 +159,8 @@ class _Answer(ABC, Generic[T]):
         if self._n_top is None:
             return None
         model = self.generation.model
-        token_ids = model.tokenizer.encode(reply.content)
         logits = model.reply_logits(reply)
-        return self._logprobs(zip(token_ids, logits.tolist(), strict=True))
+        return self._logprobs(zip(reply.token_ids, logits.tolist(), strict=True))
 
     def _logprobs(self, tokens: Iterable[tuple[int, Sequence[float]]]) -> Logprobs | None:
         """Return log-probabilities of tokens, before temperature, from the logits of each."""
@@ -179,8 +175,11 @@ class _Answer(ABC, Generic[T]):
         return Logprobs(content)
 
     def _named(self, token_id: int, row: list[float]) -> tuple[str, float, list[int]]:
-        name = self._token_names[token_id]
-        return name, row[token_id], list(name.encode("utf-8", "surrogatepass"))
+        tokenizer = self.generation.model.tokenizer
+        text, content = tokenizer.token_text(token_id), tokenizer.token_bytes(token_id)
+        if not content:
+            text = f"<|{text}|>"
+        return text, row[token_id], list(content or text.encode())
 
 
 class _ChatAnswer(_Answer[ChatCompletion]):

@@ -6,14 +6,15 @@ import sys
 import time
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import microgpt
 import typer
 
-from microgpt_cli.datasets import check_kind, read_talks, read_texts
+from microgpt_cli.datasets import check_kind, read_talks, read_texts, with_subwords
 from microgpt_cli.errors import translated
-from microgpt_cli.options import JsonField, Split
+from microgpt_cli.options import JsonField, Split, VocabSize, check_vocab_size
+from microgpt_cli.options import field as train_field
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted
 from microgpt_cli.writing import write_whole
@@ -90,10 +91,13 @@ def stats(
     split: Split = "line",
     field: JsonField = None,
     chat: Annotated[bool, typer.Option("--chat", help="Read conversations.")] = False,
+    tokenizer: Annotated[Literal["characters", "bpe"], train_field("tokenizer")] = "characters",
+    vocab_size: VocabSize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Describe files. Vocabulary, lengths of documents, and training time on this machine."""
     check_kind(split, field, chat=chat)
+    check_vocab_size(vocab_size, tokenizer)
     source = Source(inputs, chat=chat, split=split, field=field)
     suggested: dict[str, str] = {}
     kinds: dict[str, int] = {}
@@ -104,6 +108,9 @@ def stats(
     else:
         dataset, documents = read_texts(inputs, source)
         suggested = _suggested_split(documents)
+    by_characters = dataset
+    if tokenizer == "bpe":
+        dataset = with_subwords(dataset, vocab_size)
     p50, p90, p99, longest = dataset.length_percentiles(50, 90, 99, 100)
     block_size = min(max(1 << (p99 - 1).bit_length(), 2), MAX_BLOCK_SIZE)
     is_long = p50 > (WINDOW if split == "file" else MAX_BLOCK_SIZE)
@@ -113,7 +120,7 @@ def stats(
     figures: dict[str, Any] = {
         "documents": len(dataset),
         "tokens": int(dataset.lengths.sum()),
-        "characters": len(dataset.tokenizer.chars),
+        "characters": len(by_characters.tokenizer.chars),
         "vocab_size": dataset.tokenizer.vocab_size,
         "tokens_p50": p50,
         "tokens_p90": p90,
@@ -121,15 +128,20 @@ def stats(
         "tokens_longest": longest,
         "suggested_block_size": block_size,
         "covered": covered,
-        "not_ascii": _n_not_ascii(dataset),
+        "not_ascii": _n_not_ascii(by_characters),
         "seconds_per_1000_steps": _seconds_of_training(dataset, block_size),
     } | suggested
     if chat:
         figures["kinds"] = kinds
+    if tokenizer == "bpe":
+        figures["characters_per_token"] = round(
+            float(by_characters.lengths.sum() / dataset.lengths.sum()), 3
+        )
+    charset = by_characters.tokenizer.chars
     if as_json:
-        typer.echo(json.dumps(figures | {"charset": list(dataset.tokenizer.chars)}))
+        typer.echo(json.dumps(figures | {"charset": list(charset)}))
         return
-    for label, value in _rows(dataset, figures).items():
+    for label, value in _rows(figures, "".join(charset)).items():
         typer.echo(f"{label + ':':<17}{value}")
 
 
@@ -159,20 +171,25 @@ def _suggested_split(documents: microgpt.Documents) -> dict[str, str]:
     return {}
 
 
-def _rows(dataset: microgpt.Dataset, figures: dict[str, Any]) -> dict[str, str]:
+def _rows(figures: dict[str, Any], charset: str) -> dict[str, str]:
     """Return the description for people, by label."""
     block_size, longest = figures["suggested_block_size"], figures["tokens_longest"]
+    unit = "subword" if "characters_per_token" in figures else "character"
     rows = {
-        "documents": f"{len(dataset):,}",
-        "tokens": f"{figures['tokens']:,} (each predicted once: characters and ends)",
-        "vocabulary": f"{dataset.tokenizer.vocab_size} "
-        f"({counted(figures['characters'], 'character')})",
-        "charset": repr("".join(dataset.tokenizer.chars)),
+        "documents": f"{figures['documents']:,}",
+        "tokens": f"{figures['tokens']:,} (each predicted once: {unit}s and ends)",
+        "vocabulary": f"{figures['vocab_size']} ({counted(figures['characters'], 'character')})",
+        "charset": repr(charset),
         "not ASCII": f"characters of {counted(figures['not_ascii'], 'document')}",
         "document length": f"half up to {figures['tokens_p50']}, 90 % up to "
         f"{figures['tokens_p90']}, 99 % up to {figures['tokens_p99']}, longest {longest}",
         "block size": f"--block-size {block_size} covers {figures['covered']:.1%} of the documents",
     }
+    if per_token := figures.get("characters_per_token"):
+        rows["vocabulary"] = (
+            f"{figures['vocab_size']} (subwords; a block holds {per_token:.2f} times the text that "
+            "it holds by characters)"
+        )
     if kinds := figures.get("kinds"):
         rows["forms"] = ", ".join(f"{n:,} with {key}" for key, n in kinds.items())
     if split := figures.get("suggested_split"):

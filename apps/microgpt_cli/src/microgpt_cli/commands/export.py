@@ -50,8 +50,15 @@ def command(
             half=half,
             before_replacing=(lambda: None) if is_in_place else partial(remove_run, output),
         )
-    if format is Format.JSON and model.tokenizer.has_system:
-        warn("the Rust system cannot read this model: it has a token for messages of the system")
+    if format is Format.JSON and (reason := _not_for_rust(model.tokenizer)):
+        warn(f"the Rust system cannot read this model: {reason}")
     weights = output / f"weights.{format.value}"
     typer.echo(f"weights saved to {weights} ({weights.stat().st_size:,} bytes)")
     typer.echo(f"metadata saved to {output / 'meta.json'}")
+
+
+def _not_for_rust(tokenizer: microgpt.BaseTokenizer) -> str:
+    """Return why the Rust system cannot read a model, or nothing."""
+    if not tokenizer.chars:
+        return "its tokens are subwords"
+    return "it has a token for messages of the system" * tokenizer.has_system

@@ -21,8 +21,15 @@ def command(*, model_dir: ModelDir = Path("output")) -> None:
         "n_head": config.n_head,
         "n_layer": config.n_layer,
         "block_size": config.block_size,
-        "charset": list(tokenizer.chars),
     }
+    if isinstance(tokenizer, microgpt.SubwordTokenizer):
+        longest = max(range(tokenizer.n_plain), key=lambda i: len(tokenizer.token_bytes(i)))
+        rows["subwords"] = (
+            f"{tokenizer.n_plain - 256} besides single bytes, longest "
+            f"{tokenizer.token_text(longest)!r}"
+        )
+    else:
+        rows["charset"] = list(tokenizer.chars)
     if tokenizer.is_chat:
         rows["special_tokens"] = list(tokenizer.special_tokens)
     if model.windows:

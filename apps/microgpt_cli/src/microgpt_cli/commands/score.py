@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import microgpt
 import typer
@@ -35,18 +35,19 @@ def command(
     source = Source(input, chat=model.tokenizer.is_chat, split=split, field=field)
     dataset = read_dataset(source.input, source)
     total = model.measure(dataset)
-    figures: dict[str, float | None] = {
+    figures: dict[str, Any] = {
         "n_tokens": total.n_tokens,
         "nats_per_token": total.nats_per_token,
         "bits_per_token": total.bits_per_token,
         "perplexity": total.perplexity,
+        "bits_per_byte": total.bits_per_byte,
     }
     documents = []
     if per_document:
         documents = [model.measure(dataset.only(i)).nats_per_token for i in range(len(dataset))]
     if as_json:
-        if math.isinf(total.perplexity):
-            figures["perplexity"] = None  # JSON has no infinity
+        # JSON has no infinity, and no figure for no bytes.
+        figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
         typer.echo(json.dumps(figures | ({"documents": documents} if per_document else {})))
         return
     for i, nats_per_token in enumerate(documents, 1):

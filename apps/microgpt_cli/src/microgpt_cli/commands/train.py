@@ -9,11 +9,20 @@ from typing import Annotated, Any, Literal
 import microgpt
 import typer
 
-from microgpt_cli.datasets import STDIN, check_kind, read_dataset
+from microgpt_cli.datasets import STDIN, check_kind, read_dataset, with_subwords
 from microgpt_cli.errors import Failures
 from microgpt_cli.metrics import METRICS, MetricsLine, read_metrics
 from microgpt_cli.mpi import job_ranks
-from microgpt_cli.options import JsonField, Seed, Split, Threads, field, positive
+from microgpt_cli.options import (
+    JsonField,
+    Seed,
+    Split,
+    Threads,
+    VocabSize,
+    check_vocab_size,
+    field,
+    positive,
+)
 from microgpt_cli.plan import Pace, Plan, Source, check_sizes, is_given, new_plan, resumed_plan
 from microgpt_cli.reporting import Reporter, Style
 from microgpt_cli.run import Run, follow, lead
@@ -51,6 +60,8 @@ def command(
     extend_vocab: Annotated[
         bool, typer.Option("--extend-vocab", help="Add characters that INIT_FROM lacks.")
     ] = False,
+    tokenizer: Annotated[Literal["characters", "bpe"], field("tokenizer")] = DEFAULTS.tokenizer,
+    vocab_size: VocabSize = DEFAULTS.vocab_size,
     n_embd: Annotated[int, field("n_embd")] = DEFAULTS.n_embd,
     n_head: Annotated[int, field("n_head")] = DEFAULTS.n_head,
     n_layer: Annotated[int, field("n_layer")] = DEFAULTS.n_layer,
@@ -151,7 +162,7 @@ def command(
             if not (force or resumes):
                 refuse_to_overwrite(output)
             init = _model_to_start_from(context, plan, snapshot)
-            dataset, val_dataset = _read(plan.source)
+            dataset, val_dataset = _read(plan)
             rng = random.Random(plan.config.seed)
             model, trainer = microgpt.prepare(
                 dataset,
@@ -195,6 +206,8 @@ def _check_flags(given: dict[str, Any]) -> None:
     if given["loss_on"] == "assistant" and not given["chat"] and given["resume"] is None:
         raise typer.BadParameter("it needs --chat.", param_hint="--loss-on")
     check_kind(given["split"], given["field"], chat=given["chat"])
+    if given["resume"] is None:
+        check_vocab_size(given["vocab_size"], given["tokenizer"])
     if given["extend_vocab"] and given["init_from"] is None and given["resume"] is None:
         raise typer.BadParameter("it needs --init-from.", param_hint="--extend-vocab")
     has_validation = given["val_input"] or given["val_fraction"] or given["resume"]
@@ -253,9 +266,12 @@ def _check_output(output: Path) -> None:
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
 
 
-def _read(source: Source) -> tuple[microgpt.Dataset, microgpt.Dataset | None]:
+def _read(plan: Plan) -> tuple[microgpt.Dataset, microgpt.Dataset | None]:
     """Return the documents to train on, and those to validate on if they are in other files."""
+    source = plan.source
     dataset = read_dataset(source.input, source)
+    if plan.config.tokenizer == "bpe" and source.init_from is None:
+        dataset = with_subwords(dataset, plan.config.vocab_size)
     if not source.val_input:
         return dataset, None
     if same := {*source.input} & {*source.val_input}:
@@ -316,8 +332,11 @@ def _warn(
     if not was_chosen:
         for name, reason in microgpt.unavailable_engines().items():
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
+    if config.long == "window":  # all of each document is trained on
+        return
+    dataset = dataset.encoded_with(model.tokenizer)
     n_long = int((dataset.lengths > config.block_size).sum())
-    if not n_long or config.long == "window":  # all of each document is trained on
+    if not n_long:
         return
     p50, p90, p99 = dataset.length_percentiles(50, 90, 99)
     warn(

@@ -18,7 +18,9 @@ from microgpt.checks import ROLES, check_choice, checked_integer, checked_texts
 from microgpt.corpus.batches import Batch, Batches, starts_of
 from microgpt.corpus.documents import Documents
 from microgpt.corpus.encoder import Encoder
-from microgpt.data import Message, Tokenizer
+from microgpt.corpus.recoding import recoded, texts_of
+from microgpt.corpus.subwords import VOCAB_SIZE, SubwordTokenizer
+from microgpt.data import BaseTokenizer, Message, Tokenizer
 from microgpt.errors import ChatError, ConfigError, DataError
 
 __all__ = ["Dataset", "Long"]
@@ -40,7 +42,7 @@ class Dataset:
     between them.
 
     Args:
-        tokenizer: made from the same texts.
+        tokenizer: of the tokens.
         tokens: every document's ids, shape (N,), 2 bytes each where the vocabulary allows.
         starts: where each document's first id stands, shape (n,).
         lengths: positions to learn of each: its ids less one, shape (n,).
@@ -54,7 +56,7 @@ class Dataset:
         (2, [3, 2])
     """
 
-    tokenizer: Tokenizer
+    tokenizer: BaseTokenizer
     tokens: NDArray[np.unsignedinteger[Any]]
     starts: NDArray[np.int64]
     lengths: NDArray[np.integer[Any]]
@@ -132,7 +134,7 @@ class Dataset:
         found = np.partition(self.lengths, at)[at]  # np.percentile would make several copies
         return [int(length) for length in found]
 
-    def encoded_with(self, tokenizer: Tokenizer) -> "Dataset":
+    def encoded_with(self, tokenizer: BaseTokenizer) -> "Dataset":
         """Return the same documents, encoded by another tokenizer.
 
         Args:
@@ -142,13 +144,41 @@ class Dataset:
             TokenError: a character of the documents is not in the tokenizer's vocabulary.
             DataError: only one of the dataset and the tokenizer is for chat.
         """
-        if tokenizer.is_chat != self.tokenizer.is_chat:
+        old = self.tokenizer
+        if tokenizer == old:
+            return self
+        if tokenizer.is_chat != old.is_chat:
             raise DataError("got conversations and plain documents, expected both of one kind")
-        ids = tokenizer.encode("".join(self.tokenizer.chars))
-        ids += [tokenizer.special_id(name) for name in self.tokenizer.special_tokens]
+        if not (isinstance(old, Tokenizer) and isinstance(tokenizer, Tokenizer)):
+            arrays = self.tokens, self.starts, self.lengths, self.counted
+            return Dataset(tokenizer, *recoded(*arrays, (old, tokenizer)))
+        ids = tokenizer.encode("".join(old.chars))
+        ids += [tokenizer.special_id(name) for name in old.special_tokens]
         ids.append(tokenizer.bos)  # all in the order of our own ids
         new_ids = np.array(ids, np.min_scalar_type(tokenizer.vocab_size))
         return replace(self, tokenizer=tokenizer, tokens=new_ids[self.tokens])
+
+    def with_subwords(self, vocab_size: int = VOCAB_SIZE) -> "Dataset":
+        """Return the same documents, encoded by subwords that are learned from them.
+
+        Args:
+            vocab_size: number of token ids, special tokens included; there are fewer where the
+                documents have no more pairs to merge.
+
+        Raises:
+            ConfigError: `vocab_size` is below 256 and the special tokens.
+
+        Example:
+            >>> dataset = Dataset.from_documents(["banana", "bandana"]).with_subwords(259)
+            >>> [dataset.tokenizer.token_text(token_id) for token_id in dataset[0]]
+            ['bos', 'b', 'an', 'ana', 'bos']
+        """
+        old = self.tokenizer
+        texts = texts_of(self.tokens, self.starts, self.lengths, old)
+        tokenizer = SubwordTokenizer.from_texts(
+            texts, vocab_size, is_chat=old.is_chat, has_system=old.has_system
+        )
+        return self.encoded_with(tokenizer)
 
     def only(self, index: int) -> "Dataset":
         """Return a dataset of one of the documents.
@@ -162,9 +192,11 @@ class Dataset:
     def digest(self) -> str:
         """Return a hash of the vocabulary and all documents: equal datasets have equal digests."""
         # Spelled out, since snapshots hold the digest of their data.
-        chars, is_chat = self.tokenizer.chars, self.tokenizer.is_chat
+        kind, is_chat = type(self.tokenizer).__name__, self.tokenizer.is_chat
+        field = "chars" if isinstance(self.tokenizer, Tokenizer) else "merges"
+        plain = f"{field}={getattr(self.tokenizer, field)!r}"
         system = ", has_system=True" * self.tokenizer.has_system
-        vocabulary = f"Tokenizer(chars={chars!r}, is_chat={is_chat!r}{system})"
+        vocabulary = f"{kind}({plain}, is_chat={is_chat!r}{system})"
         digest = hashlib.sha256(vocabulary.encode("utf-8", "surrogatepass"))
         for numbers in (self.tokens, self.starts, self.lengths, self.counted):
             if numbers is not None:

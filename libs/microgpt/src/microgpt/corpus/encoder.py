@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from microgpt.data import SPECIAL_TOKENS, Message, Tokenizer, conversation_layout
+from microgpt.checks import checked_messages
+from microgpt.data import SPECIAL_TOKENS, Message, Tokenizer
 
 __all__ = ["Encoder"]
 
@@ -49,12 +50,13 @@ class Encoder:
 
     def add_conversation(self, messages: Sequence[Message]) -> None:
         """Append a conversation; raise ChatError for messages of another form."""
-        layout = conversation_layout(messages)
-        self._has_system |= layout[1][0] == "system"
+        turns = list(checked_messages(messages))
         self._begin()
-        for name, text in layout[1:-1]:
-            self._add_special(name)
-            self._add_text(text)
+        for role, content in turns:
+            self._has_system |= role == "system"
+            self._add_special(role)
+            self._add_text(content)
+            self._add_special("end_turn")
         if max(map(len, messages), default=0) > len(("role", "content")):
             self._skip_turns(messages)
 

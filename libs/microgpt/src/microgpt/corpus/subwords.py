@@ -4,12 +4,10 @@ To encode a text, the bytes of each word are merged, in the order in which `byte
 merges. Any text can be encoded, since any byte is a token.
 """
 
-import codecs
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from typing import get_args
 
 from microgpt import checks
 from microgpt.corpus.byte_pairs import (
@@ -24,10 +22,12 @@ from microgpt.corpus.byte_pairs import (
     learn_merges,
 )
 from microgpt.corpus.words import words_of
-from microgpt.data import Tokenizer, Unknown
+from microgpt.data import BaseTokenizer, Unknown
 from microgpt.errors import ConfigError, DataError, TokenError
 
-__all__ = ["SubwordDecoder", "SubwordTokenizer"]
+__all__ = ["VOCAB_SIZE", "SubwordTokenizer"]
+
+VOCAB_SIZE = 1024  # unless another is asked for
 
 MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 16, 64  # characters of a word
 SHORT = 128  # bytes of a word
@@ -88,46 +88,12 @@ class _Words(dict[str, list[int]]):
         return [token for token in row.tokens if token != END]
 
 
-class SubwordDecoder:
-    """Text of token ids that come one by one; half a character is held back.
-
-    Args:
-        tokenizer: of the token ids.
-
-    Example:
-        >>> tokenizer = SubwordTokenizer(())
-        >>> decoder = SubwordDecoder(tokenizer)
-        >>> [decoder.text_of(token_id) for token_id in tokenizer.encode("aé")], decoder.finish()
-        (['a', '', 'é'], '')
-    """
-
-    def __init__(self, tokenizer: "SubwordTokenizer") -> None:
-        self._tokenizer = tokenizer
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def text_of(self, token_id: int) -> str:
-        """Return the characters that the next token completes.
-
-        Args:
-            token_id: 0 to V - 1.
-
-        Raises:
-            TokenError: the id is not in the vocabulary, or no integer.
-        """
-        return self._decoder.decode(self._tokenizer.content_of(token_id))
-
-    def finish(self) -> str:
-        """Return U+FFFD if half a character is left, or nothing."""
-        return self._decoder.decode(b"", final=True)
-
-
 @dataclass(frozen=True)
-class SubwordTokenizer:
+class SubwordTokenizer(BaseTokenizer):
     """Subwords to token ids and back.
 
     Bytes have ids 0..255 in GPT-2's order, learned subwords the ids after them in the order in
-    which they were learned. Special tokens follow: BOS for text models; user, assistant, end_turn,
-    system if there is one, and BOS for chat models.
+    which they were learned, special tokens those after them.
 
     Args:
         merges: the pairs of ids to merge, the first learned first.
@@ -155,7 +121,6 @@ class SubwordTokenizer:
     has_system: bool = False
     subwords: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _words: _Words = field(init=False, repr=False, compare=False)
-    _special: Tokenizer = field(init=False, repr=False, compare=False)  # with ids from 0
 
     def __post_init__(self) -> None:
         if self.has_system and not self.is_chat:
@@ -177,8 +142,9 @@ class SubwordTokenizer:
             ranks[pair] = rank
             made.append(vocabulary.merged(pair))
         object.__setattr__(self, "subwords", tuple(vocabulary.contents))
+        object.__setattr__(self, "chars", ())
+        object.__setattr__(self, "n_plain", len(vocabulary.contents))
         object.__setattr__(self, "_words", _Words(ranks, made))
-        object.__setattr__(self, "_special", Tokenizer((), self.is_chat, self.has_system))
 
     @classmethod
     def from_texts(
@@ -211,91 +177,23 @@ class SubwordTokenizer:
         merges = learn_merges(count_words(texts), vocab_size - n_special)
         return cls(tuple(merges), is_chat, has_system)
 
-    @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """Names of the chat tokens in the order of their ids; empty for text models."""
-        return self._special.special_tokens
-
-    @property
-    def bos(self) -> int:
-        """Id of the token before and after every document: the last id."""
-        return len(self.subwords) + self._special.bos
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids: V."""
-        return self.bos + 1
-
-    def special_id(self, name: str) -> int:
-        """Return the id of "user", "assistant", "end_turn" or "system".
-
-        Args:
-            name: of a chat token.
-
-        Raises:
-            TokenError: this tokenizer has no such token.
-        """
-        return len(self.subwords) + self._special.special_id(name)
-
-    def encode(self, text: str, *, unknown: Unknown = "error") -> list[int]:
-        """Return the ids of the subwords of `text`, without special tokens.
-
-        Args:
-            text: any text.
-            unknown: "error", or "skip" to leave out lone surrogates; no character is unknown.
-
-        Raises:
-            TokenError: the text holds a lone surrogate and `unknown` is "error".
-        """
-        if not isinstance(text, str):
-            raise TokenError(f"the text is {text!r:.80}, expected a string")
-        checks.check_choice("unknown", unknown, get_args(Unknown))
+    def _encode(self, text: str, unknown: Unknown) -> list[int]:
         if unknown == "skip":
             text = text.encode(errors="ignore").decode()
         try:
-            return list(self.iter_encode(text))
+            return list(chain.from_iterable(map(self._words.__getitem__, words_of(text))))
         except UnicodeEncodeError:
             raise TokenError(checks.half_of_a_character(text)) from None
 
-    def iter_encode(self, text: str) -> Iterator[int]:
-        """Yield the ids of the subwords of `text`; raise UnicodeEncodeError at a lone surrogate."""
-        return chain.from_iterable(map(self._words.__getitem__, words_of(text)))
-
-    def content_of(self, token_id: int) -> bytes:
-        """Return the bytes of a token; special tokens have none.
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the bytes of a token, perhaps a part of a character; special tokens have none.
 
         Args:
-            token_id: 0 to V - 1.
-
-        Raises:
-            TokenError: the id is not in the vocabulary, or no integer.
+            token_id: 0 to V - 1, or TokenError is raised.
         """
-        if not checks.is_integer(token_id) or not 0 <= token_id < self.vocab_size:
-            raise TokenError(f"token id {token_id!r:.80}, expected 0 to {self.vocab_size - 1}")
-        return self.subwords[token_id] if token_id < len(self.subwords) else b""
+        (token_id,) = checks.checked_ids([token_id], self.vocab_size)
+        return self.subwords[token_id] if token_id < self.n_plain else b""
 
-    def decode(self, token_ids: Iterable[int]) -> str:
-        """Return the text of `token_ids`; special tokens yield nothing.
-
-        Args:
-            token_ids: 0 to V - 1 each. Where their bytes are no UTF-8, the text has U+FFFD.
-
-        Raises:
-            TokenError: an id is not in the vocabulary, or no integer.
-        """
-        if not isinstance(token_ids, Iterable):
-            raise TokenError(f"token ids are {token_ids!r:.80}, expected a list of integers")
-        return b"".join(map(self.content_of, token_ids)).decode(errors="replace")
-
-    def token_text(self, token_id: int) -> str:
-        r"""Return a token for display: "<|bos|>" for a special one, "\xc3" for half a character.
-
-        Args:
-            token_id: 0 to V - 1.
-
-        Raises:
-            TokenError: the id is not in the vocabulary, or no integer.
-        """
-        if content := self.content_of(token_id):
-            return content.decode(errors="backslashreplace")
-        return f"<|{(*self.special_tokens, 'bos')[token_id - len(self.subwords)]}|>"
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        content = b"".join([self.subwords[token_id] for token_id in token_ids])
+        return content.decode(errors="replace")

@@ -8,7 +8,7 @@ import numpy as np
 
 from microgpt.checks import PathLike, check_type, checked_texts
 from microgpt.corpus.dataset import Dataset
-from microgpt.data import Message, Tokenizer, Unknown
+from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
 from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, chosen_tokens
 from microgpt.errors import ConfigError
@@ -22,7 +22,7 @@ from microgpt.inference.samples import (
     max_tokens_after,
 )
 from microgpt.inference.score import Score, score_dataset, summed_loss
-from microgpt.inference.stream import Reply, TextStream
+from microgpt.inference.stream import FinishReason, Reply, TextStream
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
 from microgpt.storage.model_directory import StoredModel, TrainingRecord, write_model
@@ -35,7 +35,7 @@ class LanguageModel:
     """A model ready to use; made by `fit`, `load` or `prepare`.
 
     Args:
-        tokenizer: its characters.
+        tokenizer: its characters or subwords.
         parameters: its sizes and weights.
         engine: name of the engine that runs it; see `ENGINES`.
         threads: cores to use; None for all.
@@ -62,7 +62,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: BaseTokenizer,
         parameters: Parameters,
         *,
         engine: str = "auto",
@@ -80,7 +80,7 @@ class LanguageModel:
         self.windows = windows
         self.engine = select(engine, parameters, threads)
 
-    def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[Tokenizer, Parameters]]:
+    def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[BaseTokenizer, Parameters]]:
         """Support pickling and copying: tokenizer, weights, and the engine's name."""
         make = partial(
             LanguageModel,
@@ -186,11 +186,9 @@ class LanguageModel:
         if not config.stop:  # half the time of a stream
             is_cut = len(token_ids) == max_tokens_after(prompt, config, self.config.block_size)
             content = self.tokenizer.decode(token_ids)
-            return Reply(content, "length" if is_cut else "stop", len(token_ids), prompt)
-        stream = self._stream(iter(token_ids), prompt, config)
-        content = "".join(stream)
-        assert stream.finish_reason, "a text that was read to its end"
-        return Reply(content, stream.finish_reason, stream.n_tokens, prompt)
+            reason: FinishReason = "length" if is_cut else "stop"
+            return Reply(content, reason, len(token_ids), prompt, token_ids)
+        return self._stream(iter(token_ids), prompt, config).reply()
 
     def generate(
         self,
@@ -409,8 +407,7 @@ class LanguageModel:
         Args:
             reply: of this model; of a text that a stop text has cut, the tokens that are left.
         """
-        token_ids = self.tokenizer.encode(reply.content)
-        return logits_of_text(self.engine, reply.prompt, token_ids)
+        return logits_of_text(self.engine, reply.prompt, reply.token_ids)
 
     def score(self, documents: Iterable[str]) -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.

@@ -6,7 +6,7 @@ from itertools import accumulate, chain
 from typing import Literal, TypeAlias, get_args
 
 from microgpt.checks import check_choice, checked_integer, checked_messages
-from microgpt.data import Message, Tokenizer, Unknown
+from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
 
@@ -49,7 +49,7 @@ ChatPrompt = Prompt  # its name while only messages became a prompt
 
 def text_prompt(
     text: str,
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     block_size: int,
     unknown: Unknown = "error",
     too_long: TooLong = "error",
@@ -82,7 +82,7 @@ def text_prompt(
     return Prompt(
         token_ids,
         tokens_dropped=n_tokens - len(token_ids),
-        n_unknown=len(text) - len(known),
+        n_unknown=_n_unknown(text, tokenizer, unknown),
         stop_token=tokenizer.bos,
         first=first,
     )
@@ -90,7 +90,7 @@ def text_prompt(
 
 def build_prompt(
     messages: Sequence[Message],
-    tokenizer: Tokenizer,
+    tokenizer: BaseTokenizer,
     block_size: int,
     *,
     unknown: Unknown = "skip",
@@ -117,7 +117,8 @@ def build_prompt(
             cannot hold any.
 
     Example:
-        >>> tokenizer = Tokenizer.from_texts(["hi"], is_chat=True)
+        >>> import microgpt
+        >>> tokenizer = microgpt.Tokenizer.from_texts(["hi"], is_chat=True)
         >>> prompt = build_prompt([{"role": "user", "content": "hi!"}], tokenizer, block_size=16)
         >>> prompt.token_ids, prompt.n_unknown, prompt.stop_token
         ([5, 2, 0, 1, 4, 3], 1, 4)
@@ -141,7 +142,7 @@ def build_prompt(
             system_dropped = True
             continue
         turn = tokenizer.encode_turn(role, content, unknown=unknown)
-        n_unknown += len(content) + MARKS - len(turn)
+        n_unknown += _n_unknown(content, tokenizer, unknown)
         if role == "system":
             system = turn
         else:
@@ -168,6 +169,13 @@ def build_prompt(
         first=(tokenizer.bos,),
         system_dropped=system_dropped,
     )
+
+
+def _n_unknown(text: str, tokenizer: BaseTokenizer, unknown: Unknown) -> int:
+    """Return the number of characters that encoding has left out."""
+    if unknown == "error":
+        return 0
+    return len(text) - len(tokenizer.decode(tokenizer.encode(text, unknown=unknown)))
 
 
 def _truncated(turn: list[int], room: int, block_size: int, too_long: TooLong) -> list[int]:

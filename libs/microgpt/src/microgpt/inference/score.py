@@ -21,17 +21,24 @@ class Score:
     """How well a model predicts something.
 
     Args:
-        n_tokens: predicted tokens: every character, chat token and closing BOS.
+        n_tokens: predicted tokens: every character or subword, chat token and closing BOS.
         nats_per_token: mean loss; lower is better.
+        n_bytes: UTF-8 bytes of the text.
     """
 
     n_tokens: int
     nats_per_token: float
+    n_bytes: int = 0
 
     @property
     def bits_per_token(self) -> float:
         """The mean loss in bits."""
         return self.nats_per_token / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The summed loss in bits, per byte of text: comparable between tokenizers."""
+        return self.bits_per_token * self.n_tokens / self.n_bytes if self.n_bytes else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -80,10 +87,13 @@ def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
 
 def score_dataset(engine: Engine, dataset: Dataset) -> Score:
     """Return how well the engine predicts every token of a dataset."""
+    tokenizer = dataset.tokenizer
     n_together = max(1, ROWS_TOGETHER // int(dataset.lengths.max()))
-    total = 0.0
+    n_bytes_of = np.array([*map(len, map(tokenizer.token_bytes, range(tokenizer.vocab_size)))])
+    total, n_bytes = 0.0, 0
     for first in range(0, len(dataset), n_together):
-        last = min(first + n_together, len(dataset))
-        total += summed_loss(engine, [dataset[i] for i in range(first, last)])
+        documents = [dataset[i] for i in range(first, min(first + n_together, len(dataset)))]
+        total += summed_loss(engine, documents)
+        n_bytes += sum(int(n_bytes_of[ids[1:]].sum()) for ids in documents)
     n_tokens = int(dataset.lengths.sum())
-    return Score(n_tokens, total / n_tokens)
+    return Score(n_tokens, total / n_tokens, n_bytes)

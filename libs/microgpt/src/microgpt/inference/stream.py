@@ -1,11 +1,11 @@
 """Generated texts: a whole reply, or a stream of pieces until a stop text or the last token."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Literal, TypeAlias
 
-from microgpt.data import Tokenizer
+from microgpt.data import BaseTokenizer
 from microgpt.engines.decoding import ChosenToken
 from microgpt.inference.prompt import Prompt
 
@@ -24,12 +24,14 @@ class Reply:
             `max_tokens`, or without it at the model's block.
         n_tokens: tokens of the text.
         prompt: the tokens read before, and what was left out of them.
+        token_ids: of the text; where a stop text has cut it, those that begin in it.
     """
 
     content: str
     finish_reason: FinishReason
     n_tokens: int
     prompt: Prompt
+    token_ids: Sequence[int] = ()
 
     @property
     def tokens_dropped(self) -> int:
@@ -74,7 +76,7 @@ class TextStream(Iterator[str]):
     def __init__(
         self,
         token_ids: Iterator[int] | Iterator[ChosenToken],
-        tokenizer: Tokenizer,
+        tokenizer: BaseTokenizer,
         max_tokens: int,
         stop: Sequence[str] = (),
         prompt: Prompt | None = None,
@@ -84,7 +86,8 @@ class TextStream(Iterator[str]):
         self.tokens: list[ChosenToken] = []
         self.finish_reason: FinishReason | None = None
         self._tokenizer, self._stop = tokenizer, stop
-        self._pending: list[ChosenToken] = []  # chosen, not part of a piece yet
+        self._pending: list[tuple[int, ChosenToken]] = []  # with the place where its text begins
+        self._n_given = 0  # characters
         self._pieces = self._decoded(token_ids, max_tokens)
 
     def __next__(self) -> str:
@@ -94,30 +97,40 @@ class TextStream(Iterator[str]):
     def _decoded(
         self, token_ids: Iterator[int] | Iterator[ChosenToken], max_tokens: int
     ) -> Iterator[str]:
-        text = ""  # of the pending tokens
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
+        text = ""  # not given yet
         for token in token_ids:
             self.n_tokens += 1
             chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
-            self._pending.append(chosen)
-            text += self._tokenizer.decode([chosen.token_id])
+            self._pending.append((self._n_given + len(text), chosen))
+            text += utf8.decode(self._tokenizer.token_bytes(chosen.token_id))
             if self._stop and (before := _until_stop(text, self._stop)) is not None:
                 self.finish_reason = "stop"
                 if before:
-                    yield self._piece(before, text[len(before) :])
+                    yield self._piece(before)
                 return
             n_ready = len(text) - (_n_pending(text, self._stop) if self._stop else 0)
             if n_ready:
                 ready, text = text[:n_ready], text[n_ready:]
-                yield self._piece(ready, text)
+                yield self._piece(ready)
         self.finish_reason = "length" if self.n_tokens == max_tokens else "stop"
-        if text:
-            yield self._piece(text, "")
+        if text := text + utf8.decode(b"", final=True):
+            yield self._piece(text)
 
-    def _piece(self, text: str, rest: str) -> str:
-        """Return `text`, and take its tokens as `tokens`; `rest` is the pending text after it."""
-        n = len(self._pending)
-        if rest:
-            lengths = [len(self._tokenizer.decode([token.token_id])) for token in self._pending]
-            n = sum(total <= len(text) for total in accumulate(lengths))
-        self.tokens, self._pending = self._pending[:n], self._pending[n:]
+    def reply(self) -> Reply:
+        """Return the text as a whole; to be called instead of reading pieces."""
+        content, token_ids = "", []
+        for piece in self:
+            content += piece
+            token_ids += [token.token_id for token in self.tokens]
+        assert self.finish_reason, "a text that was read to its end"
+        assert self.prompt, "of a model's stream"
+        return Reply(content, self.finish_reason, self.n_tokens, self.prompt, token_ids)
+
+    def _piece(self, text: str) -> str:
+        """Return the next text, and take as `tokens` those that begin in it."""
+        self._n_given += len(text)
+        n = sum(start < self._n_given for start, _ in self._pending)
+        self.tokens = [token for _, token in self._pending[:n]]
+        del self._pending[:n]
         return text

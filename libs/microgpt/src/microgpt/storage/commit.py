@@ -29,7 +29,8 @@ __all__ = [
     "write_durably",
 ]
 
-FILES = ("meta.json", "weights.json", "weights.safetensors")  # that may be replaced together
+# Files that may be replaced together.
+FILES = ("meta.json", "weights.json", "weights.safetensors", "tokenizer.json")
 COMMIT = "commit.json"
 STAGED = ".staged"  # suffix of a new file before it replaces the old one
 LOCK = "train.lock"  # held by a run that trains into the directory

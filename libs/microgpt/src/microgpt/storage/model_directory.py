@@ -1,13 +1,13 @@
 """Model directories: weights and `meta.json`, written as one and checked when read.
 
 Weights are `weights.json`, which the Rust system reads too, or `weights.safetensors`; the metadata
-names the file.
+names the file. Subwords are in `tokenizer.json`; characters are part of the metadata.
 """
 
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from microgpt.checks import PathLike, cause_of, checked_path
-from microgpt.data import Tokenizer
+from microgpt.corpus.subwords import SubwordTokenizer
+from microgpt.corpus.tokenizer_json import MAX_FILE_BYTES, decode_tokenizer, encode_tokenizer
+from microgpt.data import BaseTokenizer, Tokenizer
 from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, Parameters
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 META = "meta.json"
+TOKENIZER = "tokenizer.json"
 SNAPSHOTS = "checkpoints"  # folder of a run's snapshots; the name is part of the format
 
 MAX_META_BYTES = 64 << 20  # every character of Unicode, escaped, and then some
@@ -95,13 +98,13 @@ class StoredModel:
     """The content of a model directory.
 
     Args:
-        tokenizer: its characters.
+        tokenizer: its characters or subwords.
         parameters: its sizes and weights.
         training: how it was made, where that is known.
         windows: it was trained on windows of long documents, few of which begin with BOS.
     """
 
-    tokenizer: Tokenizer
+    tokenizer: BaseTokenizer
     parameters: Parameters
     training: TrainingRecord | None = None
     windows: bool = False
@@ -122,6 +125,7 @@ class _Meta(msgspec.Struct, omit_defaults=True, kw_only=True):
     weights_sha256: str | None = None
     training: Any = None
     windows: bool = False
+    tokenizer_sha256: str | None = None
 
     @property
     def file(self) -> str:
@@ -164,18 +168,22 @@ def write_model(
     dtype = "float16" if half else model.parameters.dtype
     weights = encode_weights(model.parameters, format, dtype)
     name = WEIGHTS[format]
-    meta = _encode_meta(model, name, hashlib.sha256(weights).hexdigest())
+    files = {name: weights}
+    if isinstance(model.tokenizer, SubwordTokenizer):
+        files[TOKENIZER] = encode_tokenizer(model.tokenizer)
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    files[META] = _encode_meta(model, name, digests)
     hint = None
     try:
         if holds_model(path):
             hint = "the model that was there before is intact"
         path.mkdir(parents=True, exist_ok=True)
-        replace_together(path, {name: weights, META: meta}, before_replacing)
+        replace_together(path, files, before_replacing)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot write {path}: {cause_of(error)}", hint=hint) from error
 
 
-def _encode_meta(model: StoredModel, weights_file: str, weights_sha256: str) -> bytes:
+def _encode_meta(model: StoredModel, weights_file: str, digests: Mapping[str, str]) -> bytes:
     tokenizer, parameters = model.tokenizer, model.parameters
     config = parameters.config
     meta = _Meta(
@@ -188,9 +196,10 @@ def _encode_meta(model: StoredModel, weights_file: str, weights_sha256: str) -> 
         special_tokens=list(tokenizer.special_tokens) or None,
         dtype=parameters.dtype,
         weights_file=weights_file,
-        weights_sha256=weights_sha256,
+        weights_sha256=digests[weights_file],
         training=model.training,
         windows=model.windows,
+        tokenizer_sha256=digests.get(TOKENIZER),
     )
     return msgspec.json.format(msgspec.json.encode(meta), indent=2)
 
@@ -245,20 +254,10 @@ def read_model(directory: PathLike, dtype: str | None = None) -> StoredModel:
             expectation are named.
     """
     path = checked_path(directory)
-    for _ in range(3):  # a writer may replace the files between our two reads: read again
-        meta, weights = _read_files(path)
-        if meta.weights_sha256 in (None, hashlib.sha256(weights).hexdigest()):
-            break
-    else:
-        raise CheckpointError(
-            f"{path / meta.file} is not what {META} describes: its SHA-256 digest differs",
-            hint="it was changed or damaged after it was saved; restore both files from one copy",
-        )
-    config, tokenizer = _check_meta(path / META, meta)
-    saved_dtype = meta.dtype or "float64"
-    parameters = Parameters.zeros(config, dtype or saved_dtype)
-    decode_weights(path / meta.file, weights, parameters)
-    return StoredModel(tokenizer, parameters, _training_record(meta.training), meta.windows)
+    for _ in range(2):  # a writer may replace the files between our reads: read again
+        with suppress(_DigestError):
+            return _read_files(path, dtype)
+    return _read_files(path, dtype)
 
 
 def _training_record(stored: Any) -> TrainingRecord | None:
@@ -269,7 +268,7 @@ def _training_record(stored: Any) -> TrainingRecord | None:
         return None
 
 
-def _read_files(path: Path) -> tuple[_Meta, bytes]:
+def _read_files(path: Path, dtype: str | None) -> StoredModel:
     # A read-only directory: `current_path` finds the files. No directory: `_read_regular` reports.
     with suppress(OSError, ValueError):
         complete_commit(path)
@@ -278,8 +277,43 @@ def _read_files(path: Path) -> tuple[_Meta, bytes]:
         meta = msgspec.json.decode(_read_regular(meta_path, 0, MAX_META_BYTES), type=_Meta)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise CheckpointError(f"invalid {META}: {error} in {meta_path}") from error
-    config, _ = _check_meta(meta_path, meta)
-    return meta, _read_regular(path / meta.file, *plausible_sizes(config.n_params))
+    tokenizer = _tokenizer_of(path, meta)
+    config = _checked_config(meta_path, meta, tokenizer)
+    weights = _read_regular(path / meta.file, *plausible_sizes(config.n_params))
+    _check_digest(path / meta.file, weights, meta.weights_sha256)
+    parameters = Parameters.zeros(config, dtype or meta.dtype or "float64")
+    decode_weights(path / meta.file, weights, parameters)
+    return StoredModel(tokenizer, parameters, _training_record(meta.training), meta.windows)
+
+
+class _DigestError(CheckpointError):
+    """A file is not the one that the metadata describes."""
+
+
+def _check_digest(path: Path, content: bytes, expected: str | None) -> None:
+    if expected not in (None, hashlib.sha256(content).hexdigest()):
+        raise _DigestError(
+            f"{path} is not what {META} describes: its SHA-256 digest differs",
+            hint="it was changed or damaged after it was saved; restore all files from one copy",
+        )
+
+
+def _tokenizer_of(path: Path, meta: _Meta) -> BaseTokenizer:
+    special_tokens = meta.special_tokens or []
+    is_chat, has_system = bool(special_tokens), "system" in special_tokens
+    try:
+        if meta.tokenizer_sha256 is None:
+            return Tokenizer(tuple(meta.chars), is_chat, has_system)
+        if meta.chars:
+            raise CheckpointError(f"chars is {meta.chars!r:.80}, expected none beside {TOKENIZER}")
+    except MicrogptError as error:
+        raise CheckpointError(f"invalid {META}: {error} in {path / META}") from error
+    content = _read_regular(path / TOKENIZER, 0, MAX_FILE_BYTES)
+    _check_digest(path / TOKENIZER, content, meta.tokenizer_sha256)
+    try:
+        return decode_tokenizer(content, is_chat=is_chat, has_system=has_system)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} in {path}", hint=error.hint) from error
 
 
 def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
@@ -302,8 +336,8 @@ def _read_regular(path: Path, min_bytes: int, max_bytes: int) -> bytes:
         ) from error
 
 
-def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
-    """Return sizes and tokenizer of the metadata, or raise CheckpointError if they do not fit."""
+def _checked_config(path: Path, meta: _Meta, tokenizer: BaseTokenizer) -> ModelConfig:
+    """Return the sizes of the metadata, or raise CheckpointError if they do not fit."""
     try:
         config = ModelConfig(
             vocab_size=meta.vocab_size,
@@ -312,13 +346,11 @@ def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
             n_layer=meta.n_layer,
             block_size=meta.block_size,
         )
-        special_tokens = meta.special_tokens or []
-        tokenizer = Tokenizer(tuple(meta.chars), bool(special_tokens), "system" in special_tokens)
     except MicrogptError as error:
         raise CheckpointError(f"invalid {META}: {error} in {path}") from error
     expected_tokens = list(tokenizer.special_tokens)
     for what, found, expected in (
-        ("special_tokens", special_tokens, expected_tokens),
+        ("special_tokens", meta.special_tokens or [], expected_tokens),
         ("vocab_size", meta.vocab_size, tokenizer.vocab_size),
     ):
         if found != expected:
@@ -334,4 +366,4 @@ def _check_meta(path: Path, meta: _Meta) -> tuple[ModelConfig, Tokenizer]:
         raise CheckpointError(
             f"invalid {META}: dtype is {meta.dtype!r}, expected float32 or float64 in {path}"
         )
-    return config, tokenizer
+    return config

@@ -3,49 +3,56 @@
 import dataclasses
 import hashlib
 import random
+from typing import Any
 
 from msgspec.structs import replace
 
 from microgpt.checks import listed
 from microgpt.corpus.dataset import Dataset
-from microgpt.data import Tokenizer
+from microgpt.corpus.subwords import SubwordTokenizer
+from microgpt.data import BaseTokenizer, Tokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.parameters import Parameters
 from microgpt.storage.model_directory import Origin
 from microgpt.training.options import DEFAULTS, TrainConfig, resolved
 
-__all__ = ["config_of_model", "origin_of", "starting_weights", "with_characters_of"]
+__all__ = ["config_of_model", "origin_of", "starting_weights", "with_tokens_of"]
 
+UNKNOWN_SYSTEM = "the conversations hold system turns, which the model to start from does not know"
 SIZES = ("n_embd", "n_head", "n_layer", "block_size")
 RATES = ("learning_rate", "muon_learning_rate")
 
 
 def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
-    """Return the options with the model's sizes; type and learning rates are chosen where open.
+    """Return the options with the sizes and tokenizer of a model; open ones are chosen.
 
     A rate is a fifth of that of a new model: at the whole rate a model forgets more of the old
     data than it learns of a little new data.
 
     Raises:
-        ConfigError: an option is neither the default nor the model's size.
+        ConfigError: an option is neither the default nor the model's.
     """
-    sizes = {name: getattr(model.config, name) for name in SIZES}
-    for name, size in sizes.items():
-        if getattr(config, name) not in (size, getattr(DEFAULTS, name)):
+    kept: dict[str, Any] = {name: getattr(model.config, name) for name in SIZES}
+    if isinstance(model.tokenizer, SubwordTokenizer):
+        kept |= {"tokenizer": "bpe", "vocab_size": model.config.vocab_size}
+    else:
+        kept |= {"tokenizer": "characters", "vocab_size": None}
+    for name, value in kept.items():
+        if getattr(config, name) not in (value, getattr(DEFAULTS, name)):
             raise ConfigError(
-                f"{name} is {getattr(config, name)}, expected {size}, the size of the model to "
-                "start from",
-                hint="leave it out; another size needs a new model",
+                f"{name} is {getattr(config, name)}, expected {value} as in the model to start "
+                "from",
+                hint="leave it out; another needs a new model",
             )
     dtype = model.dtype if config.dtype == DEFAULTS.dtype else config.dtype
-    sized = replace(config, **sizes, dtype=dtype)
+    sized = replace(config, **kept, dtype=dtype)
     chosen = resolved(sized)
     rates = {name: getattr(chosen, name) for name in RATES if getattr(config, name) is None}
     return replace(sized, **{name: rate / 5 for name, rate in rates.items() if rate})
 
 
-def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: bool) -> Dataset:
+def with_tokens_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: bool) -> Dataset:
     """Return the dataset, encoded by the model's tokenizer or by an extended one.
 
     An extended tokenizer has the characters of both, sorted as ever.
@@ -53,17 +60,24 @@ def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: 
     Raises:
         TokenError: the model lacks characters, and they are not to be added.
         DataError: only one of the dataset and the model is for chat.
+        ConfigError: characters are to be added to subwords.
     """
     known = model.tokenizer
     if known.is_chat != dataset.tokenizer.is_chat:
         got, expected = ("conversations", "documents")[:: -1 if known.is_chat else 1]
         raise DataError(f"got {got}, expected {expected} as the model to start from has learned")
+    if not (isinstance(known, Tokenizer) and isinstance(dataset.tokenizer, Tokenizer)):
+        if extend_vocab:
+            raise ConfigError(
+                "extend_vocab is True, expected False with subwords: they encode any character",
+                hint="leave it out; another vocabulary needs a new model",
+            )
+        if dataset.tokenizer.has_system and not known.has_system:
+            raise TokenError(UNKNOWN_SYSTEM)
+        return dataset.encoded_with(known)
     lacking = sorted({*dataset.tokenizer.chars} - {*known.chars})
     if dataset.tokenizer.has_system and not (known.has_system or extend_vocab):
-        raise TokenError(
-            "the conversations hold system turns, which the model to start from does not know",
-            hint="extend_vocab (--extend-vocab) adds their token",
-        )
+        raise TokenError(UNKNOWN_SYSTEM, hint="extend_vocab (--extend-vocab) adds their token")
     if lacking and not extend_vocab:
         noun = "characters" if len(lacking) > 1 else "character"
         raise TokenError(
@@ -77,7 +91,7 @@ def with_characters_of(model: LanguageModel, dataset: Dataset, *, extend_vocab: 
 
 
 def starting_weights(
-    model: LanguageModel, tokenizer: Tokenizer, dtype: str, seed: int
+    model: LanguageModel, tokenizer: BaseTokenizer, dtype: str, seed: int
 ) -> Parameters:
     """Return a copy of the model's weights, with initial rows for the tokens that it lacks.
 

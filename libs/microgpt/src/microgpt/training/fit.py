@@ -9,8 +9,9 @@ from msgspec.structs import replace
 
 from microgpt.checks import check_type
 from microgpt.corpus.dataset import Dataset, Long
+from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.corpus.windows import divided, share_of_beginnings, window_entries
-from microgpt.data import Tokenizer
+from microgpt.data import BaseTokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.samples import WORK_TOGETHER
@@ -19,7 +20,7 @@ from microgpt.training.continuation import (
     config_of_model,
     origin_of,
     starting_weights,
-    with_characters_of,
+    with_tokens_of,
 )
 from microgpt.training.options import (
     DEFAULTS,
@@ -27,6 +28,7 @@ from microgpt.training.options import (
     LossOn,
     OptimizerName,
     Schedule,
+    TokenizerName,
     TrainConfig,
     resolved,
 )
@@ -65,7 +67,8 @@ def prepare(
     `train_config.seed`, step and row of the batch: see `corpus/windows.py`.
 
     Args:
-        dataset: documents or conversations to learn from.
+        dataset: documents or conversations to learn from; with `tokenizer` "bpe" subwords are
+            learned from them first, unless they are encoded by subwords already.
         train_config: options of the run.
         rng: the source of all randomness; None for `random.Random(train_config.seed)`.
         val_dataset: other documents to validate on, without a share of `dataset`.
@@ -92,8 +95,13 @@ def prepare(
     if init_from is not None:
         check_type("init_from", init_from, LanguageModel)
         config = config_of_model(config, init_from)
-        dataset = with_characters_of(init_from, dataset, extend_vocab=extend_vocab)
+        dataset = with_tokens_of(init_from, dataset, extend_vocab=extend_vocab)
+    if isinstance(dataset.tokenizer, SubwordTokenizer):
+        vocab_size = config.vocab_size or dataset.tokenizer.vocab_size
+        config = replace(config, tokenizer="bpe", vocab_size=vocab_size)
     config = resolved(config)
+    if config.vocab_size and not isinstance(dataset.tokenizer, SubwordTokenizer):
+        dataset = dataset.with_subwords(config.vocab_size)
     rng = random.Random(config.seed) if rng is None else rng
     check_type("rng", rng, random.Random)
     seed = config.seed if _is_fresh(rng, config.seed) else None
@@ -171,7 +179,7 @@ def _in_blocks(dataset: Dataset, config: TrainConfig) -> Ordered:
     return dataset, range(len(dataset))
 
 
-def _other_documents(dataset: Dataset, tokenizer: Tokenizer, config: TrainConfig) -> Ordered:
+def _other_documents(dataset: Dataset, tokenizer: BaseTokenizer, config: TrainConfig) -> Ordered:
     check_type("val_dataset", dataset, Dataset)
     try:
         return _in_blocks(_learnable(dataset.encoded_with(tokenizer), config), config)
@@ -209,6 +217,8 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
     muon_learning_rate: float | None = DEFAULTS.muon_learning_rate,
     muon_momentum: float | None = DEFAULTS.muon_momentum,
     muon_iterations: int | None = DEFAULTS.muon_iterations,
+    tokenizer: TokenizerName = DEFAULTS.tokenizer,
+    vocab_size: int | None = DEFAULTS.vocab_size,
     n_embd: int = DEFAULTS.n_embd,
     n_head: int = DEFAULTS.n_head,
     n_layer: int = DEFAULTS.n_layer,
@@ -251,6 +261,8 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         muon_learning_rate=muon_learning_rate,
         muon_momentum=muon_momentum,
         muon_iterations=muon_iterations,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
         n_embd=n_embd,
         n_head=n_head,
         n_layer=n_layer,

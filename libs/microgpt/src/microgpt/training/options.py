@@ -14,6 +14,7 @@ from msgspec.structs import force_setattr, replace
 
 from microgpt.checks import check_choice, is_integer, is_number
 from microgpt.corpus.dataset import Long
+from microgpt.corpus.subwords import VOCAB_SIZE
 from microgpt.engines import resolved_engine
 from microgpt.engines.muon import MOMENTUM, N_ITERATIONS, Muon
 from microgpt.errors import ConfigError
@@ -26,6 +27,7 @@ __all__ = [
     "LossOn",
     "OptimizerName",
     "Schedule",
+    "TokenizerName",
     "TrainConfig",
     "default_learning_rate",
     "muon_of",
@@ -34,6 +36,7 @@ __all__ = [
 
 Schedule: TypeAlias = Literal["linear", "cosine", "constant"]
 LossOn: TypeAlias = Literal["all", "assistant"]
+TokenizerName: TypeAlias = Literal["characters", "bpe"]
 OptimizerName: TypeAlias = Literal["adam", "muon"]
 Dtype: TypeAlias = Literal["float32", "float64"]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
@@ -82,6 +85,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, msgspec.Meta(ge=1, le=100)] | None,
         _about("Newton-Schulz iterations per update of Muon; None for 5"),
     ] = None
+    tokenizer: Annotated[
+        TokenizerName, _about("tokens are characters, or subwords learned by byte-pair encoding")
+    ] = "characters"
+    vocab_size: Annotated[
+        AtLeastOne | None,
+        _about("token ids of subwords, special tokens included; None for 1024"),
+    ] = None
     n_embd: Annotated[int, _about("width of the model", ge=1)] = 16
     n_head: Annotated[int, _about("attention heads; must divide n_embd", ge=1)] = 4
     n_layer: Annotated[int, _about("transformer blocks", ge=1)] = 1
@@ -121,6 +131,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and self.optimizer != "muon":
                 raise ConfigError(f"{name} is {value}, expected None without optimizer muon")
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise ConfigError(
+                f"vocab_size is {self.vocab_size}, expected None without tokenizer bpe: a "
+                "vocabulary of characters has those of the data"
+            )
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
@@ -222,6 +237,8 @@ def resolved(config: TrainConfig) -> TrainConfig:
     chosen: dict[str, Any] = {
         "learning_rate": default_learning_rate(config.n_embd, config.optimizer)
     }
+    if config.tokenizer == "bpe":
+        chosen["vocab_size"] = VOCAB_SIZE
     if config.optimizer == "muon":
         chosen["muon_learning_rate"] = MUON_LEARNING_RATE
         chosen["muon_momentum"] = MOMENTUM

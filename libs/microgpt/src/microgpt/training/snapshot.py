@@ -17,7 +17,9 @@ import msgspec
 import numpy as np
 
 from microgpt.checks import PathLike, cause_of, checked_path
-from microgpt.data import Tokenizer
+from microgpt.corpus.byte_pairs import Pair
+from microgpt.corpus.subwords import SubwordTokenizer
+from microgpt.data import BaseTokenizer, Tokenizer
 from microgpt.errors import CheckpointError, ConfigError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.model import ModelConfig
@@ -59,6 +61,7 @@ class _State(msgspec.Struct, kw_only=True):
     loss: float | None = None
     origin: Origin | None = None
     has_system: bool = False
+    merges: list[Pair] | None = None  # of subwords, in place of characters
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Snapshot:
     Args:
         path: the file.
         config: sizes of the model.
-        tokenizer: its characters.
+        tokenizer: its characters or subwords.
         engine: name of the engine that ran it.
         step: steps taken.
         n_updates: updates of the optimizer.
@@ -84,7 +87,7 @@ class Snapshot:
 
     path: Path
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: BaseTokenizer
     engine: str
     step: int
     n_updates: int
@@ -190,7 +193,14 @@ def _state(trainer: Trainer, options: Mapping[str, Any]) -> _State:
         loss=trainer.loss,
         origin=trainer.origin,
         has_system=tokenizer.has_system,
+        merges=list(tokenizer.merges) if isinstance(tokenizer, SubwordTokenizer) else None,
     )
+
+
+def _tokenizer(state: _State) -> BaseTokenizer:
+    if state.merges is None:
+        return Tokenizer(tuple(state.chars), state.is_chat, state.has_system)
+    return SubwordTokenizer(tuple(state.merges), state.is_chat, state.has_system)
 
 
 def _train_config(state: _State) -> TrainConfig:
@@ -298,7 +308,7 @@ def _read(path: Path) -> Snapshot:
             )
         state = msgspec.json.decode(metadata["state"], type=_State)
         config = ModelConfig(**state.model)
-        tokenizer = Tokenizer(tuple(state.chars), state.is_chat, state.has_system)
+        tokenizer = _tokenizer(state)
         train_config = _train_config(state)
     except (safetensors.SafetensorError, msgspec.DecodeError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
