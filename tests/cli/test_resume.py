@@ -24,6 +24,7 @@ FLAGS = [
     *("--snapshot-every", 1000, "--log-every", 1000),
 ]
 WINDOWS = ["--long", "window", "--block-size", 3]
+BPE = ["--tokenizer", "bpe", "--vocab-size", 262]
 MUON = ["--optimizer", "muon", "--lr", 0.005]
 
 
@@ -110,11 +111,12 @@ def check_interruptions(
         assert resumed.status == 0, resumed.err
         assert (digests(directory), closing_samples(resumed.out)) == expected, i
         strange = {path.name for path in directory.iterdir()}
-        assert strange == {"weights.json", "meta.json", "metrics.jsonl", "checkpoints"}
+        expected_files = {"weights.json", "meta.json", "metrics.jsonl", "checkpoints"}
+        assert strange - {"tokenizer.json"} == expected_files
     assert n_stopped == n_trials
 
 
-@pytest.mark.parametrize("flags", [[], WINDOWS, MUON])
+@pytest.mark.parametrize("flags", [[], WINDOWS, MUON, BPE])
 def test_interrupted_runs_end_as_the_uninterrupted_one(
     cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:
@@ -123,7 +125,7 @@ def test_interrupted_runs_end_as_the_uninterrupted_one(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("flags", [[], WINDOWS, MUON])
+@pytest.mark.parametrize("flags", [[], WINDOWS, MUON, BPE])
 def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
     cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:

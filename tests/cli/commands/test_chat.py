@@ -567,14 +567,14 @@ def test_messages_left_out_of_real_conversations_are_counted(
 # ---------------------------------------------------------------- the message of the system
 
 
-@pytest.fixture(scope="module")
-def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[{}, {"tokenizer": "bpe", "vocab_size": 264}])
+def instructed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers in capitals if the system says so."""
     folder = tmp_path_factory.mktemp("instructed")
     loud = [{"role": "system", "content": "loud"}, user("hi"), assistant("HEY")]
     dataset = microgpt.Dataset.from_conversations([loud, [user("hi"), assistant("hey")]])
     config = microgpt.TrainConfig(steps=300, block_size=32, batch_size=2, n_embd=24)
-    model, trainer = microgpt.prepare(dataset, config)
+    model, trainer = microgpt.prepare(dataset, config, **request.param)
     trainer.advance(config.steps)
     model.save(folder)
     return folder
@@ -629,6 +629,8 @@ def test_model_without_system_turns_says_so(
     exported = cli(
         "export", "--model-dir", instructed, "--output", tmp_path / "json", "--format", "json"
     )
-    warning = "warning: the Rust system cannot read this model: it has a token for messages of the "
-    assert exported.err == f"{warning}system\n"
+    reasons = ("it has a token for messages of the system", "its tokens are subwords")
+    assert exported.err in [
+        f"warning: the Rust system cannot read this model: {reason}\n" for reason in reasons
+    ]
     assert cli("export", "--model-dir", instructed, "--output", tmp_path / "safe").err == ""

@@ -170,6 +170,29 @@ def test_stats_as_json(cli: "Cli", names: Path) -> None:
     }
 
 
+def test_stats_of_subwords_say_how_much_more_text_fits(cli: "Cli", names: Path) -> None:
+    flags = ("--tokenizer", "bpe", "--vocab-size", 262)
+    lines = cli("data", "stats", names, *flags).lines
+    figures = json.loads(cli("data", "stats", names, *flags, "--json").out)
+    dataset = microgpt.Dataset.from_documents(names.read_text().split()).with_subwords(262)
+    n_tokens = int(dataset.lengths.sum())
+    assert (figures["tokens"], figures["vocab_size"], figures["characters"]) == (n_tokens, 262, 9)
+    assert figures["characters_per_token"] == round(39 / n_tokens, 3)
+    assert figures["charset"] == list("abehlnotv")
+    assert lines[1] == f"tokens:          {n_tokens} (each predicted once: subwords and ends)"
+    assert lines[2] == (
+        f"vocabulary:      262 (subwords; a block holds {39 / n_tokens:.2f} times the text that it "
+        "holds by characters)"
+    )
+
+
+def test_number_of_subwords_needs_subwords(cli: "Cli", names: Path) -> None:
+    for command in (("data", "stats", names), ("train", "--input", names)):
+        refused = cli(*command, "--vocab-size", 300)
+        assert refused.status == 2
+        assert "--vocab-size: it needs --tokenizer bpe" in refused.err
+
+
 def test_one_document_beyond_ascii_is_counted_in_the_singular(cli: "Cli", tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("zo\u00eb\nanna\n")

@@ -58,3 +58,25 @@ def test_half_needs_safetensors(cli: Any, model_dir: Path, tmp_path: Path) -> No
     assert result.status == 2
     assert "needs --format safetensors" in result.err
     assert not (tmp_path / "copy").exists()
+
+
+def test_model_of_subwords_is_exported_with_a_warning_about_other_readers(
+    cli: Any, names: Path, tmp_path: Path
+) -> None:
+    model_dir, copy = tmp_path / "out", tmp_path / "copy"
+    flags = ("--tokenizer", "bpe", "--vocab-size", 262, "--steps", 5, "--quiet")
+    assert cli("train", "--input", names, "--output", model_dir, *flags).status == 0
+    result = cli("export", "--model-dir", model_dir, "--output", copy, "--format", "json")
+    assert result.status == 0
+    assert result.err == (
+        "warning: the Rust system cannot read this model: its tokens are subwords\n"
+    )
+    assert sorted(path.name for path in copy.iterdir()) == [
+        "meta.json",
+        "tokenizer.json",
+        "weights.json",
+    ]
+    for command in (("generate",), ("info",), ("score", "--input", names)):
+        expected = cli(*command, "--model-dir", model_dir)
+        assert cli(*command, "--model-dir", copy).out == expected.out
+        assert expected.status == 0

@@ -89,3 +89,11 @@ def test_folder_that_may_only_be_read_is_enough(cli: "Cli", shared: Path, tmp_pa
     assert cli("info", "--model-dir", copied).status == 0
     assert {path.name for path in copied.iterdir()} >= {"meta.json", "weights.json"}
     copied.chmod(0o755)
+
+
+def test_model_of_subwords_names_the_longest(cli: "Cli", tmp_path: Path) -> None:
+    microgpt.fit(["banana", "bananas"], steps=1, tokenizer="bpe", vocab_size=260).save(tmp_path)
+    lines = cli("info", "--model-dir", tmp_path).lines
+    assert "  vocab_size:      260" in lines
+    assert "  subwords:        3 besides single bytes, longest 'banana'" in lines
+    assert not any("charset" in line for line in lines)

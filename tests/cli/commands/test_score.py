@@ -17,7 +17,16 @@ def model_dir(cli: Any, names: Path, tmp_path: Path) -> Path:
 def test_score_agrees_with_the_logits(cli: Any, names: Path, model_dir: Path) -> None:
     result = cli("score", "--model-dir", model_dir, "--input", names, "--json")
     figures = json.loads(result.out)
-    assert list(figures) == ["n_tokens", "nats_per_token", "bits_per_token", "perplexity"]
+    assert list(figures) == [
+        "n_tokens",
+        "nats_per_token",
+        "bits_per_token",
+        "bits_per_byte",
+        "perplexity",
+    ]
+    n_bytes = len("".join(names.read_text().split()))
+    bits = figures["bits_per_token"] * figures["n_tokens"]
+    assert figures["bits_per_byte"] == pytest.approx(bits / n_bytes)
     documents = names.read_text().split()
     assert figures["n_tokens"] == sum(len(name) + 1 for name in documents)
     model = microgpt.load(model_dir)

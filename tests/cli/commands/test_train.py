@@ -903,3 +903,24 @@ def test_samples_of_several_lines_are_indented(cli: "Cli", tmp_path: Path) -> No
     at = result.lines.index("--- samples ---")
     assert len(result.lines[at:]) > 4
     assert all(line.startswith("  ") for line in result.lines[at + 1 :])
+
+
+def test_fewer_subwords_than_asked_for_are_said(cli: Any, names: Path, tmp_path: Path) -> None:
+    names.write_text("ab\n")
+    flags = ("--tokenizer", "bpe", "--vocab-size", 600, "--steps", 2, "--output", tmp_path / "out")
+    result = cli("train", "--input", names, *flags)
+    assert result.status == 0
+    assert result.err == (
+        "warning: the vocabulary has 258 of 600 tokens: no pair is left to merge\n"
+    )
+    assert "vocab size:  258" in result.out
+
+
+def test_documents_are_too_long_in_subwords(cli: Any, names: Path, tmp_path: Path) -> None:
+    names.write_text("banana banana\nbanana ban zoe\nbanana\n" * 3)
+    flags = ("--tokenizer", "bpe", "--vocab-size", 262, "--block-size", 4, "--steps", 2)
+    dataset = microgpt.Dataset.from_documents(names.read_text().splitlines()).with_subwords(262)
+    n_long = int((dataset.lengths > 4).sum())
+    result = cli("train", "--input", names, *flags, "--output", tmp_path / "out")
+    assert 0 < n_long < 9
+    assert f"warning: {n_long} of 9 documents cut: longer than block_size=4" in result.err

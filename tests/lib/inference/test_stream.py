@@ -1,9 +1,9 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
-from microgpt import ConfigError, LanguageModel, Tokenizer, fit
+from microgpt import ConfigError, LanguageModel, SubwordTokenizer, Tokenizer, fit
 from microgpt.inference.stream import TextStream
 
 TOKENIZER = Tokenizer(tuple("abcd"))
@@ -120,3 +120,50 @@ def test_stream_that_is_closed_gives_nothing_more(model: LanguageModel) -> None:
     stream = model.stream(max_tokens=5, temperature=5.0)
     next(stream)
     del stream  # ends the generators under it; an error in that would fail this test
+
+
+# ---------------------------------------------------------------- subwords
+
+WOODCHUCK = "how much wood would a woodchuck chuck? Größe, cafés, 中文 中文, 👍👍🏽"
+SUBWORDS = SubwordTokenizer.from_texts([WOODCHUCK], 300)
+
+
+@given(st.lists(st.integers(0, SUBWORDS.vocab_size - 1), max_size=40), st.data())
+def test_stream_of_subwords_is_the_text_without_half_characters(
+    token_ids: list[int], data: st.DataObject
+) -> None:
+    text = SUBWORDS.decode(token_ids)
+    assert "".join(TextStream(iter(token_ids), SUBWORDS, 100)) == text
+    start = data.draw(st.integers(0, len(text)))
+    stop = text[start : start + data.draw(st.integers(1, 5))]
+    assume("\ufffd" not in stop)  # stands for half a character, which may come at the very end
+    stream = TextStream(iter(token_ids), SUBWORDS, 100, [stop] if stop else [])
+    assert "".join(stream) == (text[: text.find(stop)] if stop else text)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_stream_of_any_text_gives_whole_characters(text: str) -> None:
+    stream = TextStream(iter(SUBWORDS.encode(text)), SUBWORDS, 10_000)
+    pieces = list(stream)
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_piece_has_the_tokens_that_begin_in_it() -> None:
+    token_ids = SubwordTokenizer(()).encode("a👍b")
+    stream = TextStream(iter(token_ids), SubwordTokenizer(()), 100)
+    given_ids = [(piece, [token.token_id for token in stream.tokens]) for piece in stream]
+    assert given_ids == [("a", token_ids[:1]), ("👍", token_ids[1:5]), ("b", token_ids[5:])]
+
+
+def test_stop_text_that_spans_tokens_and_cuts_one() -> None:
+    tokenizer = SubwordTokenizer.from_texts(["abc abc abc"], 260)
+    (*_, abc) = tokenizer.encode("abc abc")  # " abc" is one token
+    stream = TextStream(iter([*tokenizer.encode("abc"), abc, abc]), tokenizer, 100, ["c a"])
+    assert [(piece, len(stream.tokens)) for piece in stream] == [("ab", 1)]
+    assert stream.finish_reason == "stop"
+
+
+def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+    (half, *_) = SubwordTokenizer(()).encode("é")
+    assert list(TextStream(iter([half]), SubwordTokenizer(()), 1)) == ["\ufffd"]

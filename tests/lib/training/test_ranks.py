@@ -53,19 +53,21 @@ def run_job(n_processes: int, program: str, *arguments: object) -> subprocess.Co
 
 
 @pytest.mark.parametrize(
-    ("n_processes", "engine", "optimizer"),
+    ("n_processes", "engine", "special"),
     [
         (2, "native", "adam"),
         (3, "native", "adam"),
         (3, "vectorized", "adam"),
         (2, "native", "muon"),
         (3, "native", "muon"),
+        (2, "native", "bpe"),
     ],
 )
 def test_ranks_that_share_a_batch_train_as_one_process_does(
-    tmp_path: Path, n_processes: int, engine: str, optimizer: str
+    tmp_path: Path, n_processes: int, engine: str, special: str
 ) -> None:
-    options = OPTIONS | {"engine": engine, "dtype": "float64", "optimizer": optimizer}
+    own = {"tokenizer": "bpe", "vocab_size": 262} if special == "bpe" else {"optimizer": special}
+    options = OPTIONS | {"engine": engine, "dtype": "float64"} | own
     dataset = Dataset.from_documents(DOCUMENTS)
     _, alone = microgpt.prepare(dataset, TrainConfig(**TRAIN), random.Random(3), **options)
     reports = list(alone)

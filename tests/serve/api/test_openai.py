@@ -451,14 +451,15 @@ def test_message_of_the_system_is_left_out_and_said_where_the_model_knows_none(
     assert "system_dropped" not in chat.post("/microgpt/v1/chat", json={"messages": hello}).json()
 
 
+@pytest.mark.parametrize("tokens", [{}, {"tokenizer": "bpe", "vocab_size": 264}])
 def test_openai_client_instructs_a_model_that_knows_the_system(
-    tmp_path: Path,
+    tmp_path: Path, tokens: dict[str, Any]
 ) -> None:
     loud = [{"role": "system", "content": "loud"}, *TURNS, {"role": "assistant", "content": "HEY"}]
     quiet = [*TURNS, {"role": "assistant", "content": "hey"}]
     dataset = microgpt.Dataset.from_conversations([loud, quiet])
     config = microgpt.TrainConfig(steps=300, block_size=32, batch_size=2, n_embd=24)
-    model, trainer = microgpt.prepare(dataset, config)
+    model, trainer = microgpt.prepare(dataset, config, **tokens)
     trainer.advance(config.steps)
     model.save(tmp_path)
     with running(tmp_path) as server:
@@ -466,6 +467,10 @@ def test_openai_client_instructs_a_model_that_knows_the_system(
         for messages, expected in ((loud[:2], "HEY"), (TURNS, "hey")):
             chosen: Any = messages
             answer = client.chat.completions.create(
-                model=tmp_path.name, messages=chosen, temperature=0
+                model=tmp_path.name, messages=chosen, temperature=0, logprobs=True
             )
-            assert answer.choices[0].message.content == expected
+            (choice,) = answer.choices
+            assert choice.message.content == expected
+            assert choice.logprobs
+            assert choice.logprobs.content
+            assert "".join(each.token for each in choice.logprobs.content) == expected

@@ -39,8 +39,8 @@ def command(
         "n_tokens": total.n_tokens,
         "nats_per_token": total.nats_per_token,
         "bits_per_token": total.bits_per_token,
-        "perplexity": total.perplexity,
         "bits_per_byte": total.bits_per_byte,
+        "perplexity": total.perplexity,
     }
     documents = []
     if per_document:

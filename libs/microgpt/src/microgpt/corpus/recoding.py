@@ -100,12 +100,12 @@ def recoded(
             if mark >= 0:
                 out.append(special[int(ids[mark]) - old.n_plain])
                 if counted is not None:
-                    out_counted.append(counted[first + mark])
+                    out_counted.append(int(counted[first + mark]))
             for piece in texts.pieces(ids[mark + 1 : end]):
                 new_ids = new.encode(piece)
                 out.extend(new_ids)
                 if counted is not None:
-                    out_counted += bytes([counted[first + mark + 1]]) * len(new_ids)
+                    out_counted += bytes([int(counted[first + mark + 1])]) * len(new_ids)
         out_starts.append(out_start)
         out_lengths.append(len(out) - 1 - out_start)
     return (
