@@ -95,5 +95,5 @@ def test_model_of_subwords_names_the_longest(cli: "Cli", tmp_path: Path) -> None
     microgpt.fit(["banana", "bananas"], steps=1, tokenizer="bpe", vocab_size=260).save(tmp_path)
     lines = cli("info", "--model-dir", tmp_path).lines
     assert "  vocab_size:      260" in lines
-    assert "  subwords:        3 besides single bytes, longest 'banana'" in lines
+    assert "  subwords:        3 besides single bytes, longest 'ban'" in lines
     assert not any("charset" in line for line in lines)
