@@ -83,6 +83,7 @@ def small_cases(draw: st.DrawFn) -> Case:
 @example(case=Case(sizes(4, 6, 1, 3, 5), [5]))  # one head, T = block_size
 @example(case=Case(sizes(3, 6, 2, 1, 1), [1]))  # T = 1
 @example(case=Case(sizes(3, 6, 2, 2, 4), [2, 4], share_hidden=1))
+@example(case=Case(sizes(4096, 2, 1, 1, 2), [2]))  # a vocabulary of subwords
 @settings(max_examples=40, deadline=None)
 def test_loss_and_gradients_are_those_of_the_scalar_engine(
     fast: str, dtype: str, case: Case
@@ -150,6 +151,7 @@ def with_torch(torch: Any, weights: Parameters, batch: Batch) -> Expected:
         Case(sizes(65, 33, 3, 3, 40), [40, 17, 1, 39]),
         Case(sizes(98, 64, 8, 2, 100), [100, 90, 7, 100, 33], share_hidden=0.1),
         Case(sizes(13, 34, 2, 1, 300), [300]),
+        Case(sizes(4096, 32, 4, 2, 40), [40, 7]),
     ],
     ids=lambda case: "-".join(map(str, case.lengths)),
 )

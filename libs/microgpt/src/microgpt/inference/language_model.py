@@ -209,10 +209,10 @@ class LanguageModel:
         Args:
             num_samples: how many, 0 to 1,000,000.
             temperature: 0 for the most likely text; higher is more surprising.
-            top_k: choose among the k most likely characters only.
-            top_p: choose among the most likely characters that together reach this probability.
+            top_k: choose among the k most likely tokens only.
+            top_p: choose among the most likely tokens that together reach this probability.
             prompt: beginning of every document, included in the result.
-            max_tokens: the most characters after the prompt, beyond the block too; None for the
+            max_tokens: the most tokens after the prompt, beyond the block too; None for the
                 rest of the block.
             stop: stop texts; a document ends before the first.
             seed: sample i is drawn from `random.Random(seed + i)`, however many are asked for.
@@ -313,8 +313,8 @@ class LanguageModel:
             messages: at least one, each with "role" (user or assistant) and "content"; the oldest
                 are dropped where not all fit.
             temperature: 0 for the most likely reply; higher is more surprising.
-            top_k: choose among the k most likely characters only.
-            top_p: choose among the most likely characters that together reach this probability.
+            top_k: choose among the k most likely tokens only.
+            top_p: choose among the most likely tokens that together reach this probability.
             max_tokens: see `generate`.
             stop: stop texts; the reply ends before the first.
             seed: of the draws.
@@ -412,7 +412,7 @@ class LanguageModel:
     def score(self, documents: Iterable[str]) -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.
 
-        Every character and the closing BOS is predicted once, also by a model of windows. Documents
+        Every token and the closing BOS is predicted once, also by a model of windows. Documents
         longer than block_size are read in parts that overlap by half: each has half a block before.
 
         Args:

@@ -192,12 +192,13 @@ $("generate").addEventListener("submit", async (event) => {
 // ---------------------------------------------------------------- next token
 
 const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
+const MARKS = { " ": "␣", "\n": "↵", "\t": "⇥" }; // within longer tokens
 
 function bar({ token, probability, is_special }) {
   const row = document.createElement("tr");
   const name = document.createElement("th");
   name.scope = "row";
-  name.textContent = is_special ? `<${token}>` : (NAMES[token] ?? token);
+  name.textContent = is_special ? `<${token}>` : (NAMES[token] ?? token.replace(/[ \n\t]/g, (char) => MARKS[char]));
   const length = document.createElement("div");
   length.style.width = `${100 * probability}%`;
   row.append(name);
