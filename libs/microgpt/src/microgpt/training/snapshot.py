@@ -213,7 +213,8 @@ def _train_config(state: _State) -> TrainConfig:
     if stored is None:
         is_ours = {"input", "chat", "lr", "steps"} <= state.options.keys()
         options = state.options if is_ours else {}
-        stored = options | {"learning_rate": options.get("lr")} | state.model
+        sizes = {**state.model, "vocab_size": None}  # an option of subwords, which are newer
+        stored = options | {"learning_rate": options.get("lr")} | sizes
     known = {name: stored[name] for name in TrainConfig.__struct_fields__ if name in stored}
     return TrainConfig(**(known | {"dtype": state.dtype, "engine": state.engine}))
 
