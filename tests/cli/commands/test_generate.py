@@ -1,3 +1,4 @@
+import json
 import os
 import pty
 import shutil
@@ -240,3 +241,108 @@ def test_prompt_longer_than_the_block_is_read_from_its_end(cli: "Cli", scenes: P
     result = cli("generate", *options)
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("error: the prompt has 31 tokens, expected at most block_size=16")
+
+
+# ---------------------------------------------------------------- for other programs
+
+
+def test_plain_texts_stand_alone(cli: "Cli", model_dir: Path) -> None:
+    expected = microgpt.load(model_dir).generate(5)
+    flags = ("generate", "--model-dir", model_dir, "--num-samples", 5)
+    assert cli(*flags, "--plain").out == "".join(f"{text}\n" for text in expected)
+    assert cli(*flags, "--null").out == "".join(f"{text}\0" for text in expected)
+    lines = [json.loads(line) for line in cli(*flags, "--json").lines]
+    assert lines == [
+        {"sample": i + 1, "seed": 42 + i, "text": text} for i, text in enumerate(expected)
+    ]
+
+
+@pytest.mark.parametrize(("name", "flag"), [("new.txt", "--plain"), ("new.jsonl", "--json")])
+def test_file_has_what_stdout_would_have(
+    cli: "Cli", model_dir: Path, tmp_path: Path, name: str, flag: str
+) -> None:
+    flags = ("generate", "--model-dir", model_dir, "--num-samples", 5)
+    result = cli(*flags, "--output", tmp_path / name)
+    assert (result.status, result.out, result.err) == (0, "", "")
+    assert (tmp_path / name).read_text() == cli(*flags, flag).out
+    assert cli(*flags, "--plain", "--output", tmp_path / name).status == 0
+    assert (tmp_path / name).read_text() == cli(*flags, "--plain").out
+
+
+def test_unique_and_novel_samples_are_drawn_until_there_are_enough(
+    cli: "Cli", model_dir: Path, names: Path
+) -> None:
+    model = microgpt.load(model_dir)
+    flags = ("generate", "--model-dir", model_dir, "--num-samples", 30)
+    flags = (*flags, "--temperature", 1.5)
+    every = model.generate(3000, temperature=1.5)
+    once = list(dict.fromkeys(every))
+    assert cli(*flags, "--unique", "--plain").lines == once[:30]
+    known = names.read_text().split()
+    assert {*known} & {*every[:30]}
+    novel = [text for text in every if text not in known]
+    assert cli(*flags, "--novel", names, "--plain").lines == novel[:30]
+    both = list(dict.fromkeys(novel))
+    found = cli(*flags, "--unique", "--novel", names, "--json").lines
+    assert [json.loads(line)["text"] for line in found] == both[:30]
+    for line in found:
+        fields = json.loads(line)
+        assert model.generate(1, temperature=1.5, seed=fields["seed"]) == [fields["text"]]
+
+
+def test_too_few_different_samples_are_written_and_said(
+    cli: "Cli", model_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--num-samples", 5, "--unique", "--temperature", 0)
+    result = cli("generate", "--model-dir", model_dir, *flags, "--output", tmp_path / "new")
+    (text,) = microgpt.load(model_dir).generate(1, temperature=0)
+    assert (tmp_path / "new").read_text() == f"{text}\n"
+    assert (result.status, result.out) == (1, "")
+    assert result.err == (
+        "error: 500 draws gave 1 of 5 samples that are unique\n"
+        "hint: a higher --temperature gives more different ones\n"
+    )
+
+
+def test_line_ends_within_texts_are_said(cli: "Cli", tmp_path: Path) -> None:
+    microgpt.fit(["a\nb", "c\nd"], steps=200).save(tmp_path)
+    flags = ("generate", "--model-dir", tmp_path, "--num-samples")
+    assert "--null tells where each ends" in cli(*flags, 3, "--plain").err
+    for harmless in ((1, "--plain"), (3, "--null"), (3, "--json"), (3,)):
+        assert cli(*flags, *harmless).err == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (("--json", "--plain"), "--json: use it or --plain, not both"),
+        (("--novel", "missing.txt"), "missing.txt"),
+        (("--output", "/"), "cannot write /"),
+    ],
+)
+def test_output_that_cannot_be_is_refused(
+    cli: "Cli", model_dir: Path, flags: tuple[str, ...], problem: str
+) -> None:
+    result = cli("generate", "--model-dir", model_dir, *flags)
+    assert result.status in {1, 2}
+    assert (problem in result.err, result.out) == (True, "")
+
+
+def test_number_of_samples_is_shown_where_they_are_not(model_dir: Path, program: Path) -> None:
+    controller, terminal = pty.openpty()
+    command = [str(program), "generate", "--model-dir", str(model_dir), "--num-samples", "200000"]
+    try:
+        done = subprocess.run(
+            [*command, "--plain"],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            env=os.environ | {"TERM": "xterm"},
+            check=True,
+        )
+        shown = os.read(controller, 1 << 16).decode()
+    finally:
+        os.close(controller)
+        os.close(terminal)
+    assert done.stdout.count(b"\n") == 200_000
+    assert " of 200,000 samples" in shown
+    assert shown.endswith("\r\x1b[2K")

@@ -1,16 +1,16 @@
-"""The progress bar of training, on a terminal as stderr."""
+"""The progress of training and of many samples, on a terminal as stderr."""
 
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["ProgressBar", "progress_bar"]
+__all__ = ["ProgressBar", "progress_bar", "sample_count"]
 
 SECONDS_PER_DRAWING = 0.1
 
@@ -45,6 +45,37 @@ class ProgressBar:
             self._progress.refresh()
 
 
+def _is_shown() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+@contextmanager
+def sample_count(n: int, *, is_shown: bool) -> Iterator[Callable[[int], None]]:
+    """Yield what shows a number of samples on a terminal, and remove it at the end.
+
+    Args:
+        n: of all samples.
+        is_shown: whether it is to be shown, unless stdout shows the samples there themselves.
+    """
+    drawn_at = time.perf_counter()
+    is_shown = _is_shown() and (is_shown or not sys.stdout.isatty())
+
+    def show(number: int) -> None:
+        nonlocal drawn_at
+        now = time.perf_counter()
+        if is_shown and now - drawn_at >= SECONDS_PER_DRAWING:
+            drawn_at = now
+            sys.stderr.write(f"\r\x1b[2K{number:,} of {n:,} samples")
+            sys.stderr.flush()
+
+    try:
+        yield show
+    finally:
+        if is_shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
 @contextmanager
 def progress_bar(first_step: int, n_steps: int) -> Iterator[ProgressBar | None]:
     """Yield a bar, or None if stderr is no terminal that can show one.
@@ -53,7 +84,7 @@ def progress_bar(first_step: int, n_steps: int) -> Iterator[ProgressBar | None]:
         first_step: steps taken before, by the run that is resumed.
         n_steps: of the run.
     """
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not _is_shown():
         yield None
         return
     from rich.console import Console  # noqa: PLC0415 - 70 ms, for terminals only

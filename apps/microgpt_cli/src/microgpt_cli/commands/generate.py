@@ -1,16 +1,25 @@
 """`microgpt-cli generate`: new documents from a trained model."""
 
-from dataclasses import replace
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import microgpt
 import typer
 
+from microgpt_cli.drawing import MAX_DRAWS, Sample, Wanted, draw
 from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
+from microgpt_cli.progress import sample_count
 from microgpt_cli.terminal import counted, shown, warn
+from microgpt_cli.writing import write_whole
 
 __all__ = ["command"]
+
+Line: TypeAlias = Callable[[int, Sample], str]  # from a sample and its number
 
 
 def command(
@@ -27,16 +36,93 @@ def command(
     top_p: TopP = microgpt.SamplingConfig.top_p,
     max_tokens: MaxTokens = microgpt.SamplingConfig.max_tokens,
     stop: Stop = None,
+    unique: Annotated[
+        bool,
+        typer.Option(
+            "--unique",
+            help=f"Each text once: draw on until there are enough, at most {MAX_DRAWS} per sample.",
+        ),
+    ] = False,
+    novel: Annotated[
+        list[str] | None,
+        typer.Option(help="Only texts that are no line of this file; may be repeated."),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print the texts alone, one per line.")
+    ] = False,
+    null: Annotated[
+        bool,
+        typer.Option(
+            "--null", help="As --plain, with a NUL byte after each in place of a line end."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per line.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write, as --plain; JSON lines if it ends in .jsonl.",
+            show_default="stdout",
+        ),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Print samples of a trained model."""
+    if as_json and (plain or null):
+        raise typer.BadParameter("use it or --plain, not both.", param_hint="--json")
+    line: Line = _numbered
+    if as_json or (output and output.suffix == ".jsonl" and not (plain or null)):
+        line = _as_json
+    elif plain or null or output:
+        line = _with_null if null else _with_line_end
+    known = {text for path in novel or [] for text in microgpt.read_documents(path)}
+    wanted = Wanted(num_samples, unique, bool(novel), known)
     config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
     model = microgpt.load(model_dir, threads=threads)
     start = model.prompt(prompt, too_long="truncate" if max_tokens else "error")
     if start.tokens_dropped:
         dropped = counted(start.tokens_dropped, "token")
         warn(f"{dropped} at the beginning of the prompt do not fit into the block and are not read")
-    for i in range(num_samples):  # one by one, so that each is printed as soon as it is drawn
-        text = prompt + model.reply(start, replace(config, seed=seed + i)).content
+    drawn = chain.from_iterable(draw(model, prompt, start, config, wanted))
+    with _written(output) as write, sample_count(num_samples, is_shown=bool(output)) as count:
+        has_line_ends = False
+        for number, sample in enumerate(drawn, 1):
+            write(line(number, sample))
+            count(number)
+            has_line_ends |= "\n" in sample.text
+    if has_line_ends and num_samples > 1 and line is _with_line_end:
+        warn("some texts hold line ends; --null tells where each ends, and --json")
+
+
+def _numbered(number: int, sample: Sample) -> str:
+    return f"sample {number:2d}: {shown(sample.text)}\n"
+
+
+def _with_line_end(_: int, sample: Sample) -> str:
+    return f"{sample.text}\n"
+
+
+def _with_null(_: int, sample: Sample) -> str:
+    return f"{sample.text}\0"
+
+
+def _as_json(number: int, sample: Sample) -> str:
+    fields = {"sample": number, "seed": sample.seed, "text": sample.text}
+    return json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def _written(path: Path | None) -> Iterator[Callable[[str], object]]:
+    """Yield what writes a text to stdout at once, or to a file at the end, also of too few."""
+    if path is None:
         # Not typer.echo, which removes the escape sequences of colours.
-        print(f"sample {i + 1:2d}: {shown(text)}", flush=True)  # noqa: T201
+        yield partial(print, end="", flush=True)
+        return
+    parts: list[str] = []
+    try:
+        yield parts.append
+    except microgpt.DataError:
+        write_whole(path, "".join(parts).encode())
+        raise
+    write_whole(path, "".join(parts).encode())
