@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from microgpt.corpus import words
 from microgpt.corpus.words import PATTERN, whole_words, words_of
 
 # Texts in which cuts are likely to differ.
@@ -61,6 +62,15 @@ def test_pieces_give_the_words_of_the_whole_text(text: str, cuts: list[int]) -> 
     pieces = [text[start:end] for start, end in pairwise(at)]
     parts = list(whole_words(pieces))
     assert [word for part in parts for word in words_of(part)] == list(words_of(text))
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_long_text_is_cut_in_parts(
+    length: int, strange_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [list(words_of(text)) for text in strange_texts]
+    monkeypatch.setattr(words, "PART", length)
+    assert [list(words_of(text)) for text in strange_texts] == expected
 
 
 def test_words_leave_before_the_text_has_ended() -> None:
