@@ -9,10 +9,12 @@ Source: Sennrich et al. 2016, arXiv:1508.07909; bytes: Radford et al. 2019 (GPT-
 
 import heapq
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from itertools import pairwise, repeat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from microgpt import checks
 from microgpt.corpus.words import whole_words, words_of
@@ -20,11 +22,9 @@ from microgpt.errors import DataError
 
 __all__ = [
     "BYTES",
-    "END",
     "MAX_TOKEN_BYTES",
     "N_BYTES",
     "Pair",
-    "Row",
     "Vocabulary",
     "byte_ids",
     "count_words",
@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 Pair: TypeAlias = tuple[int, int]  # ids of neighbouring tokens
+_Places: TypeAlias = NDArray[np.int32]
+_Found: TypeAlias = tuple[int, Pair, _Places]  # minus the count, for the heap
 
 N_BYTES = 256
 MAX_TOKEN_BYTES = 128  # of a learned token: a row of dashes needs no token of its own length
@@ -41,8 +43,8 @@ MAX_TOKEN_BYTES = 128  # of a learned token: a row of dashes needs no token of i
 _PRINTABLE = bytes([*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)])
 BYTES = _PRINTABLE + bytes(byte for byte in range(N_BYTES) if byte not in _PRINTABLE)
 _IDS_OF_BYTES = bytes(BYTES.index(byte) for byte in range(N_BYTES))
-
-END = -1  # in place of a token: after the last one of a word, and where a merged one was
+_NO_BYTE = 0xFF  # UTF-8 never has it: between words
+_NO_TOKEN = _IDS_OF_BYTES[_NO_BYTE]
 
 
 def byte_ids(word: str) -> bytes:
@@ -68,29 +70,6 @@ class Vocabulary:
             self._ids[content] = len(self.contents)
             self.contents.append(content)
         return self._ids[content]
-
-
-class Row:
-    """Tokens in a row, each with its neighbours: a merge takes as long in a long row as in a short.
-
-    Every word ends with END. Index -1, left of the first token, is the last END.
-    """
-
-    def __init__(self, tokens: list[int]) -> None:
-        self.tokens = tokens
-        self.left = array("i", range(-1, len(tokens) - 1))
-        self.right = array("i", range(1, len(tokens) + 1))
-
-    def pair_at(self, i: int) -> Pair:
-        """Return token i, which is no END, and the next; a token merged into another is END."""
-        return self.tokens[i], self.tokens[self.right[i]]
-
-    def merge(self, i: int, token: int) -> None:
-        """Put `token` in place of token i and the next."""
-        merged = self.right[i]
-        after = self.right[merged]
-        self.tokens[i], self.tokens[merged] = token, END
-        self.right[i], self.left[after] = after, i
 
 
 def count_words(texts: Iterable[str | Iterable[str]]) -> Counter[str]:
@@ -132,71 +111,105 @@ def learn_merges(counts: Mapping[str, int], n_tokens: int) -> list[Pair]:
         ([('a', 'a'), ('a', 'b')], (256, 257))
     """
     learner = _Learner(counts)
-    merges = []
-    while len(learner.vocabulary.contents) < n_tokens and (pair := learner.most_frequent()):
-        merges.append(pair)
-        learner.merge(pair)
+    merges: list[Pair] = []
+    while N_BYTES + len(merges) < n_tokens and (found := learner.most_frequent()):
+        learner.merge(*found)
+        merges.append(found[0])
     return merges
 
 
 class _Learner:
-    """All words in one row, with the count of every pair and the places where it stands."""
+    """All words in one row of bytes, with the tokens they are and the places of every pair.
+
+    The id of a token stands at its first byte and at its last, and all its occurrences have one
+    length: so its neighbours are found without links.
+    """
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        tokens: list[int] = []
-        self.weights = array("q")  # by place: occurrences of its word
-        for word, count in counts.items():
+        row = bytearray([_NO_BYTE])
+        for word in counts:
             try:
-                tokens += byte_ids(word)
+                row += word.encode()
             except UnicodeEncodeError:
                 raise DataError(checks.half_of_a_character(word)) from None
-            tokens.append(END)
-            self.weights.extend(repeat(count, len(tokens) - len(self.weights)))
-        self.row = Row(tokens)
-        self.vocabulary = Vocabulary()
-        self.pair_counts: dict[Pair, int] = defaultdict(int)
-        self.places: dict[Pair, array[int]] = defaultdict(lambda: array("i"))
-        for i, pair in enumerate(pairwise(self.row.tokens)):
-            if END not in pair:
-                self._add(pair, i)
-        self.heap = [(-count, pair) for pair, count in self.pair_counts.items()]
-        heapq.heapify(self.heap)
+            row.append(_NO_BYTE)
+        token_ids = row.translate(_IDS_OF_BYTES)
+        self.tokens = np.frombuffer(token_ids, np.uint8).astype(np.int32)
+        self.lengths = array("i", [1]) * N_BYTES  # by token, in bytes
+        self.lengths[_NO_TOKEN] = MAX_TOKEN_BYTES  # so that it is merged with nothing
+        # By place: occurrences of its word.
+        dtype = np.min_scalar_type(max(counts.values(), default=0))
+        n_places = np.diff(np.flatnonzero(self.tokens == _NO_TOKEN))
+        self.weights = np.repeat(np.fromiter(counts.values(), dtype), n_places)
+        self.heap: list[tuple[int, Pair, _Places, Iterator[_Found]]] = []
+        for token in {*token_ids} - {_NO_TOKEN}:
+            self._add_pairs_after(token, np.flatnonzero(self.tokens == token).astype(np.int32))
 
-    def _add(self, pair: Pair, i: int) -> None:
-        self.pair_counts[pair] += self.weights[i]
-        self.places[pair].append(i)
+    def _add_pairs_after(self, token: int, places: _Places) -> None:
+        right = self.tokens[places + self.lengths[token]]
+        fits = self._fits(right, token)
+        self._push(self._found(right[fits], places[fits], lambda right: (token, right)))
 
-    def most_frequent(self) -> Pair | None:
-        """Return the next pair to merge, or None if there is none."""
+    def _add_pairs_before(self, token: int, places: _Places) -> None:
+        left = self.tokens[places - 1]
+        fits = self._fits(left, token) & (left != token)  # the pair of both is one after
+        left, places = left[fits], places[fits]
+        places -= np.asarray(self.lengths)[left]
+        self._push(self._found(left, places, lambda left: (left, token)))
+
+    def _fits(self, neighbours: NDArray[np.int32], token: int) -> NDArray[np.bool_]:
+        return np.asarray(self.lengths)[neighbours] <= MAX_TOKEN_BYTES - self.lengths[token]
+
+    def _found(
+        self, neighbours: NDArray[np.int32], places: _Places, pair_with: Callable[[int], Pair]
+    ) -> Iterator[_Found]:
+        """Yield the pairs of a token with each neighbour, the most frequent first."""
+        order = np.argsort(neighbours, kind="stable")
+        neighbours, places = neighbours[order], places[order]
+        starts = np.flatnonzero(np.diff(neighbours, prepend=-1))
+        counts = np.add.reduceat(self.weights[places], starts, dtype=np.int64)
+        neighbours, ends = neighbours[starts], np.append(starts[1:], len(places))
+        order = np.argsort(-counts, kind="stable")
+        for i in order:
+            pair = pair_with(int(neighbours[i]))
+            yield -int(counts[i]), pair, places[starts[i] : ends[i]]
+
+    def _push(self, pairs: Iterator[_Found]) -> None:
+        """Put the next of some pairs on the heap; the others follow when it is taken."""
+        if found := next(pairs, None):
+            heapq.heappush(self.heap, (*found, pairs))
+
+    def most_frequent(self) -> tuple[Pair, _Places] | None:
+        """Return the next pair to merge and its places, or None if there is none."""
         while self.heap:
-            count, pair = heapq.heappop(self.heap)
-            now = self.pair_counts.get(pair, 0)
+            count, pair, places, others = heapq.heappop(self.heap)
+            self._push(others)
+            left, right = self.tokens[places], self.tokens[places + self.lengths[pair[0]]]
+            places = places[(left == pair[0]) & (right == pair[1])]  # not merged otherwise
+            now = int(self.weights[places].sum(dtype=np.int64))
             if now == -count:
-                return pair
-            if now:  # merges of its neighbours have taken some
-                heapq.heappush(self.heap, (-now, pair))
+                return pair, places
+            if now:
+                heapq.heappush(self.heap, (-now, pair, places, iter(())))
         return None
 
-    def merge(self, pair: Pair) -> None:
-        """Merge a pair wherever it stands."""
-        token = self.vocabulary.merged(pair)
-        row, new_pairs = self.row, set()
-        for i in sorted(self.places.pop(pair)):
-            if row.pair_at(i) != pair:  # merged otherwise meanwhile
-                continue
-            row.merge(i, token)
-            before, after = row.left[i], row.right[i]
-            old_and_new = (
-                ((row.tokens[before], pair[0]), (row.tokens[before], token), before),
-                ((pair[1], row.tokens[after]), (token, row.tokens[after]), i),
-            )
-            for old, new, place in old_and_new:
-                if END not in new:
-                    self.pair_counts[old] -= self.weights[i]
-                    if len(self.vocabulary.joined(new)) <= MAX_TOKEN_BYTES:
-                        self._add(new, place)
-                        new_pairs.add(new)
-        del self.pair_counts[pair]
-        for new in new_pairs:
-            if count := self.pair_counts[new]:  # none left where the next merge took it: aaaa
-                heapq.heappush(self.heap, (-count, new))
+    def merge(self, pair: Pair, places: _Places) -> None:
+        """Merge a pair at its places."""
+        token, n_left = len(self.lengths), self.lengths[pair[0]]
+        n_bytes = n_left + self.lengths[pair[1]]
+        self.lengths.append(n_bytes)
+        if pair[0] == pair[1]:
+            places = _without_overlaps(places, n_left)
+        self.tokens[places + n_left] = _NO_TOKEN
+        self.tokens[places] = self.tokens[places + n_bytes - 1] = token
+        self._add_pairs_before(token, places)
+        self._add_pairs_after(token, places)
+
+
+def _without_overlaps(places: _Places, n_bytes: int) -> _Places:
+    """Return every second place of tokens in a row: aaa is one pair and a token."""
+    numbers = np.arange(len(places))
+    is_next = np.diff(places, prepend=0) == n_bytes
+    first: NDArray[np.int64] = np.maximum.accumulate(np.where(is_next, 0, numbers))  # of its row
+    every_second: _Places = places[(numbers - first) % 2 == 0]
+    return every_second

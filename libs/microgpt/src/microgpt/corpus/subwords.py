@@ -11,11 +11,9 @@ from itertools import chain, pairwise
 
 from microgpt import checks
 from microgpt.corpus.byte_pairs import (
-    END,
     MAX_TOKEN_BYTES,
     N_BYTES,
     Pair,
-    Row,
     Vocabulary,
     byte_ids,
     count_words,
@@ -29,8 +27,9 @@ __all__ = ["VOCAB_SIZE", "SubwordTokenizer"]
 
 VOCAB_SIZE = 1024  # unless another is asked for
 
-MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 16, 64  # characters of a word
+MAX_CACHED_WORDS, MAX_CACHED_LENGTH = 1 << 17, 64  # characters of a word
 SHORT = 128  # bytes of a word
+END = -1  # in place of a token: after the last one, and where a merged one was
 
 
 def _is_pair(pair: object, n_tokens: int) -> bool:
@@ -64,28 +63,37 @@ class _Words(dict[str, list[int]]):
         """Merge by search for the lowest rank: quadratic, but twice as fast for short words."""
         rank_of, none = self.ranks.get, len(self.ranks)
         ranks = [rank_of(pair, none) for pair in pairwise(tokens)]
-        while (rank := min(ranks, default=none)) < none:
+        while ranks and (rank := min(ranks)) < none:
             i = ranks.index(rank)
-            tokens[i : i + 2] = [self.made[rank]]
-            del ranks[i]
-            for place in range(max(i - 1, 0), min(i + 1, len(ranks))):
-                ranks[place] = rank_of((tokens[place], tokens[place + 1]), none)
+            token = tokens[i] = self.made[rank]
+            del tokens[i + 1], ranks[i]
+            if i > 0:
+                ranks[i - 1] = rank_of((tokens[i - 1], token), none)
+            if i < len(ranks):
+                ranks[i] = rank_of((token, tokens[i + 1]), none)
         return tokens
 
     def _merged_long(self, tokens: list[int]) -> list[int]:
         """Merge with a heap of ranks: a word of a million characters takes seconds."""
-        row, ranks = Row([*tokens, END]), self.ranks
-        heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in ranks]
+        rank_of = self.ranks.get
+        heap = [
+            (r, i) for i, pair in enumerate(pairwise(tokens)) if (r := rank_of(pair)) is not None
+        ]
         heapq.heapify(heap)
+        left, right = list(range(-1, len(tokens))), [*range(1, len(tokens) + 1), 0]
+        tokens.append(END)  # last, and by index -1 also left of the first
         while heap:
             rank, i = heapq.heappop(heap)
-            if row.tokens[i] == END or ranks.get(row.pair_at(i)) != rank:
+            merged = right[i]
+            if rank_of((tokens[i], tokens[merged])) != rank:
                 continue  # merged otherwise meanwhile
-            row.merge(i, self.made[rank])
-            for place in (row.left[i], i):
-                if row.tokens[place] != END and (new := ranks.get(row.pair_at(place))) is not None:
+            after = right[merged]
+            tokens[i], tokens[merged] = self.made[rank], END
+            right[i], left[after] = after, i
+            for place in (left[i], i):
+                if (new := rank_of((tokens[place], tokens[right[place]]))) is not None:
                     heapq.heappush(heap, (new, place))
-        return [token for token in row.tokens if token != END]
+        return [token for token in tokens if token != END]
 
 
 @dataclass(frozen=True)
