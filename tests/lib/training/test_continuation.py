@@ -75,7 +75,7 @@ def test_default_rates_of_muon_are_a_fifth_too(base: LanguageModel) -> None:
 def test_another_size_is_named(base: LanguageModel, name: str) -> None:
     size = SIZES[name]
     other = {name: 4 * size}
-    with pytest.raises(ConfigError, match=f"^{name} is {4 * size}, expected {size}, the size of"):
+    with pytest.raises(ConfigError, match=f"^{name} is {4 * size}, expected {size} as in the"):
         microgpt.fit(WORDS, steps=1, init_from=base, **other)  # type: ignore[arg-type]
     assert microgpt.fit(WORDS, steps=1, init_from=base, **{name: size}).config == base.config  # type: ignore[arg-type]
 

@@ -27,6 +27,8 @@ OTHERS: dict[str, Any] = {  # a value of each that is not its default
     "n_embd": 8,
     "n_head": 2,
     "n_layer": 2,
+    "tokenizer": "bpe",
+    "vocab_size": 300,
     "block_size": 4,
     "long": "split",
     "loss_on": "assistant",
@@ -114,6 +116,12 @@ def test_default_schedule_is_the_original_one() -> None:
         ({"muon_learning_rate": 0.1}, "muon_learning_rate is 0.1, expected None without optimizer"),
         ({"muon_momentum": 0.0}, "muon_momentum is 0.0, expected None without optimizer muon"),
         ({"muon_iterations": 5}, "muon_iterations is 5, expected None without optimizer muon"),
+        ({"tokenizer": "words"}, "tokenizer is 'words', expected one of characters, bpe"),
+        ({"vocab_size": 300}, "vocab_size is 300, expected None without tokenizer bpe"),
+        (
+            {"vocab_size": 0, "tokenizer": "bpe"},
+            "vocab_size is 0, expected an integer of at least 1",
+        ),
         ({"schedule": "step"}, "schedule is 'step', expected one of linear, cosine, constant"),
     ],
 )
@@ -136,7 +144,7 @@ def test_fit_has_a_keyword_with_the_default_of_each_option() -> None:
 
 @pytest.mark.parametrize(("name", "value"), OTHERS.items())
 def test_fit_hands_every_option_on(name: str, value: Any) -> None:
-    needs_others = name in ("warmup_steps", "patience") or name.startswith("muon")
+    needs_others = name in ("warmup_steps", "patience", "vocab_size") or name.startswith("muon")
     given = OTHERS if needs_others else {name: value}
     if name == "loss_on":
         with pytest.raises(DataError, match="expected conversations"):
