@@ -39,8 +39,8 @@ def model() -> LanguageModel:
         ("anna", "^the documents are 'anna', expected a list of strings; put a single one in"),
         (None, "^the documents are None, expected a list of strings"),
         (5, "^the documents are 5, expected a list of strings"),
-        (["anna", 1], "^a document is 1, expected a string$"),
-        ([b"anna"], "^a document is b'anna', expected a string$"),
+        (["anna", 1], r"^documents\[1\] is 1, expected a string$"),
+        ([b"anna"], r"^documents\[0\] is b'anna', expected a string$"),
         (["a\ud800"], r"^the text holds '\\ud800', half of a character, expected Unicode text"),
     ],
     ids=["text", "None", "number", "numbers", "bytes", "surrogate"],
@@ -201,7 +201,6 @@ def test_choices_are_among_those_there_are(model: LanguageModel, option: str, va
         (lambda value: microgpt.prepare(value, RUN, random.Random(42)), ["x", None]),
         (lambda value: microgpt.prepare(DOCUMENTS, value, random.Random(42)), ["x", None]),
         (lambda value: microgpt.prepare(DOCUMENTS, RUN, value), ["x", 42]),
-        (lambda value: biased("a", {}).measure(value), ["x", None, ["a"]]),
         (DOCUMENTS.fitted, WRONG_NUMBERS),
     ],
 )

@@ -273,8 +273,7 @@ def test_unique_and_novel_samples_are_drawn_until_there_are_enough(
     cli: "Cli", model_dir: Path, names: Path
 ) -> None:
     model = microgpt.load(model_dir)
-    flags = ("generate", "--model-dir", model_dir, "--num-samples", 30)
-    flags = (*flags, "--temperature", 1.5)
+    flags = ("generate", "--model-dir", model_dir, "--num-samples", 30, "--temperature", 1.5)
     every = model.generate(3000, temperature=1.5)
     once = list(dict.fromkeys(every))
     assert cli(*flags, "--unique", "--plain").lines == once[:30]

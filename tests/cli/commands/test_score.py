@@ -77,3 +77,90 @@ def test_text_that_a_model_finds_all_but_impossible_is_scored(
     figures = json.loads(cli("score", *flags, "--json").out, parse_constant=pytest.fail)
     assert figures["nats_per_token"] > 1000
     assert figures["perplexity"] is None
+
+
+# ---------------------------------------------------------------- strange lines, and rows
+
+
+STRANGE = "anna\n\nzoe\tx\nbob\n"
+
+
+def test_line_with_unknown_characters_is_named(cli: Any, tmp_path: Path, model_dir: Path) -> None:
+    path = tmp_path / "strange.txt"
+    path.write_text(STRANGE)
+    for flags in ((), ("--per-document",)):
+        result = cli("score", "--model-dir", model_dir, "--input", path, *flags)
+        assert (result.status, result.out) == (1, "")
+        assert result.err.startswith(f"error: line 3 of {path}: the text holds characters that")
+        assert "hint: --unknown skip leaves such characters out, --unknown worst" in result.err
+
+
+@pytest.mark.parametrize("unknown", ["skip", "worst"])
+@pytest.mark.parametrize("name", ["rows.tsv", "rows.jsonl"])
+def test_rows_of_a_file_have_number_text_and_score(
+    cli: Any, tmp_path: Path, model_dir: Path, unknown: Any, name: str
+) -> None:
+    path, rows_path = tmp_path / "strange.txt", tmp_path / name
+    path.write_text(STRANGE)
+    flags = ("--model-dir", model_dir, "--input", path, "--unknown", unknown)
+    result = cli("score", *flags, "--output", rows_path)
+    assert result.status == 0
+    treatment = {"skip": "left out", "worst": "counted as most unlikely"}[unknown]
+    assert result.err == (f"warning: 3 characters {treatment} that the model does not know\n")
+    model = microgpt.load(model_dir)
+    texts = ["anna", "zoe\tx", "bob"]
+    scores = model.score(texts, unknown=unknown)
+    n_tokens = [5, 3 + 3 * (unknown == "worst"), 4]
+    expected = [
+        {
+            "line": line,
+            "text": text,
+            "nats_per_token": nats,
+            "tokens": n,
+            "unknown": m,
+            "file": str(path),
+        }
+        for line, text, nats, n, m in zip(
+            [1, 3, 4], texts, scores, n_tokens, [0, 3, 0], strict=True
+        )
+    ]
+    rows = rows_path.read_text().splitlines()
+    if name == "rows.jsonl":
+        assert [json.loads(row) for row in rows] == expected
+    else:
+        assert rows[0].split("\t") == list(expected[0])
+        found = [row.split("\t") for row in rows[1:]]
+        assert found == [
+            [str(value).replace("\t", "\\t") for value in row.values()] for row in expected
+        ]
+    figures = json.loads(cli("score", *flags, "--json").out)
+    assert figures["n_tokens"] == sum(n_tokens)
+    total = model.measure(texts, unknown=unknown)
+    assert figures["nats_per_token"] == pytest.approx(total.nats_per_token, rel=1e-6)
+    assert "documents" not in figures
+    assert "documents" in json.loads(cli("score", *flags, "--json", "--per-document").out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "lines"),
+    [
+        (("--split", "paragraph"), "anna\nbob\n\n\nhannah\n", [1, 5]),
+        (("--split", "file"), "\nanna\n", [1]),
+        (("--field", "name"), '{"name": "anna"}\n\n{"name": " "}\n{"name": "bob"}\n', [1, 4]),
+    ],
+)
+def test_rows_name_the_first_line_of_a_document(
+    cli: Any, tmp_path: Path, model_dir: Path, flags: Any, content: str, lines: list[int]
+) -> None:
+    path, rows_path = tmp_path / "input", tmp_path / "rows.jsonl"
+    path.write_text(content)
+    arguments = ("--model-dir", model_dir, "--input", path, "--unknown", "skip", *flags)
+    assert cli("score", *arguments, "--output", rows_path).status == 0
+    rows = [json.loads(row) for row in rows_path.read_text().splitlines()]
+    assert [row["line"] for row in rows] == lines
+    documents = microgpt.read_documents(
+        path,
+        split=flags[1] if flags[0] == "--split" else "line",
+        field=flags[1] if flags[0] == "--field" else None,
+    )
+    assert [row["text"] for row in rows] == list(documents)

@@ -1,7 +1,17 @@
+import dataclasses
 import math
 
 import pytest
-from microgpt import Batch, InferenceGPT, LanguageModel, TokenError
+from microgpt import (
+    Batch,
+    ConfigError,
+    DataError,
+    Dataset,
+    InferenceGPT,
+    LanguageModel,
+    Score,
+    TokenError,
+)
 from small_models import DOCUMENTS, in_float32, learned, plain, untrained
 
 
@@ -89,3 +99,63 @@ def test_score_of_what_is_all_but_impossible_is_finite() -> None:
 def test_score_names_unknown_characters(model: LanguageModel) -> None:
     with pytest.raises(TokenError, match="characters that the model does not know: 'q', 'z'"):
         model.score(["anna", "zaq"])
+
+
+def same(one: Score, other: Score) -> bool:
+    pairs = zip(dataclasses.astuple(one), dataclasses.astuple(other), strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-9) for a, b in pairs)
+
+
+def test_texts_measure_as_their_dataset_does(model: LanguageModel) -> None:
+    texts = [*DOCUMENTS, "hannah" * 5]
+    dataset = Dataset.from_documents(texts)
+    for documents in (texts, iter(texts), dict.fromkeys(texts)):
+        assert same(model.measure(documents), model.measure(dataset))
+    for bad in ("anna", None, 5):
+        with pytest.raises(DataError, match="expected a list of strings"):
+            model.measure(bad)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="dataset is empty"):
+        model.measure([])
+    with pytest.raises(ConfigError, match="unknown of a dataset is 'skip'"):
+        model.measure(dataset, unknown="skip")
+
+
+@pytest.mark.parametrize("bad", [None, math.nan, 3])
+def test_document_that_is_no_string_is_named_by_its_position(
+    model: LanguageModel, bad: object
+) -> None:
+    for use in (model.score, model.measure):
+        with pytest.raises(DataError, match=rf"^documents\[1\] is {bad!r}, expected a string"):
+            use(["anna", bad])  # type: ignore[list-item]
+
+
+def test_unknown_characters_are_left_out_or_cost_twice_log_v(model: LanguageModel) -> None:
+    (known,) = model.score(["anna"])
+    assert model.score(["azQnna", "anna"], unknown="skip") == [known, known]
+    per_unknown = 2 * math.log(model.config.vocab_size)
+    (worst,) = model.score(["azQnna"], unknown="worst")
+    assert worst == pytest.approx((5 * known + 2 * per_unknown) / 7, rel=1e-12)
+    skipped = model.measure(["azQnna"], unknown="skip")
+    assert (skipped.n_tokens, skipped.n_unknown, skipped.n_bytes) == (5, 2, 4)
+    score = model.measure(["azQnna"], unknown="worst")
+    assert (score.n_tokens, score.n_unknown, score.nats_per_token) == (7, 2, worst)
+    with pytest.raises(
+        ConfigError, match="unknown is 'ignore', expected one of error, skip, worst"
+    ):
+        model.score(["a"], unknown="ignore")  # type: ignore[arg-type]
+
+
+def test_many_texts_are_measured_together(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, n_calls = model.engine.loss, [0]
+
+    def count(batch: Batch) -> tuple[float, int]:
+        n_calls[0] += 1
+        return loss(batch)
+
+    monkeypatch.setattr(model.engine, "loss", count)
+    one = model.measure(["hannah"])
+    many = dataclasses.replace(one, n_tokens=35_000, n_bytes=30_000)
+    assert same(model.measure(["hannah"] * 5000), many)
+    assert n_calls[0] < 25  # of the engine, for 5,000 texts

@@ -13,9 +13,11 @@ from microgpt_cli.terminal import counted, remark, warn
 __all__ = [
     "STDIN",
     "check_kind",
+    "open_texts",
     "read_dataset",
     "read_talks",
     "read_texts",
+    "warn_of_texts",
     "with_subwords",
 ]
 
@@ -46,10 +48,15 @@ def read_dataset(paths: Sequence[str], source: Source) -> microgpt.Dataset:
 
 def read_texts(paths: Sequence[str], source: Source) -> tuple[microgpt.Dataset, microgpt.Documents]:
     """Read documents as `read_dataset` does; return the notes about their lines too."""
-    documents = microgpt.read_documents(_opened(paths), split=source.split, field=source.field)
+    documents = open_texts(paths, source)
     dataset = microgpt.Dataset.from_documents(documents)
-    _warn(documents, source)
+    warn_of_texts(documents, source)
     return dataset, documents
+
+
+def open_texts(paths: Sequence[str], source: Source) -> microgpt.Documents:
+    """Return documents that are read when they are used."""
+    return microgpt.read_documents(_opened(paths), split=source.split, field=source.field)
 
 
 def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
@@ -82,7 +89,8 @@ def _opened(paths: Sequence[str]) -> list[Any]:
     return [sys.stdin.buffer if path == STDIN else path for path in paths]
 
 
-def _warn(documents: microgpt.Documents, source: Source) -> None:
+def warn_of_texts(documents: microgpt.Documents, source: Source) -> None:
+    """Warn about documents that were read: what was changed or left out."""
     notes = documents.notes
     _warn_of_files(notes)
     if source.split == "line" and notes.n_indented:

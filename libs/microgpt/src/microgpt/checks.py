@@ -96,9 +96,9 @@ def checked_texts(documents: Iterable[Any]) -> Iterator[str]:
             f"the documents are {documents!r:.80}, expected a list of strings; "
             "put a single one in a list"
         )
-    for document in documents:
+    for i, document in enumerate(documents):
         if not isinstance(document, str):
-            raise DataError(f"a document is {document!r:.80}, expected a string")
+            raise DataError(f"documents[{i}] is {document!r:.80}, expected a string")
         yield document
 
 

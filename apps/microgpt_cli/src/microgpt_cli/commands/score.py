@@ -1,18 +1,35 @@
-"""`microgpt-cli score`: the loss of a trained model on a file."""
+"""`microgpt-cli score`: the loss of a trained model on files, in all and for each document."""
 
 import json
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import microgpt
 import typer
 
-from microgpt_cli.datasets import check_kind, read_dataset
+from microgpt_cli.datasets import check_kind, open_texts, read_dataset, warn_of_texts
 from microgpt_cli.options import JsonField, ModelDir, Split, Threads
 from microgpt_cli.plan import Source
+from microgpt_cli.terminal import counted, warn
+from microgpt_cli.writing import write_whole
 
 __all__ = ["command"]
+
+HINT = "--unknown skip leaves such characters out, --unknown worst counts them as most unlikely"
+Unknown: TypeAlias = Literal["error", "skip", "worst"]
+
+
+class Row(NamedTuple):
+    """The score of one document, and where it stands."""
+
+    line: int
+    text: str
+    nats_per_token: float
+    tokens: int
+    unknown: int
+    file: str
 
 
 def command(
@@ -23,18 +40,115 @@ def command(
     ],
     split: Split = "line",
     field: JsonField = None,
+    unknown: Annotated[
+        Unknown,
+        typer.Option(
+            help="Characters that the model does not know: refused, left out, or each counted as a "
+            "token that costs twice the logarithm of the vocabulary."
+        ),
+    ] = "error",
     per_document: Annotated[
         bool, typer.Option("--per-document", help="Print the loss of each document too.")
     ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for a row per document: tab-separated, JSON lines if it ends in .jsonl."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
     """Measure how well a model predicts text. All characters and ends of documents count."""
     model = microgpt.load(model_dir, threads=threads)
-    check_kind(split, field, chat=model.tokenizer.is_chat)
-    source = Source(input, chat=model.tokenizer.is_chat, split=split, field=field)
-    dataset = read_dataset(source.input, source)
-    total = model.measure(dataset)
+    is_chat = model.tokenizer.is_chat
+    check_kind(split, field, chat=is_chat)
+    if is_chat and (unknown != "error" or output):
+        flag = "--output" if output else "--unknown"
+        raise typer.BadParameter("not with a chat model.", param_hint=flag)
+    source = Source(input, chat=is_chat, split=split, field=field)
+    needs_each = per_document or output is not None
+    if is_chat:
+        dataset = read_dataset(input, source)
+        total = model.measure(dataset)
+        each = [model.measure(dataset.only(i)) for i in range(len(dataset))] if needs_each else []
+    else:
+        texts = _Texts(source)
+        rows = list(_rows(model, texts, unknown)) if needs_each else []
+        each = [score for _, score in rows]
+        total = _total(each) if needs_each else texts.measured(model, texts, unknown)
+        warn_of_texts(texts.documents, source)
+        if output:
+            write_whole(output, _table([row for row, _ in rows], output).encode())
+    if total.n_unknown:
+        treatment = {"skip": "left out", "worst": "counted as most unlikely"}[unknown]
+        warn(f"{counted(total.n_unknown, 'character')} {treatment} that the model does not know")
+    _print(
+        total, [score.nats_per_token for score in each] if per_document else None, as_json=as_json
+    )
+
+
+class _Texts:
+    """The documents of a source, and where the latest one stands.
+
+    Args:
+        source: text, not conversations.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.documents = open_texts(source.input, source)
+        self.file, self.line = "", 0
+
+    def __iter__(self) -> Iterator[str]:
+        for file, line, text in self.documents.numbered():
+            self.file, self.line = file, line
+            yield text
+
+    def measured(
+        self, model: microgpt.LanguageModel, texts: Iterable[str], unknown: Unknown
+    ) -> microgpt.Score:
+        """Return the score of texts, of which the latest is at fault if one is."""
+        try:
+            return model.measure(texts, unknown=unknown)
+        except microgpt.TokenError as error:
+            message = f"line {self.line} of {self.file}: {error}"
+            raise microgpt.TokenError(message, hint=HINT) from error
+
+
+def _rows(
+    model: microgpt.LanguageModel, texts: _Texts, unknown: Unknown
+) -> Iterator[tuple[Row, microgpt.Score]]:
+    for text in texts:
+        score = texts.measured(model, [text], unknown)
+        figures = score.nats_per_token, score.n_tokens, score.n_unknown
+        yield Row(texts.line, text, *figures, texts.file), score
+
+
+def _total(scores: Sequence[microgpt.Score]) -> microgpt.Score:
+    if not scores:
+        raise microgpt.DataError("dataset is empty")
+    n_tokens = sum(score.n_tokens for score in scores)
+    nats = sum(score.n_tokens * score.nats_per_token for score in scores)
+    n_bytes, n_unknown = (
+        sum(getattr(each, name) for each in scores) for name in ("n_bytes", "n_unknown")
+    )
+    return microgpt.Score(n_tokens, nats / n_tokens, n_bytes, n_unknown)
+
+
+def _table(rows: Sequence[Row], path: Path) -> str:
+    """Return rows as JSON lines, or with tabs between columns and a line of names first."""
+    if path.suffix == ".jsonl":
+        return "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
+    lines = [Row._fields, *(row._replace(text=_escaped(row.text)) for row in rows)]
+    return "".join("\t".join(map(str, line)) + "\n" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    r"""Return a text without tabs and line ends: as \t and \n, and a backslash as two."""
+    return text.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n")
+
+
+def _print(total: microgpt.Score, documents: list[float] | None, *, as_json: bool) -> None:
     figures: dict[str, Any] = {
         "n_tokens": total.n_tokens,
         "nats_per_token": total.nats_per_token,
@@ -42,15 +156,12 @@ def command(
         "bits_per_byte": total.bits_per_byte,
         "perplexity": total.perplexity,
     }
-    documents = []
-    if per_document:
-        documents = [model.measure(dataset.only(i)).nats_per_token for i in range(len(dataset))]
     if as_json:
         # JSON has no infinity, and no figure for no bytes.
         figures = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-        typer.echo(json.dumps(figures | ({"documents": documents} if per_document else {})))
+        typer.echo(json.dumps(figures | ({} if documents is None else {"documents": documents})))
         return
-    for i, nats_per_token in enumerate(documents, 1):
+    for i, nats_per_token in enumerate(documents or [], 1):
         typer.echo(f"{i:6d}  {nats_per_token:.4f}")
     for label, value in figures.items():
         typer.echo(f"{label + ':':<17}{value if label == 'n_tokens' else f'{value:.4f}'}")

@@ -9,7 +9,7 @@ import msgspec
 from microgpt.checks import check_choice
 from microgpt.corpus.json_lines import json_lines
 from microgpt.corpus.sources import Inputs, Notes, Source, Sources
-from microgpt.corpus.texts import line_lists, text_of
+from microgpt.corpus.texts import line_lists, numbered_lines, text_of
 from microgpt.errors import ConfigError
 
 __all__ = ["Documents", "Split", "read_documents"]
@@ -64,6 +64,19 @@ class Documents(Sequence[str]):
             self._kept = list(map("".join, self.pieces()))
         return self._kept
 
+    def numbered(self) -> Iterator[tuple[str, int, str]]:
+        """Yield file, number of the first line, and text of each document; read the files anew."""
+        for source, chunks in self._sources:
+            text = text_of(source, chunks, self.notes)
+            if self.field is not None:
+                yield from ((source.name, *each) for each in _fields(source, text, self.field))
+            elif self.split == "file":
+                yield from ((source.name, 1, "".join(pieces)) for pieces in _whole(text))
+            elif self.split == "paragraph":
+                yield from ((source.name, *each) for each in _numbered_paragraphs(text))
+            else:
+                yield from ((source.name, *each) for each in numbered_lines(text))
+
     def pieces(self) -> Iterator[Iterable[str]]:
         """Yield each document in pieces, to be read before the next: a whole file may be large."""
         if self._kept is not None:
@@ -78,7 +91,7 @@ class Documents(Sequence[str]):
             if self.field is None:
                 text = _noticed(source, text, notes)
             if self.field is not None:
-                yield from _fields(source, text, self.field)
+                yield from ([text] for _, text in _fields(source, text, self.field))
             elif self.split == "file":
                 yield from _whole(text)
             elif self.split == "paragraph":
@@ -87,12 +100,12 @@ class Documents(Sequence[str]):
                 yield from ([line] for line in _lines(text, notes))
 
 
-def _fields(source: Source, text: Iterator[str], name: str) -> Iterator[list[str]]:
-    """Yield the field of each line, unless it is blank."""
+def _fields(source: Source, text: Iterator[str], name: str) -> Iterator[tuple[int, str]]:
+    """Yield number and field of each line, unless the field is blank."""
     kind = msgspec.defstruct("Line", [("text", str)], rename={"text": name})
-    for _, line in json_lines(source, text, kind, f'an object with the string "{name}"'):
+    for number, line in json_lines(source, text, kind, f'an object with the string "{name}"'):
         if line.text.strip():
-            yield [line.text.replace("\r\n", "\n").replace("\r", "\n")]
+            yield number, line.text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _whole(text: Iterator[str]) -> Iterator[Iterable[str]]:
@@ -111,6 +124,15 @@ def _paragraphs(text: Iterator[str]) -> Iterator[Iterable[str]]:
     for is_blank, run in groupby(lines, lambda line: not line.strip()):
         if not is_blank:
             yield _joined(run)
+
+
+def _numbered_paragraphs(text: Iterator[str]) -> Iterator[tuple[int, str]]:
+    """Yield paragraphs as `_paragraphs` does, each with the number of its first line."""
+    lines = enumerate(chain.from_iterable(line_lists(text)), 1)
+    for is_blank, run in groupby(lines, lambda line: not line[1].strip()):
+        if not is_blank:
+            number, first = next(run)
+            yield number, "\n".join([first, *(line for _, line in run)])
 
 
 def _joined(lines: Iterator[str]) -> Iterator[str]:

@@ -4,9 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-import numpy as np
-
-from microgpt.checks import PathLike, check_type, checked_texts
+from microgpt.checks import PathLike, check_choice, check_type, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
@@ -21,7 +19,7 @@ from microgpt.inference.samples import (
     logits_of_text,
     max_tokens_after,
 )
-from microgpt.inference.score import Score, score_dataset, summed_loss
+from microgpt.inference.score import IfUnknown, Score, score_dataset, score_texts
 from microgpt.inference.stream import FinishReason, Reply, TextStream
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
@@ -409,7 +407,7 @@ class LanguageModel:
         """
         return logits_of_text(self.engine, reply.prompt, reply.token_ids)
 
-    def score(self, documents: Iterable[str]) -> list[float]:
+    def score(self, documents: Iterable[str], *, unknown: IfUnknown = "error") -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.
 
         Every token and the closing BOS is predicted once, also by a model of windows. Documents
@@ -417,31 +415,36 @@ class LanguageModel:
 
         Args:
             documents: texts; an empty one is scored on its closing BOS alone.
+            unknown: "error", or "skip" to leave out characters that the model does not know, or
+                "worst" to count each as a token that costs twice log V.
 
         Raises:
-            TokenError: a document holds a character that the model does not know.
-            DataError: a document is no string.
+            TokenError: a document holds such a character and `unknown` is "error".
+            DataError: a document is no string; its position is named.
         """
         texts = checked_texts(documents)
-        documents_ids = (np.array(self.tokenizer.encode_document(text)) for text in texts)
-        return [summed_loss(self.engine, [ids]) / (len(ids) - 1) for ids in documents_ids]
+        scores = (score_texts(self.engine, self.tokenizer, [text], unknown) for text in texts)
+        return [score.nats_per_token for score in scores]
 
-    def measure(self, dataset: Dataset) -> Score:
-        """Return how well the model predicts a dataset; long documents as in `score`.
+    def measure(self, dataset: Dataset | Iterable[str], *, unknown: IfUnknown = "error") -> Score:
+        """Return how well the model predicts documents; long ones as in `score`.
 
         Args:
-            dataset: documents, or for a chat model conversations.
+            dataset: texts, or a dataset of them; for a chat model one of conversations.
+            unknown: see `score`; "error" for a dataset.
 
         Raises:
-            TokenError: it holds a character that the model does not know.
+            TokenError, DataError: see `score`; or there is no document.
             DataError: it holds documents and the model is for chat, or the other way round.
 
         Example:
             >>> import microgpt
             >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
-            >>> score = model.measure(microgpt.Dataset.from_documents(["anna", "otto"]))
+            >>> score = model.measure(["anna", "otto"])
             >>> score.n_tokens, round(score.nats_per_token, 1), round(score.perplexity, 1)
             (10, 0.3, 1.3)
         """
-        check_type("dataset", dataset, Dataset)
+        if not isinstance(dataset, Dataset):
+            return score_texts(self.engine, self.tokenizer, checked_texts(dataset), unknown)
+        check_choice("unknown of a dataset", unknown, ["error"])
         return score_dataset(self.engine, dataset.encoded_with(self.tokenizer))

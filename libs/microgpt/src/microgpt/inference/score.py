@@ -1,17 +1,23 @@
 """Scores: the loss of documents of any length, in overlapping windows."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from microgpt.checks import check_choice
 from microgpt.corpus.batches import Batch
 from microgpt.corpus.dataset import Dataset
+from microgpt.data import BaseTokenizer
 from microgpt.engines.base import Engine
+from microgpt.errors import DataError
 from microgpt.parameters import IntArray
 
-__all__ = ["ROWS_TOGETHER", "Score", "score_dataset", "summed_loss"]
+__all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_dataset", "score_texts"]
+
+IfUnknown: TypeAlias = Literal["error", "skip", "worst"]
 
 ROWS_TOGETHER = 4096  # positions of one call of an engine, documents together
 
@@ -24,11 +30,13 @@ class Score:
         n_tokens: predicted tokens: every character or subword, chat token and closing BOS.
         nats_per_token: mean loss; lower is better.
         n_bytes: UTF-8 bytes of the text.
+        n_unknown: characters that the model does not know.
     """
 
     n_tokens: int
     nats_per_token: float
     n_bytes: int = 0
+    n_unknown: int = 0
 
     @property
     def bits_per_token(self) -> float:
@@ -97,3 +105,36 @@ def score_dataset(engine: Engine, dataset: Dataset) -> Score:
         n_bytes += sum(int(n_bytes_of[ids[1:]].sum()) for ids in documents)
     n_tokens = int(dataset.lengths.sum())
     return Score(n_tokens, total / n_tokens, n_bytes)
+
+
+def score_texts(
+    engine: Engine, tokenizer: BaseTokenizer, texts: Iterable[str], unknown: IfUnknown = "error"
+) -> Score:
+    """Return how well the engine predicts texts and their ends.
+
+    Raises:
+        TokenError: a text holds an unknown character and `unknown` is "error".
+        DataError: there is no text.
+    """
+    check_choice("unknown", unknown, get_args(IfUnknown))
+    together: list[IntArray] = []
+    total, n_rows, n_tokens, n_bytes, n_unknown = 0.0, 0, 0, 0, 0
+    for text in texts:
+        ids = tokenizer.encode(text, unknown="error" if unknown == "error" else "skip")
+        known = tokenizer.decode(ids)
+        n_unknown += len(text) - len(known)
+        n_bytes += len(known.encode())
+        n_tokens += len(ids) + 1
+        together.append(np.array([tokenizer.bos, *ids, tokenizer.bos]))
+        n_rows += len(ids) + 1
+        if n_rows >= ROWS_TOGETHER:
+            total += summed_loss(engine, together)
+            together, n_rows = [], 0
+    if together:
+        total += summed_loss(engine, together)
+    if not n_tokens:
+        raise DataError("dataset is empty")
+    if unknown == "worst":
+        total += n_unknown * 2 * math.log(tokenizer.vocab_size)
+        n_tokens += n_unknown
+    return Score(n_tokens, total / n_tokens, n_bytes, n_unknown)
