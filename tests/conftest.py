@@ -10,6 +10,10 @@ from hypothesis import settings
 settings.register_profile("microgpt", deadline=None)
 settings.load_profile("microgpt")
 
+# A worker of xdist has one core: more threads of NumPy's products only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _SHARED = Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
 
 
