@@ -1,5 +1,6 @@
 """What tests of every distribution share."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _SHARED = Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests out of every search for garbage: a graph of Values causes many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
