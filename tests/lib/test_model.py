@@ -155,22 +155,29 @@ def test_attention_weights_values_by_the_match_of_their_keys() -> None:
 # ---------------------------------------------------------------- the whole
 
 
-def loss_with(model: GPT, i: int, by: float) -> float:
-    parameter = model.parameters()[i]
-    parameter.data += by
-    loss = model.loss(IDS).data
-    parameter.data -= by
-    return loss
+def mean_loss(plain: InferenceGPT) -> float:
+    """Return what `GPT.loss` computes, without a graph: in a tenth of the time."""
+    logits = plain.logits(IDS[:-1])
+    losses = [cross_entropy(z, t) for z, t in zip(logits, IDS[1:], strict=True)]
+    return sum(losses) / len(losses)
 
 
 def test_gradient_of_the_whole_model_matches_central_differences(model: GPT) -> None:
+    weights = {name: [[w.data for w in row] for row in m] for name, m in model.weights.items()}
+    plain = InferenceGPT(SMALL, weights)  # which reads these lists
+    assert mean_loss(plain) == pytest.approx(model.loss(IDS).data, rel=1e-12)
     model.loss(IDS).backward()
-    grads = [parameter.grad for parameter in model.parameters()]
     h = 1e-5  # the loss is rounded to 1e-16 and its third derivatives are of order 1
-    rng = random.Random(3)
-    for i in rng.sample(range(len(grads)), 60):
-        difference = (loss_with(model, i, h) - loss_with(model, i, -h)) / (2 * h)
-        assert grads[i] == pytest.approx(difference, rel=1e-5, abs=1e-9)
+    rows = [(name, i) for name, matrix in weights.items() for i in range(len(matrix))]
+    places = [(name, i, j) for name, i in rows for j in range(len(weights[name][i]))]
+    for name, i, j in random.Random(3).sample(places, 60):
+        before = weights[name][i][j]
+        weights[name][i][j] = before + h
+        above = mean_loss(plain)
+        weights[name][i][j] = before - h
+        difference = (above - mean_loss(plain)) / (2 * h)
+        weights[name][i][j] = before
+        assert model.weights[name][i][j].grad == pytest.approx(difference, rel=1e-5, abs=1e-9)
 
 
 def test_tokens_that_do_not_occur_have_no_gradient_of_their_embedding(model: GPT) -> None:
