@@ -74,7 +74,7 @@ def run(library: Path, n_cases: int, *before: str, **variables: str) -> str:
 
 def sanitized(folder: Path, level: str) -> Path:
     library = folder / "libmicrogpt.so"
-    return build(library, level, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    return build(library, level, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 def sanitizer_variables() -> dict[str, str]:
