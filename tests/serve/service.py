@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import re
 import signal
 import string
@@ -18,6 +17,8 @@ from typing import IO, Any, Protocol, Self, TypeAlias
 
 import httpx2
 import microgpt
+import numpy as np
+from microgpt.parameters import Parameters
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from starlette.testclient import TestClient
 
@@ -34,19 +35,16 @@ run({!r})
 
 def save_talker(directory: Path, n_embd: int, n_head: int, n_layer: int, block_size: int) -> None:
     """Save a chat model that never ends its turn, so that replies fill the block."""
-    talk: list[microgpt.Message] = [
-        {"role": "user", "content": CHARS},
-        {"role": "assistant", "content": CHARS},
-    ]
-    model, _ = microgpt.prepare(
-        microgpt.Dataset.from_conversations([talk]),
-        microgpt.TrainConfig(steps=1),
-        random.Random(1),
+    tokenizer = microgpt.Tokenizer(tuple(sorted(CHARS)), is_chat=True)
+    config = microgpt.ModelConfig(
+        vocab_size=tokenizer.vocab_size,
         n_embd=n_embd,
         n_head=n_head,
         n_layer=n_layer,
         block_size=block_size,
     )
+    weights = np.random.default_rng(1).normal(0.0, 0.08, config.n_params).astype(np.float32)
+    model = microgpt.LanguageModel(tokenizer, Parameters(config, weights))
     # One feature is large at every position, and opposes the token that ends a turn.
     model.parameters["wpe"][:, 0] = 10.0
     model.parameters["lm_head"][model.tokenizer.special_id("end_turn"), 0] = -10.0
