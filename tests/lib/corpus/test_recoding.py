@@ -74,6 +74,16 @@ def test_turns_that_do_not_count_are_those_of_before() -> None:
     assert n_ends == 2
 
 
+def test_turns_that_do_not_count_are_those_of_before_by_other_subwords() -> None:
+    talk: list[Any] = [user("banana") | {"weight": 0}, assistant(""), user("ananas")]
+    dataset = Dataset.from_conversations([talk, talk])
+    back = dataset.with_subwords(264).encoded_with(dataset.tokenizer)
+    assert same(back, dataset)
+    assert back.counted is not None
+    assert dataset.counted is not None
+    assert back.counted.tolist() == dataset.counted.tolist()
+
+
 @pytest.mark.parametrize("long", ["truncate", "split"])
 def test_cut_documents_stay_cut(long: Any) -> None:
     dataset = Dataset.from_documents(["abcdefg", "hi", "klmnopqrst"]).fitted(4, long)

@@ -101,6 +101,8 @@ def recoded(
                 out.append(special[int(ids[mark]) - old.n_plain])
                 if counted is not None:
                     out_counted.append(int(counted[first + mark]))
+            if end == mark + 1:
+                continue
             for piece in texts.pieces(ids[mark + 1 : end]):
                 new_ids = new.encode(piece)
                 out.extend(new_ids)
