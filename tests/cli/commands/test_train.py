@@ -815,7 +815,11 @@ def test_interrupted_run_from_a_model_resumes_without_that_model(
     [
         (
             ("--n-embd", 16),
-            "got --n-embd 16, expected 8, the size of the model in {base}\nhint: leave it out",
+            "got --n-embd 16, expected --n-embd 8 as in {base}\nhint: leave it out",
+        ),
+        (
+            ("--tokenizer", "bpe", "--vocab-size", 300),
+            "got --tokenizer bpe, expected --tokenizer characters as in {base}\n",
         ),
         (("--chat",), "invalid JSON on line 1 of {names}: "),
         (("--init-from", "nowhere"), "cannot read nowhere/meta.json: No such file or directory"),
@@ -832,6 +836,21 @@ def test_model_that_does_not_suit_is_an_error(
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith("error: " + message.format(base=base, names=names))
     assert before == {path.name: path.read_bytes() for path in base.iterdir() if path.is_file()}
+
+
+def test_tokenizer_is_that_of_the_model_to_start_from(
+    cli: "Cli", names: Path, tmp_path: Path
+) -> None:
+    flags = ("--input", names, "--steps", 2, "--output")
+    subwords = ("--tokenizer", "bpe", "--vocab-size", 260)
+    assert cli("train", *flags, tmp_path / "base", *subwords).status == 0
+    more = (*flags, tmp_path / "out", "--init-from", tmp_path / "base")
+    result = cli("train", *more, "--tokenizer", "characters")
+    expected = "got --tokenizer characters, expected --tokenizer bpe as in"
+    assert result.err.startswith(f"error: {expected} {tmp_path / 'base'}\n")
+    result = cli("train", *more, "--tokenizer", "bpe", "--vocab-size", 300)
+    assert "got --vocab-size 300, expected --vocab-size 260 as in" in result.err
+    assert cli("train", *more, *subwords).status == 0
 
 
 def test_model_is_continued_in_its_own_directory_with_force(

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import microgpt
@@ -75,15 +76,17 @@ def new_plan(context: typer.Context) -> Plan:
 
 
 def check_sizes(context: typer.Context, model: microgpt.LanguageModel) -> None:
-    """Raise ConfigError for a flag that is not the size of the model to start from."""
+    """Raise ConfigError for a flag that contradicts the model to start from."""
+    is_bpe = isinstance(model.tokenizer, microgpt.SubwordTokenizer)
+    expected = {"tokenizer": "bpe" if is_bpe else "characters"} | asdict(model.config)
     for flag in context.command.params:
         name = flag.name or ""
-        size, given = getattr(model.config, name, None), context.params.get(name)
-        if size is not None and is_given(context, name) and given != size:
+        given = context.params.get(name)
+        if name in expected and is_given(context, name) and given != expected[name]:
             raise microgpt.ConfigError(
-                f"got {_spelled(flag, given)}, expected {size}, the size of "
-                f"the model in {context.params['init_from']}",
-                hint="leave it out; another size needs a new model",
+                f"got {_spelled(flag, given)}, expected {_spelled(flag, expected[name])} as in "
+                f"{context.params['init_from']}",
+                hint="leave it out; another needs a new model",
             )
 
 
