@@ -69,7 +69,7 @@ def command(
     source = Source(input, chat=is_chat, split=split, field=field)
     needs_each = per_document or output is not None
     if is_chat:
-        dataset = read_dataset(input, source)
+        dataset = read_dataset(input, source).encoded_with(model.tokenizer)
         total = model.measure(dataset)
         each = [model.measure(dataset.only(i)) for i in range(len(dataset))] if needs_each else []
     else:
