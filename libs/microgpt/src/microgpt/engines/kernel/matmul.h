@@ -18,7 +18,7 @@
 #define TILE_ROWS 4
 #endif
 #define PANEL (2 * LANES)
-#define K_BLOCK 256  // rows of B in one pass: a panel of them stays in the first-level cache
+#define K_BLOCK 512  // rows of B in one pass: a panel of them stays in the second-level cache
 
 INLINE isize min_of(isize a, isize b) { return a < b ? a : b; }
 INLINE isize round_up(isize n, isize step) { return (n + step - 1) / step * step; }
@@ -73,7 +73,10 @@ INLINE void tile(int n_rows, int n_vectors, const Tile *t) {
     const Right b = t->b;
     vector sums[TILE_ROWS][2];
     UNROLL for (int i = 0; i < n_rows; i++)
-        UNROLL for (int v = 0; v < n_vectors; v++) sums[i][v] = splat(0);
+        UNROLL for (int v = 0; v < n_vectors; v++) {
+            sums[i][v] = splat(0);
+            __builtin_prefetch(t->c.data + i * t->c.stride + v * LANES, 1);  // often not in a cache
+        }
     for (isize k = 0; k < t->K; k++) {
         vector b_k[2];
         const real *row = b.data + k * b.k_stride;

@@ -9,7 +9,8 @@
 #include "layout.h"
 
 #define RMSNORM_EPS REAL(1e-5)
-#define GRADIENT_TASK 16384  // elements of a gradient that are one task, or a panel of rows
+#define GRADIENT_TASK 16384   // elements of a gradient that are one task
+#define GRADIENT_COLUMNS 256  // at most: a panel of a wide x serves 64 rows, not a few
 
 // Consecutive documents that pass through the model together.
 typedef struct {
@@ -54,19 +55,25 @@ typedef struct {
     isize at;  // offset of w in the flat buffers
 } Gradient;
 
-// Rows of a gradient that are one task.
+// Rows and columns of a gradient that are one task; tasks are numbered down the columns.
+INLINE isize gradient_columns(const Gradient *g) { return min_of(g->n_in, GRADIENT_COLUMNS); }
 INLINE isize gradient_rows(const Gradient *g) {
-    return round_up(GRADIENT_TASK / g->n_in > 1 ? GRADIENT_TASK / g->n_in : 1, TILE_ROWS);
+    return round_up(GRADIENT_TASK / gradient_columns(g), TILE_ROWS);
+}
+INLINE isize tasks_down(const Gradient *g) {
+    return (g->n_out + gradient_rows(g) - 1) / gradient_rows(g);
 }
 INLINE isize gradient_tasks(const Gradient *g) {
-    return (g->n_out + gradient_rows(g) - 1) / gradient_rows(g);
+    return tasks_down(g) * ((g->n_in + gradient_columns(g) - 1) / gradient_columns(g));
 }
 
 static void linear_weight_gradient(const Pass *pass, const Gradient *g, isize task) {
-    const isize first = task * gradient_rows(g), n = min_of(gradient_rows(g), g->n_out - first);
-    real *d_w = pass->model->grads + g->at + first * g->n_in;
-    matmul(n, g->n_in, pass->chunk.n_rows, columns_of(g->d_y + first, g->ld_y),
-           unpacked(g->x, g->ld_x), (Output){d_w, g->n_in, pass->accumulate});
+    const isize row = task % tasks_down(g) * gradient_rows(g);
+    const isize column = task / tasks_down(g) * gradient_columns(g);
+    real *d_w = pass->model->grads + g->at + row * g->n_in + column;
+    matmul(min_of(gradient_rows(g), g->n_out - row), min_of(gradient_columns(g), g->n_in - column),
+           pass->chunk.n_rows, columns_of(g->d_y + row, g->ld_y), unpacked(g->x + column, g->ld_x),
+           (Output){d_w, g->n_in, pass->accumulate});
 }
 
 // ---------------------------------------------------------------- one row at a time
