@@ -26,10 +26,8 @@ from microgpt_cli.commands.bench import Shape, peak_gflop_per_second, prepare
 
 ROUNDS = 5
 SECONDS = 0.3  # of one measurement
-PEER = (
-    Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
-    / "peers/torch_gpt.py"
-)
+SHARED = Path(os.environ.get("MICROGPT_SHARED", Path(__file__).parents[2] / "shared"))
+PEER = SHARED / "peers/torch_gpt.py"
 RUST_RATE = 985  # its tokens per second at 128/8/4/256
 ORIGINAL_SECONDS = 200  # microgpt.py, 1000 steps
 WIDTH = 48  # of the first column
