@@ -131,7 +131,11 @@ def test_rows_of_a_file_have_number_text_and_score(
         assert rows[0].split("\t") == list(expected[0])
         found = [row.split("\t") for row in rows[1:]]
         assert found == [
-            [str(value).replace("\t", "\\t") for value in row.values()] for row in expected
+            [
+                f"{value:.6f}" if isinstance(value, float) else str(value).replace("\t", "\\t")
+                for value in row.values()
+            ]
+            for row in expected
         ]
     figures = json.loads(cli("score", *flags, "--json").out)
     assert figures["n_tokens"] == sum(n_tokens)

@@ -139,8 +139,12 @@ def _table(rows: Sequence[Row], path: Path) -> str:
     """Return rows as JSON lines, or with tabs between columns and a line of names first."""
     if path.suffix == ".jsonl":
         return "".join(json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in rows)
-    lines = [Row._fields, *(row._replace(text=_escaped(row.text)) for row in rows)]
-    return "".join("\t".join(map(str, line)) + "\n" for line in lines)
+    lines = ["\t".join(Row._fields)]
+    for row in rows:
+        shown = row._replace(text=_escaped(row.text))._asdict()
+        shown["nats_per_token"] = f"{row.nats_per_token:.6f}"
+        lines.append("\t".join(map(str, shown.values())))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _escaped(text: str) -> str:
