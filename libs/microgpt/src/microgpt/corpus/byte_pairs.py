@@ -94,8 +94,9 @@ def count_words(texts: Iterable[str | Iterable[str]]) -> Counter[str]:
 def learn_merges(counts: Mapping[str, int], n_tokens: int) -> list[Pair]:
     """Return the merges that byte-pair encoding learns, the first learned first.
 
-    The most frequent pair is merged; of equally frequent pairs the one with the lowest ids. A
-    token that two merges make has one id. No token is longer than 128 bytes.
+    The most frequent pair is merged; of equally frequent pairs the one with the lowest ids. No
+    two merges make the same token: bytes between two ends of tokens are merged in one way only.
+    No token is longer than 128 bytes.
 
     Args:
         counts: the words, each with its number of occurrences.
@@ -122,7 +123,8 @@ class _Learner:
     """All words in one row of bytes, with the tokens they are and the places of every pair.
 
     The id of a token stands at its first byte and at its last, and all its occurrences have one
-    length: so its neighbours are found without links.
+    length: so its neighbours are found without links. A pair stands where the merge that makes its
+    later token puts it, and nowhere else afterwards: its count, noted then, can only fall.
     """
 
     def __init__(self, counts: Mapping[str, int]) -> None:
