@@ -83,6 +83,19 @@ def test_a_bad_value_is_named_with_its_variable(name: str, value: str) -> None:
         Settings.from_environment({name: value})
 
 
+@pytest.mark.parametrize("value", ["INFO", "Info", "info"])
+def test_choices_may_be_written_in_capitals(value: str) -> None:
+    assert Settings.from_environment({"LOG_LEVEL": value}).log_level == "info"
+
+
+def test_choices_are_listed() -> None:
+    expected = r"^LOG_LEVEL is 'loud', expected debug, info, warning or error$"
+    with pytest.raises(SettingsError, match=expected):
+        Settings.from_environment({"LOG_LEVEL": "loud"})
+    with pytest.raises(SettingsError, match=r"^LOG_FORMAT is 'xml', expected text or json$"):
+        Settings.from_environment({"LOG_FORMAT": "xml"})
+
+
 def test_bad_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="both set"):
         Settings.from_environment({"API_KEY": "a", "API_KEY_FILE": "b"})

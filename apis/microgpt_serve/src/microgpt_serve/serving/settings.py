@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -94,6 +94,13 @@ class Settings(msgspec.Struct, frozen=True):
             for field in cls.__struct_fields__
             if environment.get(field.upper())
         }
+        for field, kind in get_type_hints(cls).items():
+            if field in given and (choices := get_args(kind)):
+                value = given[field]
+                given[field] = value.lower()
+                if value.lower() not in choices:
+                    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+                    raise SettingsError(f"{field.upper()} is {value!r}, expected {expected}")
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
