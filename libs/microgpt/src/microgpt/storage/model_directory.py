@@ -17,7 +17,7 @@ import msgspec
 
 from microgpt.checks import PathLike, cause_of, checked_path
 from microgpt.corpus.subwords import SubwordTokenizer
-from microgpt.corpus.tokenizer_json import MAX_FILE_BYTES, decode_tokenizer, encode_tokenizer
+from microgpt.corpus.tokenizer_json import decode_tokenizer, encode_tokenizer, most_bytes
 from microgpt.data import BaseTokenizer, Tokenizer
 from microgpt.errors import CheckpointError, ConfigError, MicrogptError
 from microgpt.model import ModelConfig
@@ -308,7 +308,7 @@ def _tokenizer_of(path: Path, meta: _Meta) -> BaseTokenizer:
             raise CheckpointError(f"chars is {meta.chars!r:.80}, expected none beside {TOKENIZER}")
     except MicrogptError as error:
         raise CheckpointError(f"invalid {META}: {error} in {path / META}") from error
-    content = _read_regular(path / TOKENIZER, 0, MAX_FILE_BYTES)
+    content = _read_regular(path / TOKENIZER, 0, most_bytes(meta.vocab_size))
     _check_digest(path / TOKENIZER, content, meta.tokenizer_sha256)
     try:
         return decode_tokenizer(content, is_chat=is_chat, has_system=has_system)
