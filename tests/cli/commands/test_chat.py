@@ -386,8 +386,22 @@ def test_piped_in_each_line_gets_one_line_of_answer_and_no_banner(
     lines = ["hello", "how are you", "and you"]
     expected = [replies.to(line, seed=42 + k) for k, line in enumerate(lines)]
     assert any("\n" in reply for reply in expected)
+    expected.insert(1, "")  # of the blank line
     result = piped("hello\r\n\n   how are you  \nand you")
     assert result == (0, "".join(reply.replace("\n", r"\n") + "\n" for reply in expected), "")
+
+
+def test_separate_lines_know_nothing_of_each_other(
+    piped: Piped, talkative: Path, tmp_path: Path
+) -> None:
+    lines = ["hello", "how are you", "", "and you"]
+    replies = [Replies(talkative).to(lines[i], seed=42 + k) for k, i in enumerate((0, 1, 3))]
+    replies.insert(2, "")
+    result = piped("\n".join(lines), "--separate")
+    assert result.out == "".join(reply.replace("\n", r"\n") + "\n" for reply in replies)
+    piped(f"hello\nand you\n/save {tmp_path / 'talk'}\n", "--separate")
+    (talk,) = microgpt.read_conversations(tmp_path / "talk").conversations
+    assert [turn["content"] for turn in talk][::2] == ["and you"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 
@@ -22,6 +22,13 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 class SettingsError(ValueError):
     """An environment variable has an invalid value."""
+
+
+def _chosen(field: str, value: str, choices: Sequence[str]) -> str:
+    if value.lower() not in choices:
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        raise SettingsError(f"{field.upper()} is {value!r}, expected {expected}")
+    return value.lower()
 
 
 def _read_key(path: str) -> str:
@@ -96,11 +103,7 @@ class Settings(msgspec.Struct, frozen=True):
         }
         for field, kind in get_type_hints(cls).items():
             if field in given and (choices := get_args(kind)):
-                value = given[field]
-                given[field] = value.lower()
-                if value.lower() not in choices:
-                    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-                    raise SettingsError(f"{field.upper()} is {value!r}, expected {expected}")
+                given[field] = _chosen(field, given[field], choices)
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:

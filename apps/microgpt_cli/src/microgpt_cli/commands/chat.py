@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import microgpt
 import typer
@@ -33,6 +33,10 @@ def command(
     top_p: TopP = microgpt.SamplingConfig.top_p,
     max_tokens: MaxTokens = microgpt.SamplingConfig.max_tokens,
     stop: Stop = None,
+    separate: Annotated[
+        bool,
+        typer.Option("--separate", help="Begin a new conversation at each line of a pipe."),
+    ] = False,
     threads: Threads = None,
 ) -> None:
     """Talk with a trained chat model. Through a pipe, each line gets one line of answer."""
@@ -43,7 +47,7 @@ def command(
     if sys.stdin.isatty() and sys.stdout.isatty():
         _talk(conversation)
     else:
-        _answer_lines(conversation)
+        _answer_lines(conversation, separate=separate)
 
 
 def _note(text: str) -> None:
@@ -142,15 +146,20 @@ def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
 # ---------------------------------------------------------------- many lines
 
 
-def _answer_lines(conversation: Conversation) -> None:
-    """Answer every line of stdin with one line on stdout.
+def _answer_lines(conversation: Conversation, *, separate: bool) -> None:
+    """Answer every line of stdin with one line on stdout, a blank one with a blank one.
 
     A command that fails ends the program, because the lines after it rely on it.
     """
     for number, raw in enumerate(sys.stdin.buffer, 1):
         line = raw.decode("utf-8", "replace").strip()
+        if not line:
+            typer.echo()
+            continue
+        if separate and not line.startswith("/"):
+            conversation.clear()
         try:
-            if line and not _respond(conversation, line, at_terminal=False):
+            if not _respond(conversation, line, at_terminal=False):
                 return
         except microgpt.MicrogptError as error:
             if not line.startswith("/"):
