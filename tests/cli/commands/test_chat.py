@@ -453,7 +453,7 @@ def test_wrong_command_through_a_pipe_ends_it_with_an_error(
 ) -> None:
     reply = Replies(talkative).to("hi", seed=42).replace("\n", r"\n")
     result = piped(f"\nhi\n{line}\nnever asked\n")
-    assert result == (1, reply + "\n", f"error: line 3: {error}\n")
+    assert result == (1, f"\n{reply}\n", f"error: line 3: {error}\n")
 
 
 def test_commands_work_through_a_pipe_and_speak_on_stderr(

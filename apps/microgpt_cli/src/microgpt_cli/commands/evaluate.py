@@ -19,10 +19,10 @@ EXPECTED = '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...}'
 
 
 class Question(NamedTuple):
-    """A question that the model can be asked."""
+    """A question; one that does not fit into the block has no prompt."""
 
     task: str
-    prompt: microgpt.Prompt
+    prompt: microgpt.Prompt | None
     text: str
     answer: str
 
@@ -48,7 +48,7 @@ def command(
     model = microgpt.load(model_dir, threads=threads)
     config = microgpt.SamplingConfig(temperature=0)
     for question in _read(questions, model):
-        reply = model.reply(question.prompt, config).content
+        reply = model.reply(question.prompt, config).content if question.prompt else None
         asked[question.task] += 1
         right[question.task] += reply == question.answer
         if show_wrong and reply != question.answer:
@@ -77,13 +77,19 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
         "Question",
         [("messages", list[message]), ("answer", str), ("task", str, "questions")],  # type: ignore[valid-type] # made above
     )
-    questions, n_unknown = [], 0
+    questions: list[Question] = []
+    too_long: list[str] = []
+    n_unknown = 0
     for number, line in microgpt.read_json_lines(path, kind, EXPECTED):
         fields = msgspec.to_builtins(line)
         messages = fields["messages"]
+        prompt = None
         try:
             prompt = model.prompt(messages, unknown="skip")
-        except (microgpt.ChatError, microgpt.ContextLengthError) as error:
+            n_unknown += prompt.n_unknown
+        except microgpt.ContextLengthError as error:
+            too_long.append(f"line {number}: {error}")
+        except microgpt.ChatError as error:
             if not model.tokenizer.is_chat:  # no question is at fault
                 raise
             raise microgpt.DataError(f"line {number}: {error}", hint=error.hint) from error
@@ -93,9 +99,10 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
             )
         question = Question(fields["task"], prompt, messages[-1]["content"], fields["answer"])
         questions.append(question)
-        n_unknown += prompt.n_unknown
     if not questions:
         raise microgpt.DataError(f"{path} holds no questions")
+    if too_long:
+        warn(f"{counted(len(too_long), 'question')} counted as wrong, too long: {too_long[0]}")
     if n_unknown:
         warn(f"{counted(n_unknown, 'character')} left out that the model does not know")
     return questions
