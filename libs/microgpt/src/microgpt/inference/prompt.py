@@ -82,7 +82,7 @@ def text_prompt(
     return Prompt(
         token_ids,
         tokens_dropped=n_tokens - len(token_ids),
-        n_unknown=_n_unknown(text, tokenizer, unknown),
+        n_unknown=_n_left_out(text, known, tokenizer) if unknown == "skip" else 0,
         stop_token=tokenizer.bos,
         first=first,
     )
@@ -142,7 +142,7 @@ def build_prompt(
             system_dropped = True
             continue
         turn = tokenizer.encode_turn(role, content, unknown=unknown)
-        n_unknown += _n_unknown(content, tokenizer, unknown)
+        n_unknown += _n_left_out(content, turn, tokenizer)
         if role == "system":
             system = turn
         else:
@@ -171,11 +171,9 @@ def build_prompt(
     )
 
 
-def _n_unknown(text: str, tokenizer: BaseTokenizer, unknown: Unknown) -> int:
+def _n_left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> int:
     """Return the number of characters that encoding has left out."""
-    if unknown == "error":
-        return 0
-    return len(text) - len(tokenizer.decode(tokenizer.encode(text, unknown=unknown)))
+    return len(text) - len(tokenizer.decode(token_ids))
 
 
 def _truncated(turn: list[int], room: int, block_size: int, too_long: TooLong) -> list[int]:
