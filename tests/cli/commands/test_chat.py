@@ -622,6 +622,21 @@ def test_system_instructs_until_it_is_taken_back(
     assert [turn["content"] for turn in talk] == ["loud", "hi", "HEY"]
 
 
+def test_text_of_the_system_is_no_part_of_a_message_that_is_cut(
+    program: Path, instructed: Path
+) -> None:
+    tokenizer = microgpt.load(instructed).tokenizer
+    n_read = 32 - 8 - 2 - 2 - len(tokenizer.encode_turn("system", "loud"))
+    done = subprocess.run(
+        [program, "chat", "--model-dir", instructed],
+        input="/system loud\n" + "y" * 40,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == f"(too long: {40 - n_read} characters cut off at the beginning)\n"
+
+
 def test_model_without_system_turns_says_so(
     cli: "Cli", program: Path, instructed: Path, tmp_path: Path
 ) -> None:

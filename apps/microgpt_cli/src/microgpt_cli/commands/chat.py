@@ -123,9 +123,11 @@ def _reply(conversation: Conversation, *, at_terminal: bool) -> None:
 def _note_left_out(conversation: Conversation, prompt: microgpt.Prompt) -> None:
     if prompt.turns_dropped:
         _note(f"{counted(prompt.turns_dropped, 'old turn')} left out to fit")
-    n_read = len(conversation.model.tokenizer.decode(prompt.token_ids))
+    tokenizer = conversation.model.tokenizer
+    from_last = prompt.token_ids[::-1].index(tokenizer.special_id("user"))
+    n_read = len(tokenizer.decode(prompt.token_ids[-from_last:]))
     n_cut = len(conversation.messages[-1]["content"]) - n_read
-    if n_cut > 0:  # only a single message is ever cut
+    if n_cut > 0:
         _note(f"too long: {counted(n_cut, 'character')} cut off at the beginning")
 
 
