@@ -126,6 +126,13 @@ def test_dataset_of_subwords_is_taken_as_it_is() -> None:
     assert (trainer.config.tokenizer, trainer.config.vocab_size) == ("bpe", 262)
 
 
+def test_vocabulary_of_the_dataset_is_no_larger_than_that_of_the_options() -> None:
+    dataset = Dataset.from_documents(WORDS).with_subwords(262)
+    with pytest.raises(ConfigError, match="vocab_size is 261, expected at least 262, that of the"):
+        microgpt.prepare(dataset, BPE, vocab_size=261)
+    assert microgpt.prepare(dataset, BPE, vocab_size=262)[0].tokenizer is dataset.tokenizer
+
+
 def test_default_vocabulary_is_1024() -> None:
     _, trainer = microgpt.prepare(Dataset.from_documents(["ab"]), TrainConfig(tokenizer="bpe"))
     assert trainer.config.vocab_size == 1024  # of which the data fills 258

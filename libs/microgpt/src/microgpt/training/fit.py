@@ -97,8 +97,13 @@ def prepare(
         config = config_of_model(config, init_from)
         dataset = with_tokens_of(init_from, dataset, extend_vocab=extend_vocab)
     if isinstance(dataset.tokenizer, SubwordTokenizer):
-        vocab_size = config.vocab_size or dataset.tokenizer.vocab_size
+        n_tokens = dataset.tokenizer.vocab_size
+        vocab_size = n_tokens if config.vocab_size is None else config.vocab_size
         config = replace(config, tokenizer="bpe", vocab_size=vocab_size)
+        if vocab_size < n_tokens:
+            raise ConfigError(
+                f"vocab_size is {vocab_size}, expected at least {n_tokens}, that of the dataset"
+            )
     config = resolved(config)
     if config.vocab_size and not isinstance(dataset.tokenizer, SubwordTokenizer):
         dataset = dataset.with_subwords(config.vocab_size)
