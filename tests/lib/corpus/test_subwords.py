@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -303,6 +304,8 @@ def test_ids_must_be_a_list() -> None:
         (((64, 64, 64),), "merge 0 is of (64, 64, 64)"),
         (([64, 64],), "merge 0 is of [64, 64]"),
         (((64, "a"),), "merge 0 is of (64, 'a')"),
+        ([(64, 64)], "merges is [(64, 64)], expected a tuple of pairs of ids"),
+        (None, "merges is None, expected a tuple"),
         (((64, 64), (64, 65), (64, 64)), "merge 2 is that of 0, expected each pair once"),
         (
             ((64, 64), *((i, i) for i in range(256, 263))),
@@ -310,7 +313,7 @@ def test_ids_must_be_a_list() -> None:
         ),
     ],
 )
-def test_merges_must_be_of_tokens_before(merges: tuple[tuple[int, int], ...], problem: str) -> None:
+def test_merges_must_be_of_tokens_before(merges: Any, problem: str) -> None:
     with pytest.raises(DataError) as caught:
         SubwordTokenizer(merges)
     assert problem in str(caught.value)

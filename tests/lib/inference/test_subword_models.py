@@ -69,7 +69,7 @@ def test_ways_to_a_text_agree(model: LanguageModel, stop: list[str]) -> None:
 def test_logits_of_a_reply_are_those_of_the_tokens_that_were_chosen(model: LanguageModel) -> None:
     reply = model.reply(model.prompt("ba"), SamplingConfig(temperature=0))
     logits = model.reply_logits(reply)
-    chosen = [token for _ in [0] for token in reply.token_ids]
+    chosen = list(reply.token_ids)
     assert chosen == logits.argmax(axis=1).tolist()
     stream = model.stream("ba", temperature=0)
     streamed = [token for _ in stream for token in stream.tokens]

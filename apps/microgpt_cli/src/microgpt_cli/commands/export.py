@@ -59,6 +59,6 @@ def command(
 
 def _not_for_rust(tokenizer: microgpt.BaseTokenizer) -> str:
     """Return why the Rust system cannot read a model, or nothing."""
-    if not tokenizer.chars:
+    if isinstance(tokenizer, microgpt.SubwordTokenizer):
         return "its tokens are subwords"
     return "it has a token for messages of the system" * tokenizer.has_system

@@ -133,6 +133,8 @@ class SubwordTokenizer(BaseTokenizer):
     def __post_init__(self) -> None:
         if self.has_system and not self.is_chat:
             raise ConfigError("has_system is True with is_chat False, expected a chat tokenizer")
+        if not isinstance(self.merges, tuple):  # a list would differ from an equal tuple
+            raise DataError(f"merges is {self.merges!r:.80}, expected a tuple of pairs of ids")
         vocabulary, ranks, made = Vocabulary(), dict[Pair, int](), list[int]()
         for rank, pair in enumerate(self.merges):
             if not _is_pair(pair, n := len(vocabulary.contents)):
