@@ -209,12 +209,12 @@ def test_learning_rate_depends_on_the_width_unless_it_is_given(
 def test_muon_is_reported_recorded_and_learns(cli: "Cli", names: Path, tmp_path: Path) -> None:
     job = ["train", "--input", names, "--force", *SMALL, "--output"]
     result = cli(*job, tmp_path / "muon", "--optimizer", "muon", "--muon-iterations", 3)
-    assert {"lr:          0.0141421", "muon lr:     0.01"} <= set(result.lines)
+    assert {"lr:          0.0141421", "muon lr:     0.02"} <= set(result.lines)
     options = json.loads((tmp_path / "muon/meta.json").read_text())["training"]["options"]
     found = {name: value for name, value in options.items() if "muon" in (name[:4], value)}
     assert found == {
         "optimizer": "muon",
-        "muon_learning_rate": 0.01,
+        "muon_learning_rate": 0.02,
         "muon_momentum": 0.95,
         "muon_iterations": 3,
     }

@@ -66,7 +66,7 @@ def test_default_rate_is_a_fifth_of_that_of_a_new_model(base: LanguageModel) -> 
 def test_default_rates_of_muon_are_a_fifth_too(base: LanguageModel) -> None:
     _, trainer = prepared(["bob"], base, optimizer="muon")
     rates = [trainer.learning_rate, trainer.config.muon_learning_rate]
-    assert rates == pytest.approx([0.01 * math.sqrt(16 / 8) / 5, 0.01 / 5])
+    assert rates == pytest.approx([0.01 * math.sqrt(16 / 8) / 5, 0.02 / 5])
     _, trainer = prepared(["bob"], base, optimizer="muon", muon_learning_rate=0.03)
     assert trainer.config.muon_learning_rate == 0.03
 

@@ -47,19 +47,19 @@ def test_default_rate_beside_muon_shrinks_with_the_root_of_the_width(
     n_embd: int, rate: float
 ) -> None:
     config = resolved(TrainConfig(n_embd=n_embd, optimizer="muon"))
-    assert (config.learning_rate, config.muon_learning_rate) == (rate, 0.01)
+    assert (config.learning_rate, config.muon_learning_rate) == (rate, 0.02)
     assert (config.muon_momentum, config.muon_iterations) == (0.95, 5)
 
 
 def test_chosen_options_of_muon_are_kept() -> None:
     chosen: dict[str, Any] = {
-        "muon_learning_rate": 0.02,
+        "muon_learning_rate": 0.03,
         "muon_momentum": 0.0,
         "muon_iterations": 3,
     }
     config = resolved(TrainConfig(optimizer="muon", learning_rate=0.004, **chosen))
     assert {name: getattr(config, name) for name in chosen} == chosen
-    assert muon_of(config) == Muon(5.0, 0.0, 3)
+    assert muon_of(config) == Muon(7.5, 0.0, 3)
     assert muon_of(resolved(TrainConfig())) is None
 
 

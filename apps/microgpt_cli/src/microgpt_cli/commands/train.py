@@ -91,7 +91,7 @@ def command(
             "muon_learning_rate",
             "--muon-lr",
             "--muon-learning-rate",
-            show_default="0.01",
+            show_default="0.02",
             callback=positive,
         ),
     ] = DEFAULTS.muon_learning_rate,

@@ -42,7 +42,7 @@ Dtype: TypeAlias = Literal["float32", "float64"]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 AtLeastOne: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 
-MUON_LEARNING_RATE = 0.01  # at any width: it bounds the change of a matrix's output
+MUON_LEARNING_RATE = 0.02  # at any width: it bounds the change of a matrix's output
 
 
 def _about(description: str, **bounds: Any) -> msgspec.Meta:
@@ -75,7 +75,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = "adam"
     muon_learning_rate: Annotated[
         Positive | None,
-        _about("highest learning rate of Muon, on the same schedule; None for 0.01"),
+        _about("highest learning rate of Muon, on the same schedule; None for 0.02"),
     ] = None
     muon_momentum: Annotated[
         Annotated[float, msgspec.Meta(ge=0, lt=1)] | None,
