@@ -8,6 +8,7 @@ hatch run pictures model rooms ...   # some
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from explore import BUDGETS, RATES, RESULTS, TABLES, WIDTHS, rates_of
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
@@ -26,6 +28,7 @@ LIBRARY, COMMAND_LINE, SERVICE = (
 )
 LADDER = LIBRARY / "ladder.json"
 CHAPTER = LIBRARY / "ladder.md"
+LEARNING = LIBRARY / "learning.md"
 MEASURED = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)  # written by us
 KERNEL = LIBRARY.parent / "src/microgpt/engines/kernel"
 ENGINES = ("scalar", "vectorized", "native")
@@ -271,9 +274,14 @@ def write_ladder_table(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
         f"In the first row NumPy is {scalar / vectorized:,.0f} times as fast as plain Python, and\n"
         f"the kernel, {n_lines:,} lines of C, {scalar / native:,.0f} times."
     )
-    content = CHAPTER.read_text(encoding="utf-8")
-    block = "\n".join([*lines, "", gains])
-    CHAPTER.write_text(MEASURED.sub(rf"\1\n{block}\n\n\2", content), encoding="utf-8")
+    write_measured(CHAPTER, [*lines, "", gains])
+
+
+def write_measured(chapter: Path, lines: list[str]) -> None:
+    """Put lines into a chapter, between the comments that mark what is measured."""
+    content = chapter.read_text(encoding="utf-8")
+    block = "\n".join(lines)
+    chapter.write_text(MEASURED.sub(rf"\1\n{block}\n\n\2", content), encoding="utf-8")
 
 
 def draw_ladder() -> None:
@@ -303,6 +311,79 @@ def draw_ladder() -> None:
     write_ladder_table(rows)
 
 
+def learning_rows() -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the results of tools/explore.py: by flags, by seed."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in json.loads(RESULTS.read_text(encoding="utf-8")):
+        rows.setdefault(row["flags"], {})[row["seed"]] = row
+    return rows
+
+
+def mean_of(runs: dict[int, dict[str, Any]], name: str) -> float:
+    """Return the mean over the seeds."""
+    return statistics.mean(float(run[name]) for run in runs.values())
+
+
+def learning_table(
+    variants: dict[str, str], rows: dict[str, dict[int, dict[str, Any]]]
+) -> list[str]:
+    """Return a table of one experiment: differences are from its base, or its first variant."""
+    base = rows[variants.get("base", next(iter(variants.values())))]
+    lines = ["| variant | loss | difference | processor time |", "|---|---|---|---|"]
+    for label, flags in variants.items():
+        runs = rows[flags]
+        cells = ["diverges", "", ""]
+        if None not in [run["loss"] for run in runs.values()]:
+            gaps = [run["loss"] - base[seed]["loss"] for seed, run in runs.items()]
+            spread = f"{min(gaps):+.4f} to {max(gaps):+.4f}" if any(gaps) else ""
+            seconds = mean_of(runs, "processor_seconds")
+            cells = [f"{mean_of(runs, 'loss'):.4f}", spread, f"{seconds:.2g} s"]
+        lines.append(f"| `{label}` | {' | '.join(cells)} |")
+    return lines
+
+
+def draw_learning() -> None:
+    """Draw the results of tools/explore.py, and write them into the chapter."""
+    rows = learning_rows()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    times, widths = figure.subplots(1, 2)
+    for (name, runs), color in zip(BUDGETS.items(), (LINE, "#c2571a"), strict=True):
+        seconds = [mean_of(rows[flags], "processor_seconds") for flags in runs]
+        for seed in rows[runs[0]]:
+            losses = [rows[flags][seed]["loss"] for flags in runs]
+            label = name if seed == min(rows[runs[0]]) else None
+            times.plot(seconds, losses, "o-", color=color, markersize=3, linewidth=1, label=label)
+    times.set(xscale="log", xlabel="processor seconds of training", ylabel="held-out loss, nats")
+    times.set_xticks([0.5, 1, 2, 5], ["0.5", "1", "2", "5"])
+    times.minorticks_off()
+    times.set_title("names, 48/4/2/16, three seeds", fontsize=10)
+    times.legend(frameon=False)
+    measured = [width for width in WIDTHS if {*rates_of(width).values()} <= rows.keys()]
+    for width in measured:
+        losses = [mean_of(rows[flags], "loss") for flags in rates_of(width).values()]
+        gaps = [loss - min(losses) for loss in losses]
+        widths.plot(RATES, gaps, "o-", markersize=3, linewidth=1, label=f"{width} wide")
+    widths.set(xscale="log", xlabel="rate of Muon", ylabel="loss above the best rate, nats")
+    widths.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    widths.minorticks_off()
+    widths.set_title("names, one layer, 400 steps", fontsize=10)
+    widths.legend(frameon=False)
+    for axes in (times, widths):
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, LIBRARY / "learning.svg")
+    lines = [
+        f"| width | {' | '.join(f'`--muon-lr {rate}`' for rate in RATES)} |",
+        "|---" * (1 + len(RATES)) + "|",
+    ]
+    for width in measured:
+        losses = [f"{mean_of(rows[flags], 'loss'):.4f}" for flags in rates_of(width).values()]
+        lines.append(f"| {width} | {' | '.join(losses)} |")
+    for name, variants in TABLES.items():
+        if {*variants.values()} <= rows.keys():
+            lines += ["", f"**{name[0].upper()}{name[1:]}**", "", *learning_table(variants, rows)]
+    write_measured(LEARNING, lines)
+
+
 def duration(microseconds: float) -> str:
     """Return a time with its unit."""
     if microseconds < 1e3:  # noqa: PLR2004 - units
@@ -316,6 +397,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "request": draw_request,
     "curve": draw_curve,
     "ladder": draw_ladder,
+    "learning": draw_learning,
 }
 
 

@@ -8,7 +8,7 @@ beside this checkout).
 
     hatch run learn                          # all
     hatch run learn names-1s names-10s       # some recipes
-    hatch run learn --seeds 5 names-1s
+    hatch run learn --threads 1 --seeds 1    # beside other jobs
 """
 
 import argparse
@@ -23,7 +23,7 @@ from microgpt.training.validation import validation_loss
 from recipes import ADAM, RECIPES, config_of
 
 SEED = 42
-N_SEEDS = {"names-1s": 5, "names-10s": 5, "names-60s": 2}
+N_SEEDS = {"names-1s": 5, "names-10s": 5, "names-60s": 2, "shakespeare-60s": 2}
 STEPS_TOGETHER = 20  # in one call
 
 
@@ -100,7 +100,7 @@ def compare(recipe: str, n_seeds: int, threads: int | None) -> None:
         loss = statistics.mean(each.loss for each in outcomes)
         cells += [f"{outcomes[0].n_params:9,}", f"{seconds:7.2f} s", f"{loss:.4f}"]
     spread = f"{min(gains):+.4f} to {max(gains):+.4f}" if n_seeds > 1 else f"{gains[0]:+.4f}"
-    print(f"{recipe:<12} {n_seeds:5}  {'  '.join(cells)}  {spread}", flush=True)
+    print(f"{recipe:<15} {n_seeds:5}  {'  '.join(cells)}  {spread}", flush=True)
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def main() -> None:
     if not (SHARED / "data/names.txt").exists():
         parser.error(f"no names.txt in {SHARED / 'data'}: set MICROGPT_SHARED to a folder with it")
     print(cpu())
-    print(f"{'recipe':<12} seeds  {'Adam':<29}  {'Muon':<29}  gain, nats")
+    print(f"{'recipe':<15} seeds  {'Adam':<29}  {'Muon':<29}  gain, nats")
     for recipe in arguments.recipe or N_SEEDS:
         compare(recipe, arguments.seeds or N_SEEDS[recipe], arguments.threads)
 
