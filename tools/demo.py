@@ -16,7 +16,8 @@ NAMES = (
     f"microgpt-cli data names --output {FOLDER}/names.txt",
     (
         f"microgpt-cli train --input {FOLDER}/names.txt --output {FOLDER}/model"
-        " --steps 5000 --log-every 1000 --force"
+        " --n-embd 32 --n-layer 2 --batch-size 64 --steps 800 --optimizer muon --weight-decay 0.2"
+        " --log-every 200 --force"
     ),
     f"microgpt-cli generate --model-dir {FOLDER}/model --prompt jo --num-samples 5",
 )

@@ -8,7 +8,7 @@ beside this checkout).
 
     hatch run learn                          # all
     hatch run learn names-1s names-10s       # some recipes
-    hatch run learn --threads 1 --seeds 1    # beside other jobs
+    hatch run learn --threads 1 --seeds 1    # beside other jobs: time is that of the processor
 """
 
 import argparse
@@ -86,13 +86,14 @@ def trained(
 def compare(recipe: str, n_seeds: int, threads: int | None) -> None:
     """Print one row: means over the seeds, and the range of the paired differences."""
     dataset = read(recipe)
+    clock = time.process_time if threads == 1 else time.perf_counter
     pairs = []
     for seed in range(SEED, SEED + n_seeds):
         configs = [
             config_of(flags, microgpt.TrainConfig, seed=seed)
             for flags in (ADAM[recipe], RECIPES[recipe])
         ]
-        pairs.append([trained(dataset, config, threads=threads) for config in configs])
+        pairs.append([trained(dataset, config, threads=threads, clock=clock) for config in configs])
     gains = [adam.loss - muon.loss for adam, muon in pairs]
     cells = []
     for outcomes in zip(*pairs, strict=True):
@@ -108,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", nargs="*", choices=[[], *ADAM], help="default: all")
     parser.add_argument("--seeds", type=int, help="number of seeds, from 42 on")
-    parser.add_argument("--threads", type=int, help="cores to use; 1 beside other jobs")
+    parser.add_argument("--threads", type=int, help="cores; with 1, time is that of the processor")
     arguments = parser.parse_args()
     if not (SHARED / "data/names.txt").exists():
         parser.error(f"no names.txt in {SHARED / 'data'}: set MICROGPT_SHARED to a folder with it")
