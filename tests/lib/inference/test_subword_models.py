@@ -322,3 +322,19 @@ def test_tokenizer_that_a_writer_swaps_between_two_reads_is_read_again(
 
     monkeypatch.setattr(Path, "read_bytes", read_while_writing)
     assert isinstance(microgpt.load(saved).tokenizer, SubwordTokenizer)
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokenizer.json"])
+def test_model_of_characters_that_a_writer_saves_between_two_reads_is_read(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    read_bytes, characters = Path.read_bytes, [microgpt.fit(["ab"], steps=1)]
+
+    def read_and_let_write(path: Path) -> bytes:
+        content = read_bytes(path)
+        if path.name == name and characters:
+            characters.pop().save(saved)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_let_write)
+    assert microgpt.load(saved).tokenizer.chars == ("a", "b")

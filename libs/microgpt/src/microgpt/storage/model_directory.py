@@ -255,7 +255,7 @@ def read_model(directory: PathLike, dtype: str | None = None) -> StoredModel:
     """
     path = checked_path(directory)
     for _ in range(2):  # a writer may replace the files between our reads: read again
-        with suppress(_DigestError):
+        with suppress(CheckpointError):
             return _read_files(path, dtype)
     return _read_files(path, dtype)
 
@@ -286,13 +286,9 @@ def _read_files(path: Path, dtype: str | None) -> StoredModel:
     return StoredModel(tokenizer, parameters, _training_record(meta.training), meta.windows)
 
 
-class _DigestError(CheckpointError):
-    """A file is not the one that the metadata describes."""
-
-
 def _check_digest(path: Path, content: bytes, expected: str | None) -> None:
     if expected not in (None, hashlib.sha256(content).hexdigest()):
-        raise _DigestError(
+        raise CheckpointError(
             f"{path} is not what {META} describes: its SHA-256 digest differs",
             hint="it was changed or damaged after it was saved; restore all files from one copy",
         )
