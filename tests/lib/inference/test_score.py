@@ -139,6 +139,7 @@ def test_unknown_characters_are_left_out_or_cost_twice_log_v(model: LanguageMode
     assert (skipped.n_tokens, skipped.n_unknown, skipped.n_bytes) == (5, 2, 4)
     score = model.measure(["azQnna"], unknown="worst")
     assert (score.n_tokens, score.n_unknown, score.nats_per_token) == (7, 2, worst)
+    assert score.n_bytes == len("azQnna")
     with pytest.raises(
         ConfigError, match="unknown is 'ignore', expected one of error, skip, worst"
     ):

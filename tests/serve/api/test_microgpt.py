@@ -86,6 +86,32 @@ def test_chat_models_generate_too(chat: TestClient) -> None:
     assert len(post(chat, "generate", {"num_samples": 2, "max_tokens": 5})["samples"]) == 2
 
 
+def test_tokens_of_subwords_are_counted_as_they_were_drawn(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
+    # Untrained, it writes bytes that are no characters: encoded again, they are more tokens.
+    model = microgpt.fit(["größe"], steps=1, tokenizer="bpe", vocab_size=260, learning_rate=1e-9)
+    model.save(tmp_path)
+    client = make_client(tmp_path)
+
+    def n_counted() -> float:
+        (line,) = [
+            line
+            for line in client.get("/metrics").text.splitlines()
+            if line.startswith("microgpt_completion_tokens_total")
+        ]
+        return float(line.split()[-1])
+
+    before = n_counted()
+    body = {"num_samples": 4, "prompt": "g", "seed": 7, "temperature": 1.0}
+    expected = model.generate(4, prompt="g", seed=7, temperature=1.0)
+    assert post(client, "generate", body)["samples"] == expected
+    configs = [microgpt.SamplingConfig(1.0, seed=7 + i) for i in range(4)]
+    n_drawn = sum(model.reply(model.prompt("g"), config).n_tokens for config in configs)
+    assert n_counted() - before == n_drawn
+    assert n_drawn < sum(len(model.tokenizer.encode(text[1:])) for text in expected)
+
+
 # ---------------------------------------------------------------- chat
 
 

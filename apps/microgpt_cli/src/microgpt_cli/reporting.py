@@ -17,6 +17,7 @@ __all__ = ["Reporter", "Style"]
 
 Style: TypeAlias = Literal["text", "json", "quiet"]
 
+TOKENIZER = "tokenizer.json"  # of models of subwords
 INDENTED = ("n_embd", "n_head", "n_layer", "block_size")  # in the header
 
 
@@ -135,9 +136,12 @@ class Reporter:
     def saved(self, directory: Path) -> None:
         """Report the files of the model that was saved."""
         weights, meta = directory / "weights.json", directory / "meta.json"
+        lines = ["", f"weights saved to {weights}", f"metadata saved to {meta}"]
+        if (directory / TOKENIZER).exists():
+            lines.append(f"subwords saved to {directory / TOKENIZER}")
         self.event(
             "saved",
-            f"\nweights saved to {weights}\nmetadata saved to {meta}",
+            "\n".join(lines),
             weights=str(weights),
             meta=str(meta),
         )

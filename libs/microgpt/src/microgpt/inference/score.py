@@ -125,7 +125,7 @@ def score_texts(
         ids = tokenizer.encode(text, unknown="error" if unknown == "error" else "skip")
         known = tokenizer.decode(ids)
         n_unknown += len(text) - len(known)
-        n_bytes += len(known.encode())
+        n_bytes += len((text if unknown == "worst" else known).encode("utf-8", "surrogatepass"))
         n_tokens += len(ids) + 1
         together.append(np.array([tokenizer.bos, *ids, tokenizer.bos]))
         n_rows += len(ids) + 1
