@@ -6,7 +6,7 @@ import pytest
 from engine_cases import Case, sizes
 from microgpt import NonFiniteLossError
 from microgpt.engines.base import Engine
-from microgpt.engines.muon import Muon, orthogonalized
+from microgpt.engines.muon import Muon, muon_matrices, orthogonalized
 from microgpt.engines.native import NativeEngine
 from microgpt.engines.vectorized import VectorizedEngine
 
@@ -115,6 +115,28 @@ def test_native_update_is_that_of_numpy(
         apart = np.linalg.norm(native.parameters[matrix] - expected)
         assert apart <= tolerance * np.linalg.norm(expected), matrix
     np.testing.assert_allclose(native.adam_m.flat, numpy.adam_m.flat, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("name", ["native", "vectorized"])
+@pytest.mark.parametrize("every", [2, 5, 14])
+def test_shares_update_each_matrix_once_and_as_a_whole_update_does(name: str, every: int) -> None:
+    case = Case(sizes(5, 6, 2, 2, 5), [4])
+    engines = [case.engine(name, "float64") for _ in range(every)]
+    whole = case.engine(name, "float64")
+    for engine in (*engines, whole):
+        engine.grads.flat[:] = np.random.default_rng(3).normal(0, 1, engine.config.n_params)
+    whole.update(0.01, 0.5, 0.1, Muon(2.0))
+    for first, engine in enumerate(engines):
+        engine.update(0.01, 0.5, 0.1, Muon(2.0, first=first, every=every))
+    matrices = muon_matrices(whole.parameters)
+    assert [name.partition(".")[2] for name in matrices[:2]] == ["mlp_fc1", "mlp_fc2"]
+    for i, matrix in enumerate(matrices):
+        for first, engine in enumerate(engines):
+            is_mine = i % every == first
+            expected = whole.parameters[matrix] if is_mine else case.parameters("float64")[matrix]
+            np.testing.assert_array_equal(engine.parameters[matrix], expected)
+            mean = whole.adam_m[matrix] if is_mine else np.zeros_like(expected)
+            np.testing.assert_array_equal(engine.adam_m[matrix], mean)
 
 
 def test_fifty_native_steps_are_those_of_numpy() -> None:

@@ -12,11 +12,12 @@ from mpi import mpirun, needs_mpi
 
 pytestmark = needs_mpi
 
-# Trains together, and writes the reports and the weights of every rank.
+# Trains together, and writes the reports, the weights and the means of every rank.
 PROGRAM = """
 import json, random, sys
 from pathlib import Path
 import microgpt
+import numpy as np
 
 folder, documents, train, options = Path(sys.argv[1]), *map(json.loads, sys.argv[2:])
 ranks = microgpt.Ranks()
@@ -24,7 +25,8 @@ dataset = microgpt.Dataset.from_documents(documents)
 config = microgpt.TrainConfig(**train)
 _, trainer = microgpt.prepare(dataset, config, random.Random(3), **options, ranks=ranks)
 reports = trainer.advance(4) + list(trainer)
-trainer.engine.parameters.flat.tofile(folder / f"weights-{ranks.rank}")
+state = np.concatenate([trainer.engine.parameters.flat, trainer.engine.adam_m.flat])
+state.tofile(folder / f"state-{ranks.rank}")
 results = [[report.loss, report.n_tokens, report.grad_norm, report.val_loss] for report in reports]
 (folder / f"reports-{ranks.rank}").write_text(json.dumps([results, trainer.best.step]))
 """
@@ -61,6 +63,7 @@ def run_job(n_processes: int, program: str, *arguments: object) -> subprocess.Co
         (2, "native", "muon"),
         (3, "native", "muon"),
         (2, "native", "bpe"),
+        (2, "vectorized", "muon"),
     ],
 )
 def test_ranks_that_share_a_batch_train_as_one_process_does(
@@ -76,7 +79,7 @@ def test_ranks_that_share_a_batch_train_as_one_process_does(
     job = run_job(n_processes, PROGRAM, tmp_path, *arguments)
     assert job.returncode == 0, job.stderr
     expected = [[r.loss, r.n_tokens, r.grad_norm, r.val_loss] for r in reports]
-    weights = alone.engine.parameters.flat
+    state = np.concatenate([alone.engine.parameters.flat, alone.engine.adam_m.flat])
     for rank in range(n_processes):
         results, best_step = json.loads((tmp_path / f"reports-{rank}").read_text())
         found = np.array(results, np.float64)
@@ -84,10 +87,10 @@ def test_ranks_that_share_a_batch_train_as_one_process_does(
         np.testing.assert_allclose(found, np.array(expected, np.float64), rtol=1e-11)
         assert alone.best
         assert best_step == alone.best.step
-        found_weights = np.fromfile(tmp_path / f"weights-{rank}")
-        np.testing.assert_allclose(found_weights, weights, rtol=1e-9, atol=1e-12)
-    # All hold the same weights to the last bit, or they would drift apart.
-    assert len({(tmp_path / f"weights-{i}").read_bytes() for i in range(n_processes)}) == 1
+        found_state = np.fromfile(tmp_path / f"state-{rank}")
+        np.testing.assert_allclose(found_state, state, rtol=1e-9, atol=1e-12)
+    # All hold the same state to the last bit, or they would drift apart.
+    assert len({(tmp_path / f"state-{i}").read_bytes() for i in range(n_processes)}) == 1
 
 
 REFUSED = """
@@ -152,6 +155,40 @@ def test_rank_that_is_asked_to_end_does_not_wait_for_the_dead() -> None:
         "rank 0 was asked to end, and the other 1 did not finish the step within 0.1 s"
     )
     assert job.returncode == 3
+
+
+LOST_IN_UPDATE = """
+import json, random, sys, time
+import microgpt
+import numpy as np
+
+documents, options = map(json.loads, sys.argv[1:])
+ranks = microgpt.Ranks()
+dataset = microgpt.Dataset.from_documents(documents)
+config = microgpt.TrainConfig(steps=3, batch_size=4)
+_, trainer = microgpt.prepare(dataset, config, random.Random(3), **options, ranks=ranks)
+engine = trainer.engine
+trainer.advance(1)
+state = engine.parameters.flat, engine.adam_m.flat, engine.adam_v.flat
+before = [array.copy() for array in state]
+asked_at = time.monotonic() + 0.2
+ranks.is_leaving = lambda: time.monotonic() > asked_at
+if ranks.rank == 1:
+    ranks.exchange = lambda shares: time.sleep(60)  # does not answer
+try:
+    trainer.advance(1)
+except microgpt.RankLostError:
+    same = [np.array_equal(a, b) for a, b in zip(state, before)]
+    print(trainer.step, engine.n_updates, same)
+ranks.abort(3)
+"""
+
+
+@pytest.mark.parametrize("engine", ["native", "vectorized"])
+def test_rank_lost_during_muons_update_leaves_the_step_before(engine: str) -> None:
+    options = {"n_embd": 8, "n_head": 2, "block_size": 5, "optimizer": "muon", "engine": engine}
+    job = run_job(2, LOST_IN_UPDATE, json.dumps(DOCUMENTS), json.dumps(options))
+    assert job.stdout == "1 1 [True, True, True]\n", job.stderr
 
 
 SHARES = """

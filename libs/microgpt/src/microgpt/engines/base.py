@@ -193,20 +193,21 @@ class Engine(ABC):
             NonFiniteLossError: a loss is NaN or infinite; that step did not change the weights.
         """
         return self.take_steps(
-            self.loss_and_grads, batches, learning_rates, clip, weight_decay, muon
+            self.loss_and_grads, self.update, batches, learning_rates, clip, weight_decay, muon
         )
 
     @np.errstate(over="ignore", invalid="ignore")  # divergence is reported by the loss
     def take_steps(
         self,
         loss_and_grads: Callable[[Batch], tuple[float, int]],
+        update: Callable[[float, float | None, float, Muon | None], float | None],
         batches: Batches | Sequence[Batch],
         learning_rates: Sequence[float],
         clip: float | None,
         weight_decay: float,
         muon: Muon | None,
     ) -> list[StepResult]:
-        """Take training steps as `train_steps` does, with another `loss_and_grads`."""
+        """Take training steps as `train_steps` does, with other functions for the two parts."""
         results = []
         for batch, learning_rate in zip(batches, learning_rates, strict=True):
             nll, n_tokens = loss_and_grads(batch)
@@ -215,7 +216,7 @@ class Engine(ABC):
                 raise NonFiniteLossError(self.n_updates + 1, learning_rate, loss)
             grads = self.grads.flat
             grads *= 1.0 / n_tokens
-            norm = self.update(learning_rate, clip, weight_decay, muon)
+            norm = update(learning_rate, clip, weight_decay, muon)
             results.append(StepResult(loss, n_tokens, norm))
         return results
 

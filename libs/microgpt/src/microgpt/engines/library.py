@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 PATH = Path(__file__).with_name("kernel") / "libmicrogpt.so"
-ABI = 5  # microgpt_abi of kernel.c
+ABI = 6  # microgpt_abi of kernel.c
 VECTOR_BYTES = (16, 32, 64)  # widths that hatch_build.py may compile for
 LINE_BYTES = 64  # of a cache line; the kernel expects memory aligned to it
 HINT = "install a C compiler and reinstall microgpt-lib, or use --engine vectorized"
@@ -80,6 +80,8 @@ class Training(ctypes.Structure):
         ("muon_ratio", c_double),
         ("muon_momentum", c_double),
         ("muon_iterations", c_int64),
+        ("muon_first", c_int64),
+        ("muon_every", c_int64),
         ("losses", c_void_p),
         ("norms", c_void_p),
         ("n_done", c_int64),

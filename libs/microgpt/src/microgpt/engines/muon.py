@@ -37,11 +37,21 @@ class Muon:
         ratio: learning rate, as a multiple of Adam's at the same step.
         momentum: share of the running mean of gradients that each step keeps.
         iterations: applications of the polynomial, at least 1.
+        first: number of the first matrix to update, in the order of `muon_matrices`.
+        every: update every so many matrices; others keep their weights and means.
     """
 
     ratio: float
     momentum: float = MOMENTUM
     iterations: int = N_ITERATIONS
+    first: int = 0
+    every: int = 1
+
+
+def muon_matrices(parameters: Parameters) -> list[str]:
+    """Return the names of the matrices that Muon updates: those of the layers, large ones first."""
+    names = [name for name in parameters if name.startswith("layer")]
+    return sorted(names, key=lambda name: -parameters[name].size)
 
 
 def orthogonalized(matrix: FloatArray, iterations: int) -> FloatArray:
@@ -70,7 +80,7 @@ def muon_update(
     learning_rate: float,
     weight_decay: float,
 ) -> None:
-    """Take one step of Muon in place, for the matrices of all layers.
+    """Take one step of Muon in place, for the matrices of all layers or a share of them.
 
     Args:
         weights: to be changed.
@@ -81,7 +91,7 @@ def muon_update(
         weight_decay: share of each weight, times the learning rate, taken off first.
     """
     rate = learning_rate * muon.ratio
-    for name in (name for name in weights if name.startswith("layer")):
+    for name in muon_matrices(weights)[muon.first :: muon.every]:
         w, g, mean = weights[name], grads[name], means[name]
         mean *= muon.momentum
         mean += (1.0 - muon.momentum) * g

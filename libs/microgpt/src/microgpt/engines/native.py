@@ -176,7 +176,8 @@ class NativeEngine(Engine):
         """Return the number of threads that pays for so many tokens at once."""
         flops = 2.0 * passes * n_tokens * self.config.n_params
         if muon:
-            flops += MUON_FLOPS * muon.iterations * self.config.n_layer * self.config.n_embd**3
+            cubes = self.config.n_layer * self.config.n_embd**3 / muon.every
+            flops += MUON_FLOPS * muon.iterations * cubes
         cores = _usable_cores()  # more threads would only wait for each other
         wanted = min(self.threads or cores, cores, max_members())
         return max(1, min(wanted, int(flops / FLOPS_PER_THREAD)))
@@ -279,6 +280,8 @@ class NativeEngine(Engine):
             muon_ratio=muon.ratio if muon else 0.0,
             muon_momentum=muon.momentum if muon else 0.0,
             muon_iterations=muon.iterations if muon else 0,
+            muon_first=muon.first if muon else 0,
+            muon_every=muon.every if muon else 1,
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
         self.functions[function](self._model_pointer, byref(struct))

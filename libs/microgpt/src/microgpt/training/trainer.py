@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from microgpt.corpus.batches import Batch, Batches
 from microgpt.corpus.dataset import Dataset
 from microgpt.corpus.windows import drawn_windows
 from microgpt.engines.base import Engine, StepResult
-from microgpt.errors import ConfigError, NonFiniteLossError
+from microgpt.engines.muon import Muon, muon_matrices
+from microgpt.errors import ConfigError, NonFiniteLossError, RankLostError
 from microgpt.storage.model_directory import Origin, TrainingRecord
 from microgpt.training.options import TrainConfig, muon_of, resolved
 from microgpt.training.ranks import Ranks
@@ -54,6 +56,38 @@ def shared_loss_and_grads(engine: Engine, ranks: Ranks, batch: Batch) -> tuple[f
     nll, n_tokens = ranks.add_up(*engine.loss_and_grads(ranks.share(batch)))
     ranks.add(engine.grads.flat)
     return nll, n_tokens
+
+
+def shared_update(
+    engine: Engine,
+    ranks: Ranks,
+    learning_rate: float,
+    clip: float | None,
+    weight_decay: float,
+    muon: Muon | None,
+) -> float | None:
+    """Compute `Engine.update` with a share of Muon's matrices on each process.
+
+    Raises:
+        RankLostError: another process no longer answers; the engine is as before.
+    """
+    if muon is None:
+        return engine.update(learning_rate, clip, weight_decay)
+    state = engine.parameters.flat, engine.adam_m.flat, engine.adam_v.flat
+    before = [array.copy() for array in state]
+    share = replace(muon, first=ranks.rank, every=ranks.size)
+    norm = engine.update(learning_rate, clip, weight_decay, share)
+    names = muon_matrices(engine.parameters)
+    shares = [names[rank :: ranks.size] for rank in range(ranks.size)]
+    changed = engine.parameters, engine.adam_m
+    try:
+        ranks.exchange([[array[name] for name in names for array in changed] for names in shares])
+    except RankLostError:
+        for array, content in zip(state, before, strict=True):
+            array[:] = content
+        engine.n_updates -= 1
+        raise
+    return norm
 
 
 class Trainer:
@@ -230,7 +264,8 @@ class Trainer:
         if self.ranks is None:
             return engine.train_steps(batches, rates, *options)
         compute = partial(shared_loss_and_grads, engine, self.ranks)
-        return engine.take_steps(compute, batches, rates, *options)
+        update = partial(shared_update, engine, self.ranks)
+        return engine.take_steps(compute, update, batches, rates, *options)
 
     def _check_last_update(self, rate: float) -> None:
         """Raise if the last weights, which no later step checks, are not finite."""

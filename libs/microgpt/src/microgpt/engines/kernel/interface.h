@@ -32,6 +32,7 @@ typedef struct {
     double beta1, beta2, eps;
     double muon_ratio, muon_momentum;  // learning rate of Muon: ratio times that of Adam
     int64_t muon_iterations;           // 0: Adam for the layers' matrices too
+    int64_t muon_first, muon_every;    // of the matrices: the first to update, and every how many
     double *losses;  // out (n_steps): mean per target; the sum without learning rates
     double *norms;   // out (n_steps): norms of the gradients before clipping; unset without clip
     int64_t n_done;  // out: steps taken, all of them with a finite loss

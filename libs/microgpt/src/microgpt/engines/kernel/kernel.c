@@ -68,7 +68,7 @@ static void take_step(Member *member, const TrainArguments *arguments, isize ste
     const Adam adam = {t->learning_rates[step], t->weight_decay, t->n_updates + step,
                        t->beta1, t->beta2, t->eps};
     const Muon muon = {t->learning_rates[step] * t->muon_ratio, t->weight_decay, t->muon_momentum,
-                       t->muon_iterations};
+                       t->muon_iterations, t->muon_first, t->muon_every};
     update(member, arguments->model, &adam, &muon, t->clip, arguments->workspace,
            &t->norms[step]);
 }
@@ -202,7 +202,7 @@ EXPORT void OF_KIND(generate)(const Model *model, Stream *stream, Generation *g)
 #endif
 
 // Changes with every change of an exported function or of a structure in interface.h.
-EXPORT int64_t microgpt_abi(void) { return 5; }
+EXPORT int64_t microgpt_abi(void) { return 6; }
 
 // The value of a constant by its name; -1 for an unknown name.
 EXPORT int64_t microgpt_constant(const char *name) {

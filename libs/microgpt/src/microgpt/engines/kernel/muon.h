@@ -19,6 +19,7 @@
 typedef struct {
     double learning_rate, weight_decay, momentum;
     int64_t iterations;
+    int64_t first, every;  // of the matrices, in the order of matrix_of
 } Muon;
 
 // A matrix of a layer, (rows, columns), at an offset of the flat buffers.
@@ -28,19 +29,12 @@ typedef struct {
 
 #define LAYER_MATRICES 6
 
-// Matrix `task` of all layers: those with most work first, so that threads end together.
-static Matrix matrix_of(const Model *m, isize task) {
-    const isize C = m->n_embd, layer = task % m->n_layer;
-    switch (task / m->n_layer) {
-        case 0:
-            return (Matrix){fc2_at(m, layer), C, 4 * C};
-        case 1:
-            return (Matrix){fc1_at(m, layer), 4 * C, C};
-        case 2:
-            return (Matrix){wo_at(m, layer), C, C};
-        default:  // wq, wk, wv
-            return (Matrix){qkv_at(m, layer) + (task / m->n_layer - 3) * C * C, C, C};
-    }
+// Matrix number `i` of all layers, large ones first, so that threads end together: fc1 and fc2 of
+// each layer, then wq, wk, wv and wo of each layer. The order is that of muon_matrices in muon.py.
+static Matrix matrix_of(const Model *m, isize i) {
+    const isize C = m->n_embd, square = i - 2 * m->n_layer;
+    if (square >= 0) return (Matrix){layer_at(m, square / 4) + square % 4 * C * C, C, C};
+    return i % 2 ? (Matrix){fc2_at(m, i / 2), C, 4 * C} : (Matrix){fc1_at(m, i / 2), 4 * C, C};
 }
 
 // to (n_columns, n_rows) = from (n_rows, n_columns)^T
@@ -184,14 +178,15 @@ static void update_matrix(const Model *m, Matrix matrix, const Muon *muon, doubl
     }
 }
 
-// Multiplies the gradients of the layers' matrices by `scale` and updates their weights.
+// Multiplies the gradients of the layers' matrices, or of a share of them, by `scale` and updates
+// their weights.
 //
 // Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 static void muon_phase(Member *member, const Model *m, const Muon *muon, double scale,
                        const MuonScratch *scratch) {
-    const isize n = LAYER_MATRICES * m->n_layer;
+    const isize n = (LAYER_MATRICES * m->n_layer - muon->first + muon->every - 1) / muon->every;
     for (isize task; (task = next_task(member, n)) >= 0;)
-        update_matrix(m, matrix_of(m, task), muon, scale, scratch);
+        update_matrix(m, matrix_of(m, muon->first + task * muon->every), muon, scale, scratch);
     end_phase(member, n);
 }
 
