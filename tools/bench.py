@@ -3,7 +3,7 @@
 Compares microgpt with PyTorch in eager mode, if it is installed and MICROGPT_SHARED (or the folder
 `shared` beside this checkout) has its program, and with the rate of NumPy's matrix product on one
 core. Both sides alternate, and figures are medians; compare ratios, because machines are noisy.
-Takes some five minutes.
+Takes some ten minutes.
 """
 
 import argparse
@@ -33,6 +33,7 @@ ORIGINAL_SECONDS = 200  # microgpt.py, 1000 steps
 WIDTH = 48  # of the first column
 TINY, LARGE = Shape(16, 4, 1, 16, 1, 7), Shape(128, 8, 4, 256, 1, 256)
 LARGE_BATCH = Shape(128, 8, 4, 256, 8, 256)
+WIDE, WIDER = Shape(256, 8, 6, 256, 4, 256), Shape(384, 6, 6, 256, 4, 256)
 AGAINST_TORCH = [  # shape, threads, at least
     (TINY, 1, 75),
     (Shape(16, 4, 1, 16, 16, 7), 1, 16),
@@ -41,6 +42,10 @@ AGAINST_TORCH = [  # shape, threads, at least
     (LARGE, 1, 1.6),
     (LARGE, 2, 1.6),
     (LARGE_BATCH, 2, 1.8),
+    (WIDE, 1, 1.4),
+    (WIDE, 2, 1.5),
+    (WIDER, 1, 1.25),
+    (WIDER, 2, 1.3),
 ]
 
 
@@ -70,7 +75,7 @@ def torch_step(shape: Shape, threads: int) -> float:
         "tokens": shape.n_tokens,
         "batch": shape.batch_size,
         "threads": threads,
-        "steps": 200 if shape.n_tokens < 100 else 15,  # noqa: PLR2004
+        "steps": 200 if shape.n_tokens < 100 else 15 if shape.n_embd < 256 else 5,  # noqa: PLR2004
     }
     command = [sys.executable, str(PEER)]
     for name, value in flags.items():

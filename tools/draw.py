@@ -1,7 +1,7 @@
 """Draw the pictures of the documentation, as SVG in each distribution's docs/.
 
-hatch run pictures                   # all but the ladder
-hatch run pictures ladder            # measures this machine first, and writes the table too
+hatch run pictures                   # all, from the figures measured last
+hatch run pictures ladder growth     # measures this machine first; the ladder's table too
 hatch run pictures model rooms ...   # some
 """
 
@@ -12,7 +12,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,37 @@ import matplotlib as mpl
 from explore import BUDGETS, RATES, RESULTS, TABLES, WIDTHS, rates_of
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from microgpt_cli.commands.bench import Shape, peak_gflop_per_second, prepare
 
 ROOT = Path(__file__).parents[1]
 LIBRARY, COMMAND_LINE, SERVICE = (
     ROOT / folder / "docs"
     for folder in ("libs/microgpt", "apps/microgpt_cli", "apis/microgpt_serve")
 )
-LADDER = LIBRARY / "ladder.json"
+LADDER, GROWTH = LIBRARY / "ladder.json", LIBRARY / "growth.json"
 CHAPTER = LIBRARY / "ladder.md"
 LEARNING = LIBRARY / "learning.md"
 MEASURED = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)  # written by us
 KERNEL = LIBRARY.parent / "src/microgpt/engines/kernel"
 ENGINES = ("scalar", "vectorized", "native")
 WING = "autograd, data, model, train, sampling"
+GROWING = {  # series: shapes, each step of 1,024 or of 4,096 tokens
+    "wider and deeper": (
+        Shape(16, 4, 1, 16, 64, 16),
+        Shape(64, 4, 3, 64, 16, 64),
+        Shape(128, 8, 4, 256, 4, 256),
+        Shape(256, 8, 6, 256, 4, 256),
+        Shape(384, 6, 6, 256, 4, 256),
+        Shape(512, 8, 8, 256, 4, 256),
+        Shape(768, 12, 12, 256, 4, 256),
+    ),
+    "longer context": tuple(
+        Shape(128, 8, 4, n_tokens, 4096 // n_tokens, n_tokens)
+        for n_tokens in (256, 512, 1024, 2048, 4096)
+    ),
+}
+MIN_STEPS, MEASURE_SECONDS = 5, 2.0  # of a shape; the fastest step counts
+NAMES = {"n_params": "parameters", "block_size": "block_size of 128/8/4"}
 
 INK, LINE = "#1f2933", "#52606d"
 PLAIN, WARM, COOL, FRESH = "#f5f7fa", "#fdf0d5", "#dceaf7", "#e2f2e3"
@@ -384,6 +404,65 @@ def draw_learning() -> None:
     write_measured(LEARNING, lines)
 
 
+def measure_growth() -> None:
+    """Write the time of a training step at sizes far apart, here and on all cores."""
+    results = []
+    for series, shapes in GROWING.items():
+        for shape in shapes:
+            model, trainer = prepare(shape, "native", None)
+            moments = [time.perf_counter()]
+            while len(moments) < MIN_STEPS or moments[-1] - moments[0] < MEASURE_SECONDS:
+                trainer.advance(1)
+                moments.append(time.perf_counter())
+            seconds = min(end - start for start, end in pairwise(moments))
+            n_tokens = shape.batch_size * shape.n_tokens
+            results.append(
+                {
+                    "series": series,
+                    "model": shape.model,
+                    "n_params": model.config.n_params,
+                    "block_size": shape.block_size,
+                    "mflop_per_token": round(1e3 * shape.gflop(vocab_size=27) / n_tokens, 4),
+                    "us_per_token": round(1e6 * seconds / n_tokens, 3),
+                }
+            )
+    content = {"peak_gflop_per_second": round(peak_gflop_per_second(None), 1), "results": results}
+    GROWTH.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def draw_growth() -> None:
+    """Draw the time of a token in training against its arithmetic, as `measure_growth` did."""
+    content = json.loads(GROWTH.read_text(encoding="utf-8"))
+    peak = content["peak_gflop_per_second"]
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, width_ratios=[3, 2])
+    for axes, series, size in zip(panels, GROWING, ("n_params", "block_size"), strict=True):
+        points = [each for each in content["results"] if each["series"] == series]
+        x = [each[size] for each in points]
+        flops = [each["mflop_per_token"] for each in points]
+        times = [each["us_per_token"] for each in points]
+        axes.plot(x, times, "o-", color=INK, label="measured")
+        axes.plot(x, [1e3 * each / peak for each in flops], "--", color=LINE, label="arithmetic")
+        for i, each in enumerate(points):
+            text = f"{1e3 * flops[i] / times[i]:.0f} GFLOP/s"
+            place: Any = {"xytext": (-6, 3), "ha": "right"}
+            if size == "n_params":
+                text = f"{each['model']}: {text}"
+                if i < len(points) // 2:
+                    place = {"xytext": (6, -10), "ha": "left"}
+            axes.annotate(text, (x[i], times[i]), textcoords="offset points", fontsize=8, **place)
+        axes.set(xscale="log", xlabel=NAMES[size])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(yscale="log", ylabel="microseconds per token in training")
+    panels[1].set(xlim=(90, 5000), ylim=(0, None))
+    panels[1].set_xticks(x, x, minor=False)
+    panels[1].minorticks_off()
+    handles, labels = panels[0].get_legend_handles_labels()
+    labels[1] = f"its arithmetic at {peak:.0f} GFLOP/s, the rate of NumPy's products"
+    figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=2)
+    save(figure, LIBRARY / "growth.svg")
+
+
 def duration(microseconds: float) -> str:
     """Return a time with its unit."""
     if microseconds < 1e3:  # noqa: PLR2004 - units
@@ -398,6 +477,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "curve": draw_curve,
     "ladder": draw_ladder,
     "learning": draw_learning,
+    "growth": draw_growth,
 }
 
 
@@ -406,8 +486,9 @@ def main() -> None:
     wanted = sys.argv[1:]
     if unknown := set(wanted) - PICTURES.keys():
         sys.exit(f"error: unknown: {', '.join(sorted(unknown))}; pictures: {', '.join(PICTURES)}")
-    if "ladder" in wanted:
-        measure_ladder()
+    for name, measure in {"ladder": measure_ladder, "growth": measure_growth}.items():
+        if name in wanted:
+            measure()
     with mpl.rc_context(STYLE):
         for name in wanted or PICTURES:
             PICTURES[name]()
