@@ -171,7 +171,7 @@ class Dataset:
         Example:
             >>> dataset = Dataset.from_documents(["banana", "bandana"]).with_subwords(259)
             >>> [dataset.tokenizer.token_text(token_id) for token_id in dataset[0]]
-            ['bos', 'b', 'an', 'ana', 'bos']
+            ['bos', 'ban', 'an', 'a', 'bos']
         """
         old = self.tokenizer
         texts = texts_of(self.tokens, self.starts, self.lengths, old)
