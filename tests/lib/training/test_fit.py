@@ -197,3 +197,25 @@ def test_fit_refuses_what_it_cannot_do(
 ) -> None:
     with pytest.raises(error, match=message):
         microgpt.fit(**({"documents": DOCUMENTS} | options))
+
+
+def test_callback_gets_the_report_of_each_step() -> None:
+    reports: list[microgpt.StepReport] = []
+    options: dict[str, Any] = {"steps": 50, "val_fraction": 0.4, "eval_every": 20}
+    words = ["anna", "bob", "hannah", "otto", "emma"]
+    model = microgpt.fit(words, **options, on_step=reports.append)
+    _, trainer = microgpt.prepare(
+        microgpt.Dataset.from_documents(words), microgpt.TrainConfig(**options)
+    )
+    assert reports == list(trainer)
+    np.testing.assert_array_equal(
+        model.parameters.flat, microgpt.fit(words, **options).parameters.flat
+    )
+
+
+def test_error_of_the_callback_ends_training() -> None:
+    def stop(report: microgpt.StepReport) -> None:
+        raise KeyboardInterrupt(report.step)
+
+    with pytest.raises(KeyboardInterrupt, match=r"^1$"):
+        microgpt.fit(["anna", "bob"], steps=10**9, on_step=stop)

@@ -1,7 +1,7 @@
 """From a dataset to a model: `prepare` sets up a run, `fit` trains to the end."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,7 +33,7 @@ from microgpt.training.options import (
     resolved,
 )
 from microgpt.training.ranks import Ranks
-from microgpt.training.trainer import Trainer
+from microgpt.training.trainer import StepReport, Trainer
 from microgpt.training.validation import Validation
 
 __all__ = ["fit", "prepare"]
@@ -211,6 +211,7 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
     init_from: LanguageModel | None = None,
     extend_vocab: bool = False,
     threads: int | None = None,
+    on_step: Callable[[StepReport], object] | None = None,
     steps: int = DEFAULTS.steps,
     learning_rate: float | None = DEFAULTS.learning_rate,
     batch_size: int = DEFAULTS.batch_size,
@@ -247,6 +248,8 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         init_from: see `prepare`.
         extend_vocab: see `prepare`.
         threads: cores to use; None for all.
+        on_step: called with the report of each step, within a tenth of a second; an error that it
+            raises ends training.
 
     Raises:
         DataError: there is no document, or one is no string or holds a lone surrogate.
@@ -293,7 +296,10 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
     n_tokens = config.batch_size * float(lengths.mean())
     work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
     while not trainer.is_finished:
-        trainer.advance(1 + int(WORK_TOGETHER / work))
+        reports = trainer.advance(1 + int(WORK_TOGETHER / work))
+        if on_step:
+            for report in reports:
+                on_step(report)
     trainer.use_best()
     model.training = trainer.record()
     return model
