@@ -32,7 +32,7 @@ RECIPES = {
     "--warmup-steps 100 --n-embd 64 --n-layer 3 --weight-decay 0.15",
     "text": "--steps 3000 --batch-size 32 --lr 0.003 --warmup-steps 150 --n-embd 64 --n-layer 2 "
     "--block-size 64 --long split --weight-decay 0.1 --clip 1",
-    "shakespeare-60s": f"{SHORT} --steps 1500 --optimizer muon --lr 0.005 --muon-lr 0.02",
+    "shakespeare-60s": f"{SHORT} --steps 1500 --optimizer muon --lr 0.004 --weight-decay 0.1",
     "shakespeare": PASSAGES,
     "python": PASSAGES,
     "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
