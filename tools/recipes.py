@@ -35,7 +35,8 @@ RECIPES = {
     "shakespeare-60s": f"{SHORT} --steps 1500 --optimizer muon --lr 0.004 --weight-decay 0.1",
     "shakespeare": PASSAGES,
     "python": PASSAGES,
-    "chat": "--chat --steps 10000 --n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
+    "chat": "--chat --steps 2500 --batch-size 4 --optimizer muon --lr 0.005 --warmup-steps 50 "
+    "--n-embd 128 --n-head 8 --n-layer 4 --block-size 256",
 }
 ADAM = {  # the best ones known without Muon, for the same time
     "names-1s": "--steps 1000 --batch-size 128 --lr 0.01 --warmup-steps 50 --n-embd 32 "
