@@ -92,7 +92,10 @@ def test_line_with_unknown_characters_is_named(cli: Any, tmp_path: Path, model_d
         result = cli("score", "--model-dir", model_dir, "--input", path, *flags)
         assert (result.status, result.out) == (1, "")
         assert result.err.startswith(f"error: line 3 of {path}: the text holds characters that")
-        assert "hint: --unknown skip leaves such characters out, --unknown worst" in result.err
+        assert (
+            "hint: --unknown skip leaves such characters out, --unknown worst has each cost"
+            in result.err
+        )
 
 
 @pytest.mark.parametrize("unknown", ["skip", "worst"])
@@ -105,8 +108,8 @@ def test_rows_of_a_file_have_number_text_and_score(
     flags = ("--model-dir", model_dir, "--input", path, "--unknown", unknown)
     result = cli("score", *flags, "--output", rows_path)
     assert result.status == 0
-    treatment = {"skip": "left out", "worst": "counted as most unlikely"}[unknown]
-    assert result.err == (f"warning: 3 characters {treatment} that the model does not know\n")
+    treatment = {"skip": "left out", "worst": "counted as twice log V each"}[unknown]
+    assert result.err == (f"warning: 3 characters that the model does not know {treatment}\n")
     model = microgpt.load(model_dir)
     texts = ["anna", "zoe\tx", "bob"]
     scores = model.score(texts, unknown=unknown)

@@ -943,3 +943,17 @@ def test_documents_are_too_long_in_subwords(cli: Any, names: Path, tmp_path: Pat
     result = cli("train", "--input", names, *flags, "--output", tmp_path / "out")
     assert 0 < n_long < 9
     assert f"warning: {n_long} of 9 documents cut: longer than block_size=4" in result.err
+
+
+@pytest.mark.parametrize(("block_size", "n_long"), [(4, 5), (32, 0)])
+def test_documents_are_too_long_for_the_model_to_start_from(
+    cli: Any, names: Path, tmp_path: Path, block_size: int, n_long: int
+) -> None:
+    flags = ("train", "--input", names, "--steps", 2, "--quiet")
+    assert cli(*flags, "--block-size", block_size, "--output", tmp_path / "base").status == 0
+    names.write_text("annabotha\nbothannabothannabot\nann\n" + "hannahanna\n" * 3)
+    result = cli(*flags, "--init-from", tmp_path / "base", "--output", tmp_path / "out")
+    assert result.status == 0, result.err
+    found = f"{n_long} of 6 documents cut: longer than block_size={block_size}" in result.err
+    assert found == bool(n_long)
+    assert bool(result.err) == bool(n_long)

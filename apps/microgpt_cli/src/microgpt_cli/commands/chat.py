@@ -83,7 +83,8 @@ def _obey(
     """Run a command that needs no reply."""
     if name == "/clear":
         conversation.clear()
-        typer.echo("(history cleared)", err=not at_terminal)
+        kept = "; the system's message is kept, /system removes it" * bool(conversation.messages)
+        typer.echo(f"(history cleared{kept})", err=not at_terminal)
     elif name == "/system":
         conversation.instruct(argument)
     elif name == "/save" and argument:

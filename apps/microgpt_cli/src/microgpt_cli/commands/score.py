@@ -17,7 +17,7 @@ from microgpt_cli.writing import write_whole
 
 __all__ = ["command"]
 
-HINT = "--unknown skip leaves such characters out, --unknown worst counts them as most unlikely"
+HINT = "--unknown skip leaves such characters out, --unknown worst has each cost twice log V"
 Unknown: TypeAlias = Literal["error", "skip", "worst"]
 
 
@@ -81,8 +81,9 @@ def command(
         if output:
             write_whole(output, _table([row for row, _ in rows], output).encode())
     if total.n_unknown:
-        treatment = {"skip": "left out", "worst": "counted as most unlikely"}[unknown]
-        warn(f"{counted(total.n_unknown, 'character')} {treatment} that the model does not know")
+        treatment = {"skip": "left out", "worst": "counted as twice log V each"}[unknown]
+        n_unknown = counted(total.n_unknown, "character")
+        warn(f"{n_unknown} that the model does not know {treatment}")
     _print(
         total, [score.nats_per_token for score in each] if per_document else None, as_json=as_json
     )

@@ -179,7 +179,7 @@ def command(
             if follows:
                 follow(trainer, plan.pace)
                 return
-            _warn(model, dataset, plan.config, was_chosen=engine != "auto")
+            _warn(model, dataset, trainer.config, was_chosen=engine != "auto")
             failures = Failures()
             saver = Saver(
                 output,
