@@ -15,6 +15,7 @@ from engine_cases import (
     Case,
     assert_same_loss_and_grads,
     float64_weights,
+    norms_by_document,
     sizes,
 )
 from hypothesis import example, given, settings
@@ -188,10 +189,11 @@ def test_every_shape_agrees_with_pytorch(case: Case) -> None:
     expected = with_torch(torch, as_float64, batch)
     # Rounding may put a ReLU's input on the other side of 0: then the gradient is another one.
     grads = expected.grads if expected.nearest_kink > FLOAT32_ROUNDING else {}
+    norms = norms_by_document(select("vectorized", as_float64), batch)
     for fast in {"vectorized", "native"} - unavailable_engines().keys():
         assert_same_loss_and_grads(select(fast, as_float64), batch, *expected[:3])
         engine = select(fast, weights)
-        assert_same_loss_and_grads(engine, batch, expected.nll, expected.n_targets, grads)
+        assert_same_loss_and_grads(engine, batch, expected.nll, expected.n_targets, grads, norms)
 
 
 def test_scalar_engine_itself_agrees_with_pytorch() -> None:
