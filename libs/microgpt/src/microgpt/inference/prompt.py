@@ -173,6 +173,8 @@ def build_prompt(
 
 def _n_left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> int:
     """Return the number of characters that encoding has left out."""
+    if tokenizer.chars:  # each plain token is a character: half the time
+        return len(text) - sum(token_id < tokenizer.n_plain for token_id in token_ids)
     return len(text) - len(tokenizer.decode(token_ids))
 
 

@@ -101,8 +101,8 @@ def score_dataset(engine: Engine, dataset: Dataset) -> Score:
     for first in range(0, len(dataset), n_together):
         documents = [dataset[i] for i in range(first, min(first + n_together, len(dataset)))]
         total += summed_loss(engine, documents)
-        for ids in documents:
-            np.add.at(counts, ids[1:], 1)
+        predicted = np.concatenate([ids[1:] for ids in documents])
+        counts += np.bincount(predicted, minlength=len(counts))
     n_tokens = int(dataset.lengths.sum())
     used = np.flatnonzero(counts)  # few, of a short document
     n_bytes = sum(len(tokenizer.token_bytes(int(i))) * int(counts[i]) for i in used)
@@ -123,7 +123,7 @@ def score_texts(
     total, n_rows, n_tokens, n_bytes, n_unknown = 0.0, 0, 0, 0, 0
     for text in texts:
         ids = tokenizer.encode(text, unknown="error" if unknown == "error" else "skip")
-        known = tokenizer.decode(ids)
+        known = text if unknown == "error" else tokenizer.decode(ids)
         n_unknown += len(text) - len(known)
         n_bytes += len((text if unknown == "worst" else known).encode("utf-8", "surrogatepass"))
         n_tokens += len(ids) + 1

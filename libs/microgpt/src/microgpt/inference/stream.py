@@ -1,6 +1,7 @@
 """Generated texts: a whole reply, or a stream of pieces until a stop text or the last token."""
 
 import codecs
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -86,7 +87,7 @@ class TextStream(Iterator[str]):
         self.tokens: list[ChosenToken] = []
         self.finish_reason: FinishReason | None = None
         self._tokenizer, self._stop = tokenizer, stop
-        self._pending: list[tuple[int, ChosenToken]] = []  # with the place where its text begins
+        self._pending: deque[tuple[int, ChosenToken]] = deque()  # each with where its text begins
         self._n_given = 0  # characters
         self._pieces = self._decoded(token_ids, max_tokens)
 
@@ -98,12 +99,17 @@ class TextStream(Iterator[str]):
         self, token_ids: Iterator[int] | Iterator[ChosenToken], max_tokens: int
     ) -> Iterator[str]:
         utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
+        is_whole = bool(self._tokenizer.chars)  # each token is a character: half the time
         text = ""  # not given yet
         for token in token_ids:
             self.n_tokens += 1
             chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
             self._pending.append((self._n_given + len(text), chosen))
-            text += utf8.decode(self._tokenizer.token_bytes(chosen.token_id))
+            text += (
+                self._tokenizer.decode([chosen.token_id])
+                if is_whole
+                else utf8.decode(self._tokenizer.token_bytes(chosen.token_id))
+            )
             if self._stop and (before := _until_stop(text, self._stop)) is not None:
                 self.finish_reason = "stop"
                 if before:
@@ -130,7 +136,7 @@ class TextStream(Iterator[str]):
     def _piece(self, text: str) -> str:
         """Return the next text, and take as `tokens` those that begin in it."""
         self._n_given += len(text)
-        n = sum(start < self._n_given for start, _ in self._pending)
-        self.tokens = [token for _, token in self._pending[:n]]
-        del self._pending[:n]
+        self.tokens = []
+        while self._pending and self._pending[0][0] < self._n_given:
+            self.tokens.append(self._pending.popleft()[1])
         return text
