@@ -108,7 +108,7 @@ class _Texts:
     def measured(
         self, model: microgpt.LanguageModel, texts: Iterable[str], unknown: Unknown
     ) -> microgpt.Score:
-        """Return the score of texts, of which the latest is at fault if one is."""
+        """Return the score of texts; an error names the latest text."""
         try:
             return model.measure(texts, unknown=unknown)
         except microgpt.TokenError as error:

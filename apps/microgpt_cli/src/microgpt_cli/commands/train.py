@@ -334,7 +334,8 @@ def _warn(
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
     if config.long == "window":  # all of each document is trained on
         return
-    dataset = dataset.encoded_with(model.tokenizer)
+    if isinstance(model.tokenizer, microgpt.SubwordTokenizer):  # of other lengths
+        dataset = dataset.encoded_with(model.tokenizer)
     n_long = int((dataset.lengths > config.block_size).sum())
     if not n_long:
         return

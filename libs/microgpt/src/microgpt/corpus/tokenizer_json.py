@@ -14,7 +14,7 @@ from microgpt.errors import CheckpointError
 __all__ = ["decode_tokenizer", "encode_tokenizer", "most_bytes"]
 
 # In the file, of a token of 128 bytes: 300 in the vocabulary, and as many in each merge that makes
-# it, of which there is seldom more than one.
+# the token; seldom is there more than one merge.
 MAX_BYTES_PER_TOKEN = 1200
 
 # GPT-2 writes a byte as a character: printable ones as themselves, others from U+0100 on.

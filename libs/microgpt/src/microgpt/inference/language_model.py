@@ -427,7 +427,7 @@ class LanguageModel:
         return [score.nats_per_token for score in scores]
 
     def measure(self, dataset: Dataset | Iterable[str], *, unknown: IfUnknown = "error") -> Score:
-        """Return how well the model predicts documents; long ones as in `score`.
+        """Return how well the model predicts documents; long documents as in `score`.
 
         Args:
             dataset: texts, or a dataset of them; for a chat model one of conversations.

@@ -25,7 +25,7 @@ RATES = ("learning_rate", "muon_learning_rate")
 
 
 def config_of_model(config: TrainConfig, model: LanguageModel) -> TrainConfig:
-    """Return the options with the sizes and tokenizer of a model; open ones are chosen.
+    """Return the options with the sizes and tokenizer of a model; choose the open options.
 
     A rate is a fifth of that of a new model: at the whole rate a model forgets more of the old
     data than it learns of a little new data.
