@@ -205,6 +205,23 @@ def _n_train(n: int, val_fraction: float, what: str) -> int:
     return n - n_val
 
 
+def _trained(
+    model: LanguageModel, trainer: Trainer, on_step: Callable[[StepReport], object] | None
+) -> LanguageModel:
+    """Train to the end; return the model, with validation the best one, and how it was made."""
+    lengths = np.minimum(trainer.dataset.lengths, model.config.block_size)
+    n_tokens = trainer.config.batch_size * float(lengths.mean())
+    work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
+    while not trainer.is_finished:
+        reports = trainer.advance(1 + int(WORK_TOGETHER / work))
+        if on_step:
+            for report in reports:
+                on_step(report)
+    trainer.use_best()
+    model.training = trainer.record()
+    return model
+
+
 def fit(  # noqa: D417 - TrainConfig describes its fields
     documents: Iterable[str],
     *,
@@ -292,14 +309,4 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         extend_vocab=extend_vocab,
         threads=threads,
     )
-    lengths = np.minimum(trainer.dataset.lengths, model.config.block_size)
-    n_tokens = config.batch_size * float(lengths.mean())
-    work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
-    while not trainer.is_finished:
-        reports = trainer.advance(1 + int(WORK_TOGETHER / work))
-        if on_step:
-            for report in reports:
-                on_step(report)
-    trainer.use_best()
-    model.training = trainer.record()
-    return model
+    return _trained(model, trainer, on_step)
