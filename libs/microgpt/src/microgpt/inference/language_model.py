@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from microgpt.checks import PathLike, check_choice, check_type, checked_texts
+from microgpt.checks import PathLike, check_choice, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
@@ -12,15 +12,13 @@ from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, c
 from microgpt.errors import ConfigError
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
 from microgpt.inference.samples import (
-    checked_number,
-    draw_and_rewind,
-    draw_by_seed,
+    draw_samples,
     draw_texts,
     logits_of_text,
     max_tokens_after,
 )
 from microgpt.inference.score import IfUnknown, Score, score_dataset, score_texts
-from microgpt.inference.stream import FinishReason, Reply, TextStream
+from microgpt.inference.stream import Reply, TextStream, reply_of, text_of
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, Parameters
 from microgpt.storage.model_directory import StoredModel, TrainingRecord, write_model
@@ -181,12 +179,8 @@ class LanguageModel:
         config = config or SamplingConfig()
         rng = random.Random(int(config.seed))
         (token_ids,) = draw_texts(self.engine, prompt, [rng], config, signal)
-        if not config.stop:  # half the time of a stream
-            is_cut = len(token_ids) == max_tokens_after(prompt, config, self.config.block_size)
-            content = self.tokenizer.decode(token_ids)
-            reason: FinishReason = "length" if is_cut else "stop"
-            return Reply(content, reason, len(token_ids), prompt, token_ids)
-        return self._stream(iter(token_ids), prompt, config).reply()
+        n_tokens = max_tokens_after(prompt, config, self.config.block_size)
+        return reply_of(token_ids, self.tokenizer, n_tokens, config.stop, prompt)
 
     def generate(
         self,
@@ -229,21 +223,11 @@ class LanguageModel:
             >>> model.generate(2, prompt="h", temperature=0)
             ['hannah', 'hannah']
         """
-        num_samples = checked_number(num_samples)
         config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
-        if rng is None:
-            texts = draw_by_seed(self.engine, made, num_samples, config, signal)
-        else:
-            check_type("rng", rng, random.Random)
-            texts = [
-                draw_and_rewind(self.engine, made, rng, config, signal) for _ in range(num_samples)
-            ]
+        texts = draw_samples(self.engine, made, num_samples, config, rng, signal)
         beginning = prompt if isinstance(prompt, str) else self.tokenizer.decode(made.token_ids)
-        if not stop:
-            return [beginning + self.tokenizer.decode(token_ids) for token_ids in texts]
-        streams = (self._stream(iter(token_ids), made, config) for token_ids in texts)
-        return [beginning + "".join(stream) for stream in streams]
+        return [beginning + text_of(token_ids, self.tokenizer, stop) for token_ids in texts]
 
     def stream(
         self,

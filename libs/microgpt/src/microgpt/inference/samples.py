@@ -16,9 +16,7 @@ from microgpt.parameters import FloatArray
 
 __all__ = [
     "WORK_TOGETHER",
-    "checked_number",
-    "draw_and_rewind",
-    "draw_by_seed",
+    "draw_samples",
     "draw_texts",
     "logits_of_text",
     "max_tokens_after",
@@ -35,7 +33,7 @@ def max_tokens_after(prompt: Prompt, config: SamplingConfig, block_size: int) ->
     return room if config.max_tokens is None else config.max_tokens
 
 
-def checked_number(num_samples: int) -> int:
+def _checked_number(num_samples: int) -> int:
     """Return a number of samples for one call, or raise ConfigError."""
     if checked_integer("num_samples", num_samples, 0) > MAX_SAMPLES:
         raise ConfigError(
@@ -102,7 +100,7 @@ def _draw_in_block(
     return engine.sample(token_ids, np.array(draws, np.float64).reshape(-1, n_draws), **options)
 
 
-def draw_by_seed(
+def _draw_by_seed(
     engine: Engine,
     prompt: Prompt,
     num_samples: int,
@@ -121,7 +119,7 @@ def draw_by_seed(
     return texts
 
 
-def draw_and_rewind(
+def _draw_and_rewind(
     engine: Engine,
     prompt: Prompt,
     rng: random.Random,
@@ -137,3 +135,19 @@ def draw_and_rewind(
         for _ in range(min(len(token_ids) + 1, n_tokens)):  # the stop token is drawn too
             rng.random()
     return token_ids
+
+
+def draw_samples(
+    engine: Engine,
+    prompt: Prompt,
+    num_samples: int,
+    config: SamplingConfig,
+    rng: random.Random | None,
+    signal: StopSignal | None,
+) -> list[list[int]]:
+    """Return texts of consecutive seeds, or where `rng` is given all drawn from it in turn."""
+    num_samples = _checked_number(num_samples)
+    if rng is None:
+        return _draw_by_seed(engine, prompt, num_samples, config, signal)
+    check_type("rng", rng, random.Random)
+    return [_draw_and_rewind(engine, prompt, rng, config, signal) for _ in range(num_samples)]

@@ -10,7 +10,7 @@ from microgpt.data import BaseTokenizer
 from microgpt.engines.decoding import ChosenToken
 from microgpt.inference.prompt import Prompt
 
-__all__ = ["ChatReply", "FinishReason", "Reply", "TextStream"]
+__all__ = ["ChatReply", "FinishReason", "Reply", "TextStream", "reply_of", "text_of"]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -140,3 +140,24 @@ class TextStream(Iterator[str]):
         while self._pending and self._pending[0][0] < self._n_given:
             self.tokens.append(self._pending.popleft()[1])
         return text
+
+
+def text_of(token_ids: Sequence[int], tokenizer: BaseTokenizer, stop: Sequence[str]) -> str:
+    """Return the text of tokens that are all chosen, up to the first stop text."""
+    if stop:
+        return "".join(TextStream(iter(token_ids), tokenizer, len(token_ids), stop))
+    return tokenizer.decode(token_ids)  # in half the time
+
+
+def reply_of(
+    token_ids: Sequence[int],
+    tokenizer: BaseTokenizer,
+    max_tokens: int,
+    stop: Sequence[str],
+    prompt: Prompt,
+) -> Reply:
+    """Return the reply of tokens that are all chosen, as `TextStream.reply` does."""
+    if stop:
+        return TextStream(iter(token_ids), tokenizer, max_tokens, stop, prompt).reply()
+    reason: FinishReason = "length" if len(token_ids) == max_tokens else "stop"
+    return Reply(tokenizer.decode(token_ids), reason, len(token_ids), prompt, token_ids)
