@@ -39,6 +39,7 @@ from microgpt.errors import (
     ShapeError,
     TokenError,
 )
+from microgpt.history import History, StepReport
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.loading import load
 from microgpt.inference.prompt import ChatPrompt, Prompt, build_prompt
@@ -59,7 +60,7 @@ from microgpt.training.snapshot import (
     restore,
     write_snapshot,
 )
-from microgpt.training.trainer import StepReport, Trainer
+from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Best, Validation
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "Dataset",
     "Documents",
     "EngineError",
+    "History",
     "InferenceGPT",
     "KVCache",
     "LanguageModel",

@@ -18,12 +18,16 @@ from microgpt.checks import ROLES, check_choice, checked_integer, checked_texts
 from microgpt.corpus.batches import Batch, Batches, starts_of
 from microgpt.corpus.documents import Documents
 from microgpt.corpus.encoder import Encoder
+from microgpt.corpus.excerpts import excerpt, vocabulary_of
 from microgpt.corpus.recoding import recoded, texts_of
 from microgpt.corpus.subwords import VOCAB_SIZE, SubwordTokenizer
 from microgpt.data import BaseTokenizer, Message, Tokenizer
 from microgpt.errors import ChatError, ConfigError, DataError
+from microgpt.notebook import table
 
 __all__ = ["Dataset", "Long"]
+
+N_SHOWN = 5  # documents, in a notebook
 
 Long: TypeAlias = Literal["truncate", "split", "skip", "window"]
 
@@ -34,7 +38,7 @@ def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
     return np.subtract(offsets[1:], offsets[:-1], dtype=np.int32 if fits else np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Documents or conversations, encoded once into one array.
 
@@ -118,6 +122,24 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def __repr__(self) -> str:
+        sizes = {**self._sizes(), "vocabulary": f"{self.tokenizer.vocab_size:,}"}
+        return f"<Dataset: {', '.join(f'{name} {size}' for name, size in sizes.items())}>"
+
+    def _repr_html_(self) -> str:
+        beginnings = [excerpt(self[i], self.tokenizer) for i in range(min(len(self), N_SHOWN))]
+        shown = {f"document {i}": text for i, text in enumerate(beginnings)}
+        vocabulary = {"vocabulary": vocabulary_of(self.tokenizer)}
+        return table("Dataset", self._sizes() | vocabulary | shown)
+
+    def _sizes(self) -> dict[str, str]:
+        sizes = {
+            "conversations" if self.tokenizer.is_chat else "documents": len(self),
+            "tokens": int(self.lengths.sum(dtype=np.int64)),
+            "longest": int(self.lengths.max(initial=0)),
+        }
+        return {name: f"{size:,}" for name, size in sizes.items()}
 
     def __getitem__(self, index: int) -> NDArray[np.unsignedinteger[Any]]:
         """Return the ids of one document, both BOS included, shape (T + 1,)."""

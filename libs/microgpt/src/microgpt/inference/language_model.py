@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from microgpt.checks import PathLike, check_choice, checked_texts
 from microgpt.corpus.dataset import Dataset
@@ -10,6 +11,7 @@ from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
 from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, chosen_tokens
 from microgpt.errors import ConfigError
+from microgpt.history import History
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
 from microgpt.inference.samples import (
     draw_samples,
@@ -19,7 +21,9 @@ from microgpt.inference.samples import (
 )
 from microgpt.inference.score import IfUnknown, Score, score_dataset, score_texts
 from microgpt.inference.stream import Reply, TextStream, reply_of, text_of
+from microgpt.inference.summary import one_line, rows_of
 from microgpt.model import ModelConfig
+from microgpt.notebook import table
 from microgpt.parameters import FloatArray, Parameters
 from microgpt.storage.model_directory import StoredModel, TrainingRecord, write_model
 from microgpt.storage.weights import Format
@@ -38,6 +42,9 @@ class LanguageModel:
         training: how the model was made, where that is known.
         windows: the model was trained on windows of long documents, few of which begin with BOS; a
             prompt then has none.
+
+    Attributes:
+        history: the reports of the steps of `fit`; empty for a model from elsewhere.
 
     Raises:
         EngineError: there is no such engine.
@@ -74,10 +81,11 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.training = training
         self.windows = windows
+        self.history = History()
         self.engine = select(engine, parameters, threads)
 
-    def __reduce__(self) -> tuple[Callable[..., "LanguageModel"], tuple[BaseTokenizer, Parameters]]:
-        """Support pickling and copying: tokenizer, weights, and the engine's name."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Support pickling and copying: tokenizer, weights, history, and the engine's name."""
         make = partial(
             LanguageModel,
             engine=self.engine.name,
@@ -85,7 +93,13 @@ class LanguageModel:
             training=self.training,
             windows=self.windows,
         )
-        return make, (self.tokenizer, self.parameters)
+        return make, (self.tokenizer, self.parameters), {"history": self.history}
+
+    def __repr__(self) -> str:
+        return f"<LanguageModel: {one_line(self.engine, self.tokenizer, self.training)}>"
+
+    def _repr_html_(self) -> str:
+        return table("LanguageModel", rows_of(self.engine, self.tokenizer, self.training))
 
     @property
     def config(self) -> ModelConfig:

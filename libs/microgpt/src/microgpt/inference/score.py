@@ -13,6 +13,7 @@ from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer
 from microgpt.engines.base import Engine
 from microgpt.errors import DataError
+from microgpt.notebook import table
 from microgpt.parameters import IntArray
 
 __all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_dataset", "score_texts"]
@@ -55,6 +56,17 @@ class Score:
             return math.exp(self.nats_per_token)
         except OverflowError:
             return math.inf
+
+    def _repr_html_(self) -> str:
+        rows = {
+            "tokens": f"{self.n_tokens:,}",
+            "nats per token": f"{self.nats_per_token:.4g}",
+            "bits per token": f"{self.bits_per_token:.4g}",
+            "bits per byte": f"{self.bits_per_byte:.4g}",
+            "perplexity": f"{self.perplexity:.4g}",
+            "unknown characters": f"{self.n_unknown:,}",
+        }
+        return table("Score", rows)
 
 
 def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.corpus.windows import divided, share_of_beginnings, window_entries
 from microgpt.data import BaseTokenizer
 from microgpt.errors import ConfigError, DataError, TokenError
+from microgpt.history import History, StepReport
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.samples import WORK_TOGETHER
 from microgpt.parameters import Parameters
@@ -33,7 +34,7 @@ from microgpt.training.options import (
     resolved,
 )
 from microgpt.training.ranks import Ranks
-from microgpt.training.trainer import StepReport, Trainer
+from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Validation
 
 __all__ = ["fit", "prepare"]
@@ -212,13 +213,15 @@ def _trained(
     lengths = np.minimum(trainer.dataset.lengths, model.config.block_size)
     n_tokens = trainer.config.batch_size * float(lengths.mean())
     work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
+    reports: list[StepReport] = []
     while not trainer.is_finished:
-        reports = trainer.advance(1 + int(WORK_TOGETHER / work))
+        taken = trainer.advance(1 + int(WORK_TOGETHER / work))
+        reports += taken
         if on_step:
-            for report in reports:
+            for report in taken:
                 on_step(report)
     trainer.use_best()
-    model.training = trainer.record()
+    model.training, model.history = trainer.record(), History(reports)
     return model
 
 

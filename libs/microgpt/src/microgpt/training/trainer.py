@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,34 +16,14 @@ from microgpt.corpus.windows import drawn_windows
 from microgpt.engines.base import Engine, StepResult
 from microgpt.engines.muon import Muon, muon_matrices
 from microgpt.errors import ConfigError, NonFiniteLossError, RankLostError
+from microgpt.history import StepReport
 from microgpt.storage.model_directory import Origin, TrainingRecord
 from microgpt.training.options import TrainConfig, muon_of, resolved
 from microgpt.training.ranks import Ranks
 from microgpt.training.validation import Best, Validation, validation_loss
 from microgpt.version import VERSION
 
-__all__ = ["StepReport", "Trainer"]
-
-
-class StepReport(NamedTuple):
-    """Result of one training step.
-
-    Args:
-        step: counted from 1.
-        loss: mean over the predicted tokens, in nats, before the update.
-        learning_rate: of this step.
-        n_tokens: predicted tokens.
-        grad_norm: of the gradient before clipping; None without clipping.
-        val_loss: mean validation loss per token, in nats, after the update; None between
-            validations.
-    """
-
-    step: int
-    loss: float
-    learning_rate: float
-    n_tokens: int
-    grad_norm: float | None = None
-    val_loss: float | None = None
+__all__ = ["Trainer"]
 
 
 def shared_loss_and_grads(engine: Engine, ranks: Ranks, batch: Batch) -> tuple[float, int]:
@@ -171,6 +150,10 @@ class Trainer:
             weights = hashlib.sha256(engine.parameters.flat.data).hexdigest()
             eval_every = validation and validation.every
             ranks.check_same(self.digest, self.config, eval_every, weights)
+
+    def __repr__(self) -> str:
+        loss = "" if self.loss is None else f", loss {self.loss:.3f}"
+        return f"<Trainer: step {self.step:,} of {self.config.steps:,}{loss}>"
 
     @property
     def learning_rate(self) -> float:
