@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import microgpt
@@ -64,6 +66,14 @@ def our_step(shape: Shape, threads: int) -> float:
     return statistics.median(seconds(lambda: trainer.advance(n_steps)) / n_steps for _ in range(5))
 
 
+def loop_step(shape: Shape, threads: int) -> float:
+    """Return the seconds of one step of `for report in trainer`, as `our_step` measures."""
+    _, trainer = prepare(shape, "native", threads)
+    reports, n_steps = iter(trainer), 10_000  # several times as many as are prepared together
+    times = (seconds(lambda: deque(islice(reports, n_steps), maxlen=0)) for _ in range(5))
+    return statistics.median(times) / n_steps
+
+
 def torch_step(shape: Shape, threads: int) -> float:
     """Return the seconds of one training step in PyTorch."""
     flags = {
@@ -90,6 +100,12 @@ def report(label: str, ours: float, theirs: float, at_least: float) -> None:
     print(f"{label:<{WIDTH}} {times} {theirs / ours:8.2f} x (at least {at_least})", flush=True)
 
 
+def report_cost(label: str, ours: float, theirs: float, limit: str) -> None:
+    """Print one line: both durations, how many times as long ours is, and the limit."""
+    times = f"{ours * 1e6:12,.1f} us {theirs * 1e6:12,.1f} us"
+    print(f"{label:<{WIDTH}} {times} {ours / theirs:8.2f} times as long ({limit})", flush=True)
+
+
 def compare_with_torch() -> None:
     """Print training steps against PyTorch."""
     if importlib.util.find_spec("torch") is None or not PEER.exists():
@@ -104,20 +120,20 @@ def compare_with_torch() -> None:
 
 
 def compare_with_itself() -> None:
-    """Print two threads against one, and a whole step against its matrix products in NumPy."""
+    """Print two threads against one, loops against calls, and a step against its products."""
     print("\nagainst itself, and its matrix products at the best rate of NumPy on this core")
     pairs = [(our_step(LARGE_BATCH, 2), our_step(LARGE_BATCH, 1)) for _ in range(2 * ROUNDS)]
     two, one = (statistics.median(side) for side in zip(*pairs, strict=True))
     report(f"{LARGE_BATCH.model}, {LARGE_BATCH.batch} tokens, 2 threads / 1", two, one, 1.8)
+    pairs = [(loop_step(TINY, 1), our_step(TINY, 1)) for _ in range(2 * ROUNDS)]
+    loop, call = (statistics.median(side) for side in zip(*pairs, strict=True))
+    report_cost(f"{TINY.model}, for report in trainer / advance", loop, call, "at most 1.3")
     rounds = [(our_step(LARGE, 1), peak_gflop_per_second(1)) for _ in range(ROUNDS)]
     steps, rates = zip(*rounds, strict=True)
     step, rate = statistics.median(steps), max(rates)
     products = LARGE.gflop(vocab_size=27) / rate
-    times = f"{step * 1e6:12,.1f} us {products * 1e6:12,.1f} us"
-    print(
-        f"{LARGE.model + ', whole step / its products':<{WIDTH}} {times} {step / products:8.2f} "
-        f"times as long (at most 1.4; NumPy: {rate:.0f} GFLOP/s)"
-    )
+    limit = f"at most 1.4; NumPy: {rate:.0f} GFLOP/s"
+    report_cost(f"{LARGE.model}, whole step / its products", step, products, limit)
 
 
 def kernel_rate(model: microgpt.LanguageModel) -> float:

@@ -196,6 +196,22 @@ class Engine(ABC):
             self.loss_and_grads, self.update, batches, learning_rates, clip, weight_decay, muon
         )
 
+    def each_step(
+        self,
+        batches: Batches,
+        learning_rates: Sequence[float],
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        muon: Muon | None = None,
+    ) -> Iterator[tuple[float, int, float | None]]:
+        """Take training steps as `train_steps` does, each when its result is asked for.
+
+        Yields:
+            The fields of a `StepResult`; a plain tuple saves time where the step is short.
+        """
+        for batch, learning_rate in zip(batches, learning_rates, strict=True):
+            yield from self.train_steps([batch], [learning_rate], clip, weight_decay, muon)
+
     @np.errstate(over="ignore", invalid="ignore")  # divergence is reported by the loss
     def take_steps(
         self,

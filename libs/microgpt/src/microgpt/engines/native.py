@@ -5,8 +5,10 @@ Arguments are checked here, before they are passed to C; C does not check them a
 
 import ctypes
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import addressof, byref
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -186,13 +188,13 @@ class NativeEngine(Engine):
 
     def loss(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss`."""
-        _, arrays = self._train("train", [batch], loss_only=True)
+        arrays = self._train("train", [batch], loss_only=True)
         return float(arrays["losses"][0]), int(arrays["n_targets"][0])
 
     def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss_and_grads`."""
         self._prepare_training()
-        _, arrays = self._train("train", [batch])
+        arrays = self._train("train", [batch])
         return float(arrays["losses"][0]), int(arrays["n_targets"][0])
 
     def update(
@@ -204,7 +206,7 @@ class NativeEngine(Engine):
     ) -> float | None:
         """See `Engine.update`."""
         self._prepare_training()
-        _, arrays = self._train("update", [], [learning_rate], clip, weight_decay, muon)
+        arrays = self._train("update", [], [learning_rate], clip, weight_decay, muon)
         self.n_updates += 1
         return None if clip is None else float(arrays["norms"][0])
 
@@ -222,13 +224,40 @@ class NativeEngine(Engine):
         if not batches:
             return []
         self._prepare_training()
-        n_done, arrays = self._train("train", batches, learning_rates, clip, weight_decay, muon)
-        self.n_updates += n_done
+        with self._training(batches, learning_rates, clip, weight_decay, muon) as (struct, arrays):
+            try:
+                self.functions["train"](self._model_pointer, byref(struct))
+            finally:  # an interrupt is raised here, after the steps
+                self.n_updates += struct.n_done
         losses, n_targets = arrays["losses"].tolist(), arrays["n_targets"].tolist()
-        if n_done < len(batches):
+        if (n_done := struct.n_done) < len(batches):
             raise NonFiniteLossError(self.n_updates + 1, learning_rates[n_done], losses[n_done])
         norms = [None] * n_done if clip is None else arrays["norms"].tolist()
         return list(map(StepResult, losses, n_targets, norms))
+
+    def each_step(
+        self,
+        batches: Batches,
+        learning_rates: Sequence[float],
+        clip: float | None = None,
+        weight_decay: float = 0.0,
+        muon: Muon | None = None,
+    ) -> Iterator[tuple[float, int, float | None]]:
+        """See `Engine.each_step`; all but the step itself is prepared for all steps together."""
+        self._prepare_training()
+        with self._training(batches, learning_rates, clip, weight_decay, muon) as (struct, arrays):
+            take = partial(self.functions["train"], addressof(self.model), addressof(struct))
+            loss_of, norm_of = arrays["losses"].item, arrays["norms"].item
+            for step, n_targets in enumerate(arrays["n_targets"].tolist()):
+                struct.n_steps = step + 1
+                try:
+                    take()
+                finally:
+                    self.n_updates += struct.n_done - step
+                if struct.n_done == step:
+                    rate = learning_rates[step]
+                    raise NonFiniteLossError(self.n_updates + 1, rate, loss_of(step))
+                yield loss_of(step), n_targets, None if clip is None else norm_of(step)
 
     def _prepare_training(self) -> None:
         """Allocate gradients and moments, which inference does without."""
@@ -245,14 +274,26 @@ class NativeEngine(Engine):
         self,
         function: str,
         batches: Batches | Sequence[Batch],
+        *options: Any,
+        loss_only: bool = False,
+    ) -> _Arrays:
+        """Call `train` or, without batches, `update`; return all arrays."""
+        with self._training(batches, *options, loss_only=loss_only) as (struct, arrays):
+            self.functions[function](self._model_pointer, byref(struct))
+        return arrays
+
+    @contextmanager
+    def _training(
+        self,
+        batches: Batches | Sequence[Batch],
         learning_rates: Sequence[float] | None = None,
         clip: float | None = None,
         weight_decay: float = 0.0,
         muon: Muon | None = None,
         *,
         loss_only: bool = False,
-    ) -> tuple[int, _Arrays]:
-        """Call `train` or, without batches, `update`; return steps taken, and all arrays."""
+    ) -> Iterator[tuple[Training, _Arrays]]:
+        """Lend the arguments of `train` or, without batches, `update`, and the arrays in them."""
         n_steps, n_rows = max(len(batches), 1), 1
         arrays: _Arrays = {"losses": np.empty(n_steps), "norms": np.empty(n_steps)}
         if batches:
@@ -284,9 +325,10 @@ class NativeEngine(Engine):
             muon_every=muon.every if muon else 1,
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
-        self.functions[function](self._model_pointer, byref(struct))
-        self._workspaces.append(workspace)
-        return struct.n_done, arrays
+        try:
+            yield struct, arrays
+        finally:
+            self._workspaces.append(workspace)
 
     # ------------------------------------------------------------ inference
 

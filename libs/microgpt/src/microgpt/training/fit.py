@@ -210,9 +210,7 @@ def _trained(
     model: LanguageModel, trainer: Trainer, on_step: Callable[[StepReport], object] | None
 ) -> LanguageModel:
     """Train to the end; return the model, with validation the best one, and how it was made."""
-    lengths = np.minimum(trainer.dataset.lengths, model.config.block_size)
-    n_tokens = trainer.config.batch_size * float(lengths.mean())
-    work = 3 * n_tokens * model.config.n_params  # of a step: forward, and twice as much backward
+    work = 3 * trainer.positions_per_step * model.config.n_params  # backward is twice as much
     reports: list[StepReport] = []
     while not trainer.is_finished:
         taken = trainer.advance(1 + int(WORK_TOGETHER / work))

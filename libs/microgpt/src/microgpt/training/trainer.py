@@ -25,6 +25,8 @@ from microgpt.version import VERSION
 
 __all__ = ["Trainer"]
 
+ROWS_AHEAD = 16_384  # positions whose batches are prepared together where steps are taken singly
+
 
 def shared_loss_and_grads(engine: Engine, ranks: Ranks, batch: Batch) -> tuple[float, int]:
     """Compute `Engine.loss_and_grads` of a batch that the processes share.
@@ -162,6 +164,12 @@ class Trainer:
         return self.config.learning_rate
 
     @cached_property
+    def positions_per_step(self) -> float:
+        """Mean number of positions that a step reads."""
+        lengths = np.minimum(self.dataset.lengths, self.engine.config.block_size)
+        return self.config.batch_size * float(lengths.mean())
+
+    @cached_property
     def digest(self) -> str:
         """A hash of the documents trained on and validated on, of their order and their windows."""
         digests = [
@@ -175,9 +183,14 @@ class Trainer:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def __iter__(self) -> Iterator[StepReport]:
-        """Take the remaining steps one by one."""
-        while not self.is_finished:
-            yield from self.advance(1)
+        """Take the remaining steps one by one: after each report the weights are those of its step.
+
+        Raises:
+            NonFiniteLossError: see `advance`.
+        """
+        n_ahead = 1 + int(ROWS_AHEAD / self.positions_per_step)
+        while steps := self._next_steps(n_ahead):
+            yield from self._one_by_one(steps)
 
     @property
     def is_finished(self) -> bool:
@@ -207,13 +220,10 @@ class Trainer:
             NonFiniteLossError: the loss of a step is not finite, and that step changed nothing;
                 or a weight is not finite after the last step.
         """
-        end = min(self.step + n_steps, self.config.steps)
-        if self.validation:
-            end = min(end, self.step + self.validation.every - self.step % self.validation.every)
-        steps = range(self.step, end)
-        if not steps or self.is_finished:
+        steps = self._next_steps(n_steps)
+        if not steps:
             return []
-        rates = [self.learning_rate * self.config.rate_at(step) for step in steps]
+        rates = self._rates(steps)
         n_updates = self.engine.n_updates
         try:
             results = self._train_steps(self._batches(steps), rates)
@@ -224,11 +234,46 @@ class Trainer:
             for step, rate, result in zip(steps, rates, results, strict=True)
         ]
         self.loss = reports[-1].loss
-        if end == self.config.steps:
-            self._check_last_update(rates[-1])
-        if self.validation and (end % self.validation.every == 0 or end == self.config.steps):
-            reports[-1] = reports[-1]._replace(val_loss=self._validate(self.validation))
+        reports[-1] = self._checked(reports[-1])
         return reports
+
+    def _one_by_one(self, steps: range) -> Iterator[StepReport]:
+        """Take steps whose batches are prepared together; end early where others train too."""
+        engine, config, rates = self.engine, self.config, self._rates(steps)
+        n_before = engine.n_updates - self.step  # as ever, but where others train the engine
+        results = self._each_step(self._batches(steps), rates)
+        for step, rate in zip(steps, rates, strict=True):
+            if engine.n_updates - step != n_before or self.config is not config:
+                return
+            try:
+                loss, n_tokens, grad_norm = next(results)
+            finally:
+                self.step = engine.n_updates - n_before
+            self.loss = loss
+            report = StepReport(step + 1, loss, rate, n_tokens, grad_norm)
+            yield report if self.step < steps.stop else self._checked(report)
+
+    def _next_steps(self, n_steps: int) -> range:
+        """Return up to `n_steps` of the remaining steps, up to the next validation."""
+        if self.is_finished:
+            return range(0)
+        end = min(self.step + n_steps, self.config.steps)
+        if self.validation:
+            end = min(end, self.step + self.validation.every - self.step % self.validation.every)
+        return range(self.step, end)
+
+    def _rates(self, steps: range) -> list[float]:
+        return [self.learning_rate * self.config.rate_at(step) for step in steps]
+
+    def _checked(self, report: StepReport) -> StepReport:
+        """Validate where it is time, and check the last weights; return the report with both."""
+        if self.step == self.config.steps:
+            self._check_last_update(report.learning_rate)
+        if self.validation and (
+            self.step % self.validation.every == 0 or self.step == self.config.steps
+        ):
+            report = report._replace(val_loss=self._validate(self.validation))
+        return report
 
     def _batches(self, steps: range) -> Batches:
         batch_size = self.config.batch_size
@@ -241,14 +286,27 @@ class Trainer:
         )
         return windows.batches(range(len(windows)), batch_size)
 
-    def _train_steps(self, batches: Batches, rates: Sequence[float]) -> list[StepResult]:
-        engine, config = self.engine, self.config
-        options = config.clip, config.weight_decay, muon_of(config)
+    def _train_steps(
+        self, batches: Batches | Sequence[Batch], rates: Sequence[float]
+    ) -> list[StepResult]:
+        engine = self.engine
         if self.ranks is None:
-            return engine.train_steps(batches, rates, *options)
+            return engine.train_steps(batches, rates, *self._update_options())
         compute = partial(shared_loss_and_grads, engine, self.ranks)
         update = partial(shared_update, engine, self.ranks)
-        return engine.take_steps(compute, update, batches, rates, *options)
+        return engine.take_steps(compute, update, batches, rates, *self._update_options())
+
+    def _each_step(
+        self, batches: Batches, rates: Sequence[float]
+    ) -> Iterator[tuple[float, int, float | None]]:
+        """Take each step when its result is asked for."""
+        if self.ranks is None:
+            return self.engine.each_step(batches, rates, *self._update_options())
+        pairs = zip(batches, rates, strict=True)
+        return (result for batch, rate in pairs for result in self._train_steps([batch], [rate]))
+
+    def _update_options(self) -> tuple[float | None, float, Muon | None]:
+        return self.config.clip, self.config.weight_decay, muon_of(self.config)
 
     def _check_last_update(self, rate: float) -> None:
         """Raise if the last weights, which no later step checks, are not finite."""

@@ -35,7 +35,7 @@ typedef struct {
     int64_t muon_first, muon_every;    // of the matrices: the first to update, and every how many
     double *losses;  // out (n_steps): mean per target; the sum without learning rates
     double *norms;   // out (n_steps): norms of the gradients before clipping; unset without clip
-    int64_t n_done;  // out: steps taken, all of them with a finite loss
+    int64_t n_done;  // in and out: steps taken, all of them with a finite loss
 } Training;
 
 // A stream of text: its cache of keys and values.

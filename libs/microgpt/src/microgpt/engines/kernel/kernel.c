@@ -82,7 +82,7 @@ static void train_program(Member *member, void *given) {
                  .targets = t->targets,
                  .starts = t->starts,
                  .loss_only = (int)t->loss_only};
-    for (isize step = 0; step < t->n_steps; step++) {
+    for (isize step = t->n_done; step < t->n_steps; step++) {
         const double n_targets = t->learning_rates ? (double)t->n_targets[step] : 1;
         pass.loss_scale = (real)(1 / n_targets);
         pack_phase(member, &pass);
@@ -97,9 +97,8 @@ static void train_program(Member *member, void *given) {
     }
 }
 
-// Takes training steps, until all are taken or a loss is not finite.
+// Takes training steps n_done..n_steps-1, until all are taken or a loss is not finite.
 EXPORT void OF_KIND(train)(const Model *model, Training *training) {
-    training->n_done = 0;
     run_training(model, training, train_program);
 }
 
@@ -202,7 +201,7 @@ EXPORT void OF_KIND(generate)(const Model *model, Stream *stream, Generation *g)
 #endif
 
 // Changes with every change of an exported function or of a structure in interface.h.
-EXPORT int64_t microgpt_abi(void) { return 6; }
+EXPORT int64_t microgpt_abi(void) { return 7; }
 
 // The value of a constant by its name; -1 for an unknown name.
 EXPORT int64_t microgpt_constant(const char *name) {
