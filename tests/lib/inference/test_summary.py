@@ -9,7 +9,7 @@ from typing import Any
 import microgpt
 import pytest
 from markup import shown_in
-from microgpt import Dataset, History, LanguageModel, Score, TrainConfig
+from microgpt import Dataset, History, LanguageModel, Reply, Score, TrainConfig
 from small_models import DOCUMENTS, SIZES, untrained
 from texts import TALK
 
@@ -100,6 +100,11 @@ def test_score_shows_its_loss_in_every_unit() -> None:
         "perplexity": "2",
         "unknown characters": "3",
     }
+
+
+def test_reply_is_printed_without_token_ids(model: LanguageModel) -> None:
+    reply = Reply("hello", "stop", 5, model.prompt("bob"), [0, 1, 2, 3, 4])
+    assert repr(reply) == "Reply(content='hello', finish_reason='stop', n_tokens=5)"
 
 
 def test_trainer_is_described_on_one_line() -> None:

@@ -3,7 +3,7 @@
 import codecs
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from microgpt.data import BaseTokenizer
@@ -31,8 +31,8 @@ class Reply:
     content: str
     finish_reason: FinishReason
     n_tokens: int
-    prompt: Prompt
-    token_ids: Sequence[int] = ()
+    prompt: Prompt = field(repr=False)
+    token_ids: Sequence[int] = field(default=(), repr=False)
 
     @property
     def tokens_dropped(self) -> int:
