@@ -381,7 +381,10 @@ OLDER_FLAGS: dict[str, tuple[object, ...]] = {
     ),
     "share": ("--val-fraction", 0.25, "--eval-every", 7),
     "validation": ("--eval-every", 5, "--long", "split", "--block-size", 5),
-    "chat": ("--chat", "--loss-on", "assistant"),
+    "chat": (
+        *("--chat", "--loss-on", "assistant", "--optimizer", "adam"),
+        *("--batch-size", 1, "--warmup-steps", 0, "--n-layer", 1, "--weight-decay", 0),
+    ),
 }
 
 

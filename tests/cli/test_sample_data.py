@@ -36,6 +36,15 @@ def test_the_poem_is_whole_and_holds_nothing_else() -> None:
     assert "Gutenberg" not in poem
 
 
+def test_faq_holds_forty_questions_in_five_phrasings() -> None:
+    packed = files("microgpt_cli") / "sample_data/faq.jsonl"
+    pairs = list(map(json.loads, packed.read_text(encoding="utf-8").splitlines()))
+    assert len({pair["question"] for pair in pairs}) == len(pairs) == 200
+    answers = [pair["answer"] for pair in pairs]
+    assert len({*answers}) == 40
+    assert answers == answers[:40] * 5
+
+
 def read(name: str) -> list[Any]:
     content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
     return [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]

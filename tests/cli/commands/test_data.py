@@ -124,7 +124,9 @@ def test_full_disk_under_stdout_is_one_error(program: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "flags"), [("names", []), ("chat", ["--chat"])], ids=["names", "chat"]
+    ("name", "flags"),
+    [("names", []), ("chat", ["--chat"]), ("faq", ["--chat"])],
+    ids=["names", "chat", "faq"],
 )
 def test_sample_data_can_be_trained_on(
     cli: "Cli", tmp_path: Path, name: str, flags: list[str]
@@ -133,7 +135,7 @@ def test_sample_data_can_be_trained_on(
     cli("data", name, "--output", path)
     job = ["train", "--input", path, "--output", tmp_path / "out", "--steps", 3, *flags]
     assert cli(*job, "--block-size", 256).status == 0
-    assert microgpt.load(tmp_path / "out").tokenizer.is_chat == (name == "chat")
+    assert microgpt.load(tmp_path / "out").tokenizer.is_chat == bool(flags)
 
 
 def test_stats_are_those_of_the_file(cli: "Cli", names: Path) -> None:

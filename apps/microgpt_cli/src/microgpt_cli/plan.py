@@ -10,7 +10,17 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
-__all__ = ["Pace", "Plan", "Source", "check_sizes", "is_given", "new_plan", "resumed_plan"]
+__all__ = [
+    "Pace",
+    "Plan",
+    "Source",
+    "chat_plan",
+    "check_sizes",
+    "chosen_flags",
+    "is_given",
+    "new_plan",
+    "resumed_plan",
+]
 
 PATHS = ("input", "val_input")
 RENAMED = {"checkpoint_every": "snapshot_every", "keep_checkpoints": "keep_snapshots"}  # after 0.1
@@ -73,6 +83,32 @@ def new_plan(context: typer.Context) -> Plan:
     """
     config = microgpt.TrainConfig(**_values(context, microgpt.TrainConfig))
     return Plan(config, Source(**_values(context, Source)), Pace(**_values(context, Pace)))
+
+
+def chat_plan(
+    context: typer.Context,
+    plan: Plan,
+    dataset: microgpt.Dataset,
+    init_from: microgpt.LanguageModel | None,
+) -> tuple[Plan, microgpt.Dataset]:
+    """Return plan and dataset with what is chosen for new conversations, unless flags give it."""
+    if not plan.source.chat or context.params["resume"]:
+        return plan, dataset
+    given = _values(context, microgpt.TrainConfig, given_only=True)
+    config, dataset = microgpt.chat_setup(dataset, init_from=init_from, **given)
+    return plan._replace(config=config), dataset
+
+
+def chosen_flags(context: typer.Context, plan: Plan) -> str:
+    """Return the flags that would give the options that `chat_plan` has chosen."""
+    if context.params["resume"]:
+        return ""
+    options = msgspec.structs.asdict(plan.config)
+    return " ".join(
+        _spelled(flag, options[flag.name])
+        for flag in context.command.params
+        if flag.name in options and options[flag.name] != context.params[flag.name]
+    )
 
 
 def check_sizes(context: typer.Context, model: microgpt.LanguageModel) -> None:

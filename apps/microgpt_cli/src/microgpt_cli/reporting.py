@@ -11,7 +11,7 @@ import microgpt
 
 from microgpt_cli.errors import Failures, translated
 from microgpt_cli.progress import ProgressBar, progress_bar
-from microgpt_cli.terminal import discard, shown
+from microgpt_cli.terminal import discard, shown, warn
 
 __all__ = ["Reporter", "Style"]
 
@@ -43,6 +43,7 @@ class Reporter:
         self._log_every = log_every
         self._failures = failures
         self._bar: ProgressBar | None = None
+        self._n_logs = 0  # times `log_every` until the latest validation in text
 
     def start(self, header: dict[str, Any], first_step: int) -> None:
         """Report the start of a run.
@@ -83,6 +84,8 @@ class Reporter:
     ) -> None:
         """Report the loss where that is due, and the validation loss where there is one.
 
+        Lines of text hold at most one validation per `log_every` steps, JSON all.
+
         Args:
             last: the report of the latest step.
             steps_per_second: of this run.
@@ -98,7 +101,10 @@ class Reporter:
                 loss=last.loss,
                 lr=last.learning_rate,
             )
-        if last.val_loss is not None:
+        n_logs = last.step // self._log_every
+        is_due = self.style == "json" or last.step == self._n_steps or n_logs > self._n_logs
+        if last.val_loss is not None and is_due:
+            self._n_logs = n_logs
             self.event(
                 "validation",
                 f"{progress} | val loss {last.val_loss:.4f}{', the best so far' * is_best}",
@@ -145,6 +151,12 @@ class Reporter:
             weights=str(weights),
             meta=str(meta),
         )
+
+    def advise(self, text: str) -> None:
+        """Warn on stderr, above the bar."""
+        if self._bar:
+            self._bar.clear()
+        warn(text)
 
     def event(self, event: str, text: str, /, **details: Any) -> None:
         """Report one event; text may be several lines or empty."""

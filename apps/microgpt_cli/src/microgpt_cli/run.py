@@ -11,8 +11,10 @@ import microgpt
 import typer
 
 from microgpt_cli.errors import Failures
+from microgpt_cli.guidance import Guide
 from microgpt_cli.interruption import interruptible
 from microgpt_cli.plan import Pace
+from microgpt_cli.questions import ask_trained
 from microgpt_cli.reporting import Reporter
 from microgpt_cli.saving import Saver
 from microgpt_cli.terminal import shown, warn
@@ -20,6 +22,7 @@ from microgpt_cli.terminal import shown, warn
 __all__ = ["Run", "follow", "lead"]
 
 SECONDS_PER_CALL = 0.1  # of the library, between two checks for signals
+N_QUESTIONS = 40  # asked at the end of a run on conversations
 SECONDS_PER_SHARED_CALL = 0.02  # in an MPI job, because mpirun leaves little time to save
 
 
@@ -34,6 +37,7 @@ class Run:
         saver: writes its files.
         reporter: reports its events.
         failures: errors of saver and reporter; none of them ends the run.
+        guide: advises on its losses.
     """
 
     model: microgpt.LanguageModel
@@ -42,6 +46,7 @@ class Run:
     saver: Saver
     reporter: Reporter
     failures: Failures
+    guide: Guide
 
 
 class Advance(NamedTuple):
@@ -163,7 +168,9 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
             raise run.failures[0]
         _warn_interrupted(run)
         raise typer.Exit(_status(received))
-    samples = _closing_samples(run, rng)
+    samples = [] if run.model.tokenizer.is_chat else _closing_samples(run, rng)
+    if run.model.tokenizer.is_chat:
+        _ask(run)
     _report_result(run, samples, time.perf_counter() - start)
     if run.failures:
         raise run.failures[0]
@@ -173,6 +180,9 @@ def _attend(run: Run, advance: Advance) -> None:
     """Report, sample and save after the steps of a call, where that is due."""
     trainer, pace, n_failures = run.trainer, run.pace, len(run.failures)
     run.saver.add_metrics(advance.reports, advance.tokens_per_second, advance.elapsed)
+    for report in advance.reports:
+        if advice := run.guide.advise(report):
+            run.reporter.advise(advice)
     run.reporter.steps(
         advance.reports[-1],
         advance.steps_per_second,
@@ -211,6 +221,9 @@ def _save_model(run: Run) -> None:
         run.reporter.stopped_early(run.trainer)
     if run.trainer.best:
         run.reporter.best(run.trainer.best)
+    if meaning := run.guide.explanation():
+        text, figures = meaning
+        run.reporter.event("meaning", text, **figures)
     run.saver.save_model()
     run.reporter.saved(run.saver.directory)
 
@@ -245,13 +258,35 @@ def _status(received: list[int]) -> int:
 
 
 def _closing_samples(run: Run, rng: random.Random) -> list[str]:
-    if run.model.tokenizer.is_chat or not run.pace.num_samples:
+    if not run.pace.num_samples:
         return []
     samples = run.model.generate(run.pace.num_samples, rng=rng)
-    indented = ("  " + shown(sample).replace("\n", "\n  ") for sample in samples)
-    text = "\n".join(["\n--- samples ---", *indented])
+    text = "\n".join(["\n--- samples ---", *(f"  {_indented(sample)}" for sample in samples)])
     run.reporter.event("samples", text, samples=samples)
     return samples
+
+
+def _ask(run: Run) -> None:
+    """Ask a chat model some of the questions that it was trained on, and show a few answers."""
+    answers = ask_trained(run.model, run.trainer, N_QUESTIONS)
+    if not answers or not run.pace.num_samples:
+        return
+    lines = ["\n--- trained questions ---"]
+    for answer in answers[: run.pace.num_samples]:
+        lines += [f"  > {_indented(answer.question)}", f"  {_indented(answer.reply)}"]
+    n_right = sum(answer.is_right for answer in answers)
+    lines.append(f"{n_right} of {len(answers)} answered word for word (temperature 0)")
+    run.reporter.event(
+        "questions",
+        "\n".join(lines),
+        asked=len(answers),
+        right=n_right,
+        answers=[answer._asdict() for answer in answers],
+    )
+
+
+def _indented(text: str) -> str:
+    return shown(text).replace("\n", "\n  ")
 
 
 def _report_result(run: Run, samples: list[str], elapsed: float) -> None:

@@ -49,7 +49,8 @@ from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.storage.commit import lock_directory
 from microgpt.storage.model_directory import Origin, TrainingRecord, check_writable, holds_model
 from microgpt.train import Adam, train_step
-from microgpt.training.fit import fit, prepare
+from microgpt.training.chat_options import chat_setup
+from microgpt.training.fit import fit, fit_chat, prepare
 from microgpt.training.options import TrainConfig
 from microgpt.training.ranks import Ranks
 from microgpt.training.snapshot import (
@@ -113,8 +114,10 @@ __all__ = [
     "Validation",
     "Value",
     "build_prompt",
+    "chat_setup",
     "check_writable",
     "fit",
+    "fit_chat",
     "generate",
     "generate_from_prompt",
     "holds_model",

@@ -58,6 +58,15 @@ def chat(*, output: Output = None) -> None:
 
 
 @app.command()
+def faq(*, output: Output = None) -> None:
+    """Write 40 questions of a bicycle shop, each in five phrasings, with their answers.
+
+    A question and its answer per line; the first 40 lines hold one phrasing of each.
+    """
+    _write("faq.jsonl", output)
+
+
+@app.command()
 def questions(*, output: Output = None) -> None:
     """Write questions and answers for evaluate. No conversation of `data chat` holds one."""
     _write("questions.jsonl.gz", output)

@@ -11,6 +11,7 @@ import typer
 
 from microgpt_cli.datasets import STDIN, check_kind, read_dataset, with_subwords
 from microgpt_cli.errors import Failures
+from microgpt_cli.guidance import Guide, advice_on_size
 from microgpt_cli.metrics import METRICS, MetricsLine, read_metrics
 from microgpt_cli.mpi import job_ranks
 from microgpt_cli.options import (
@@ -23,7 +24,17 @@ from microgpt_cli.options import (
     field,
     positive,
 )
-from microgpt_cli.plan import Pace, Plan, Source, check_sizes, is_given, new_plan, resumed_plan
+from microgpt_cli.plan import (
+    Pace,
+    Plan,
+    Source,
+    chat_plan,
+    check_sizes,
+    chosen_flags,
+    is_given,
+    new_plan,
+    resumed_plan,
+)
 from microgpt_cli.reporting import Reporter, Style
 from microgpt_cli.run import Run, follow, lead
 from microgpt_cli.saving import Saver
@@ -155,14 +166,14 @@ def command(
             output = resume
         # Compared by the directory itself, because it may have several names.
         resumes = resume is not None and output.resolve() == resume.resolve()
-        _check_source(plan.source, ranks)
-        _check_output(output)
+        _check_paths(plan.source, output, ranks)
         follows = ranks is not None and ranks.rank > 0
         with nullcontext() if follows else microgpt.lock_directory(output):
             if not (force or resumes):
                 refuse_to_overwrite(output)
             init = _model_to_start_from(context, plan, snapshot)
             dataset, val_dataset = _read(plan)
+            plan, dataset = chat_plan(context, plan, dataset, init)
             rng = random.Random(plan.config.seed)
             model, trainer = microgpt.prepare(
                 dataset,
@@ -179,7 +190,7 @@ def command(
             if follows:
                 follow(trainer, plan.pace)
                 return
-            _warn(model, dataset, trainer.config, was_chosen=engine != "auto")
+            _warn(model, dataset, trainer, was_chosen=engine != "auto")
             failures = Failures()
             saver = Saver(
                 output,
@@ -193,8 +204,8 @@ def command(
             )
             style: Style = "json" if as_json else "quiet" if quiet else "text"
             reporter = Reporter(style, trainer.config.steps, plan.pace.log_every, failures)
-            run = Run(model, trainer, plan.pace, saver, reporter, failures)
-            lead(run, _header(model, trainer, plan.source, len(dataset)), rng)
+            run = Run(model, trainer, plan.pace, saver, reporter, failures, Guide(trainer))
+            lead(run, _header(run, plan, len(dataset), chosen_flags(context, plan)), rng)
 
 
 def _check_flags(given: dict[str, Any]) -> None:
@@ -243,8 +254,8 @@ def _model_to_start_from(
     return model
 
 
-def _check_source(source: Source, ranks: microgpt.Ranks | None) -> None:
-    """Raise now the errors that would otherwise come after reading much."""
+def _check_paths(source: Source, output: Path, ranks: microgpt.Ranks | None) -> None:
+    """Raise now the errors that would otherwise come after reading much, or after training."""
     paths = [*source.input, *source.val_input]
     for path in paths:
         if path != STDIN and not Path(path).exists():
@@ -257,10 +268,6 @@ def _check_source(source: Source, ranks: microgpt.Ranks | None) -> None:
         raise microgpt.DataError(
             f"the input is stdin, expected files for {ranks.size} processes: only the first has it"
         )
-
-
-def _check_output(output: Path) -> None:
-    """Raise now the errors that would otherwise come after training."""
     microgpt.check_writable(output)
     if (output / METRICS).is_dir():
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
@@ -288,11 +295,9 @@ def _earlier_metrics(resume: Path | None, step: int) -> list[MetricsLine]:
     return [line for line in read_metrics(resume) if line["step"] <= step] if resume else []
 
 
-def _header(
-    model: microgpt.LanguageModel, trainer: microgpt.Trainer, source: Source, n_documents: int
-) -> dict[str, Any]:
+def _header(run: Run, plan: Plan, n_documents: int, chosen: str) -> dict[str, Any]:
     """Return the first report of a run, by label."""
-    config = model.config
+    model, trainer, config = run.model, run.trainer, run.model.config
     is_chat = model.tokenizer.is_chat
     header: dict[str, Any] = {
         "microgpt train": "chat" if is_chat else "text",
@@ -304,8 +309,8 @@ def _header(
     }
     if trainer.config.long == "window":
         header["windows"] = len(trainer.order)
-    if source.init_from:
-        header["init from"] = source.init_from
+    if plan.source.init_from:
+        header["init from"] = plan.source.init_from
     if trainer.validation:
         header["held out"] = len(trainer.validation.order)
     if trainer.ranks:
@@ -318,20 +323,35 @@ def _header(
     }
     if trainer.config.muon_learning_rate:
         header["muon lr"] = f"{trainer.config.muon_learning_rate:g}"
+    if chosen:
+        header |= {"chosen": chosen, "reason": _reason(trainer)}
     return header
+
+
+def _reason(trainer: microgpt.Trainer) -> str:
+    """Return what the options that were chosen for conversations come to."""
+    config, lengths = trainer.config, trainer.dataset.lengths
+    share = int((lengths < config.block_size).sum()) / len(lengths)
+    n_times = config.steps * config.batch_size / len(trainer.order)
+    return (
+        f"{share:.0%} of the conversations fit into the block, and each is seen {n_times:.0f} times"
+    )
 
 
 def _warn(
     model: microgpt.LanguageModel,
     dataset: microgpt.Dataset,
-    config: microgpt.TrainConfig,
+    trainer: microgpt.Trainer,
     *,
     was_chosen: bool,
 ) -> None:
-    """Warn about a slow engine that was not chosen, and about documents that are too long."""
+    """Warn about a slow engine that was not chosen, little text, and documents that are cut."""
     if not was_chosen:
         for name, reason in microgpt.unavailable_engines().items():
             warn(f"no {name} engine, {model.engine.name} is slower: {reason}")
+    if advice := advice_on_size(trainer):
+        warn(advice)
+    config = trainer.config
     if config.long == "window":  # all of each document is trained on
         return
     if isinstance(model.tokenizer, microgpt.SubwordTokenizer):  # of other lengths

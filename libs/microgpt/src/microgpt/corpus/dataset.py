@@ -31,6 +31,8 @@ N_SHOWN = 5  # documents, in a notebook
 
 Long: TypeAlias = Literal["truncate", "split", "skip", "window"]
 
+TOKENS_TOGETHER = 1 << 20  # counted at a time: counting makes 8 bytes of each
+
 
 def _lengths(offsets: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
     """Return the differences, in 4 bytes each where they fit: there may be millions."""
@@ -155,6 +157,16 @@ class Dataset:
         at = [max(math.ceil(percent / 100 * len(self)) - 1, 0) for percent in percents]
         found = np.partition(self.lengths, at)[at]  # np.percentile would make several copies
         return [int(length) for length in found]
+
+    def token_counts(self) -> NDArray[np.int64]:
+        """Return how often each token counts as a target in the array, shape (vocab_size,)."""
+        counts = np.zeros(self.tokenizer.vocab_size, np.int64)
+        for first in range(1, len(self.tokens), TOKENS_TOGETHER):  # nothing predicts the first
+            part = slice(first, first + TOKENS_TOGETHER)
+            tokens = self.tokens[part]
+            targets = tokens if self.counted is None else tokens[self.counted[part]]
+            counts += np.bincount(targets, minlength=len(counts))
+        return counts
 
     def encoded_with(self, tokenizer: BaseTokenizer) -> "Dataset":
         """Return the same documents, encoded by another tokenizer.

@@ -11,12 +11,13 @@ from microgpt.checks import check_type
 from microgpt.corpus.dataset import Dataset, Long
 from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.corpus.windows import divided, share_of_beginnings, window_entries
-from microgpt.data import BaseTokenizer
+from microgpt.data import BaseTokenizer, Message
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.history import History, StepReport
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.samples import WORK_TOGETHER
 from microgpt.parameters import Parameters
+from microgpt.training.chat_options import chat_setup
 from microgpt.training.continuation import (
     config_of_model,
     origin_of,
@@ -37,7 +38,7 @@ from microgpt.training.ranks import Ranks
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Validation
 
-__all__ = ["fit", "prepare"]
+__all__ = ["fit", "fit_chat", "prepare"]
 
 MIN_BOS_SHARE = 0.5  # of the windows: below it, prompts of the model have no BOS
 
@@ -309,5 +310,45 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
         init_from=init_from,
         extend_vocab=extend_vocab,
         threads=threads,
+    )
+    return _trained(model, trainer, on_step)
+
+
+def fit_chat(
+    conversations: Iterable[Sequence[Message]],
+    *,
+    init_from: LanguageModel | None = None,
+    extend_vocab: bool = False,
+    threads: int | None = None,
+    on_step: Callable[[StepReport], object] | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Train a chat model on conversations and return it; with validation, the best one.
+
+    Args:
+        conversations: each a list of messages with "role" and "content" that ends with the
+            assistant; `read_conversations` reads files of them.
+        init_from: see `prepare`.
+        extend_vocab: see `prepare`.
+        threads: cores to use; None for all.
+        on_step: see `fit`.
+        **options: fields of `TrainConfig`; `chat_setup` chooses those that are not given.
+
+    Raises:
+        DataError: there is no conversation, or one holds a lone surrogate.
+        ChatError: the conversations, one of them or a message are not as expected.
+        ConfigError: a number is out of its domain.
+        EngineError: there is no such engine, or it cannot run here.
+        NonFiniteLossError: training diverged.
+
+    Example:
+        >>> talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+        >>> fit_chat([talk], steps=100).chat(talk[:1], temperature=0).content
+        'hello'
+    """
+    dataset = Dataset.from_conversations(conversations)
+    config, dataset = chat_setup(dataset, init_from=init_from, **options)
+    model, trainer = prepare(
+        dataset, config, init_from=init_from, extend_vocab=extend_vocab, threads=threads
     )
     return _trained(model, trainer, on_step)

@@ -1,0 +1,84 @@
+"""Training on conversations without other flags, and the questions asked at its end."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import microgpt
+import pytest
+from microgpt_cli.questions import ask_trained
+
+PAIRS = {
+    "When do you open?": "At nine.",
+    "When do you close?": "At six, but on Sundays at noon.",
+    "Where are you?": "In Mill Lane,\nnext to the bakery.",
+    "Do you take cards?": "Yes.",
+}
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    path = tmp_path / "faq.jsonl"
+    lines = (json.dumps({"question": asked, "answer": told}) for asked, told in PAIRS.items())
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_pairs_are_learned_and_asked_without_any_flag(
+    cli: Any, talks: Path, tmp_path: Path
+) -> None:
+    result = cli("train", "--chat", "--input", talks, "--output", tmp_path / "out")
+    assert (result.status, result.err) == (0, "")
+    chosen = next(line for line in result.lines if line.startswith("chosen:"))
+    assert "--block-size" in chosen
+    assert "--n-embd" in chosen
+    reason = next(line for line in result.lines if line.startswith("reason:"))
+    assert reason.startswith("reason:      100% of the conversations fit into the block, and each")
+    shown = result.out.partition("\n--- trained questions ---\n")[2]
+    assert shown.endswith("4 of 4 answered word for word (temperature 0)\n")
+    for asked, told in PAIRS.items():
+        assert f"  > {asked}\n  {told}\n".replace(",\n", ",\n  ") in shown
+    command = ["train", "--chat", "--input", talks, "--output", tmp_path / "same"]
+    typed = cli(*command, *chosen.split()[1:])
+    assert "chosen:" not in typed.out
+    weights = [microgpt.load(tmp_path / name).parameters.flat for name in ("out", "same")]
+    assert (weights[0] == weights[1]).all()
+
+
+def test_answers_are_events_and_may_be_left_out(cli: Any, talks: Path, tmp_path: Path) -> None:
+    job = ("train", "--chat", "--input", talks, "--output", tmp_path / "out", "--json", "--force")
+    events = list(map(json.loads, cli(*job).lines))
+    (questions,) = (event for event in events if event["event"] == "questions")
+    assert (questions["asked"], questions["right"]) == (4, 4)
+    assert {each["question"]: each["reply"] for each in questions["answers"]} == PAIRS
+    quiet = list(map(json.loads, cli(*job, "--num-samples", 0).lines))
+    assert "questions" not in [event["event"] for event in quiet]
+
+
+def test_wrong_answers_are_counted(cli: Any, talks: Path, tmp_path: Path) -> None:
+    flags = ("--steps", 1, "--output", tmp_path / "out")
+    assert "\n0 of 4 answered word for word" in cli("train", "--chat", "--input", talks, *flags).out
+
+
+@pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
+def test_first_answer_is_asked_for_with_the_system_turn(tokenizer: Any) -> None:
+    talk = [("system", "Be brief."), ("user", "hi"), ("assistant", "yes"), ("user", "a")]
+    talk.append(("assistant", "b"))
+    long = [("user", " ".join(str(7919**n) for n in range(12))), ("assistant", "cut")]
+    dataset = microgpt.Dataset.from_conversations(
+        [{"role": role, "content": content} for role, content in each] for each in (talk, long)
+    )
+    options = {"block_size": 60, "steps": 120, "tokenizer": tokenizer}
+    config, dataset = microgpt.chat_setup(dataset, **options)
+    model, trainer = microgpt.prepare(dataset, config)
+    trainer.advance(config.steps)
+    (answer,) = ask_trained(model, trainer, 10)
+    assert answer == ("hi", "yes", True)
+
+
+def test_question_without_room_for_an_answer_is_wrong() -> None:
+    talk = [{"role": "user", "content": "x" * 30}, {"role": "assistant", "content": "yes"}]
+    dataset = microgpt.Dataset.from_conversations([talk])
+    config, dataset = microgpt.chat_setup(dataset, block_size=38)
+    model, trainer = microgpt.prepare(dataset, config)
+    assert ask_trained(model, trainer, 10) == [("x" * 30, "", False)]
