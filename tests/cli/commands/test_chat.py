@@ -246,7 +246,8 @@ def test_messages_that_do_not_fit_are_noted(
     assert printed == "(too long: 58 characters cut off at the beginning)\r\n" + reply
     printed = person.say("b" * 60)
     reply = shown(replies.to("b" * 60, seed=43, max_tokens=30))
-    assert printed == "(1 old turn left out to fit)\r\n" + reply
+    # The reply would fit, not its question.
+    assert printed == "(2 old turns left out to fit)\r\n" + reply
     person.say("/clear")
     replies.said.clear()
     reply = shown(replies.to("hi", seed=44, max_tokens=30))

@@ -58,10 +58,22 @@ def test_prompt_is_bos_then_turns_then_the_assistants_token() -> None:
 
 
 def test_whole_turns_are_dropped_the_oldest_first() -> None:
-    talk = [user("aaaa"), assistant("bb"), user("c")]  # 6, 4 and 3 tokens
+    talk = [user("aaaa"), user("bb"), user("c")]  # 6, 4 and 3 tokens
     prompt = prompt_of(talk, TOKENIZER, 16)  # 4 for the answer, 2 for BOS and assistant
     assert prompt.token_ids == [BOS, *turn(talk[1]), *turn(talk[2]), ASSISTANT]
     assert (prompt.turns_dropped, prompt.tokens_dropped) == (1, 6)
+
+
+def test_answer_is_dropped_together_with_its_question() -> None:
+    talk = [user("aaaa"), assistant("bb"), user("c")]  # without the question, the rest would fit
+    prompt = prompt_of(talk, TOKENIZER, 16)
+    assert prompt.token_ids == [BOS, *turn(talk[2]), ASSISTANT]
+    assert (prompt.turns_dropped, prompt.tokens_dropped) == (2, 10)
+
+
+def test_conversation_that_fits_may_begin_with_the_assistant() -> None:
+    talk = [assistant("bb"), user("c")]
+    assert prompt_of(talk, TOKENIZER, 16).token_ids == [BOS, *chain(*map(turn, talk)), ASSISTANT]
 
 
 def test_turn_before_one_that_does_not_fit_is_dropped_though_it_would_fit() -> None:
@@ -71,7 +83,7 @@ def test_turn_before_one_that_does_not_fit_is_dropped_though_it_would_fit() -> N
 
 
 @given(st.lists(messages, min_size=1, max_size=8), st.integers(5, 80))
-def test_prompt_is_the_longest_tail_of_whole_turns_that_fits(
+def test_prompt_is_the_longest_tail_that_fits_and_begins_with_a_question(
     talk: list[Message], block_size: int
 ) -> None:
     turns = [turn(message) for message in talk]
@@ -82,6 +94,9 @@ def test_prompt_is_the_longest_tail_of_whole_turns_that_fits(
         with pytest.raises(ContextLengthError, match="the last message has"):
             prompt_of(talk, TOKENIZER, block_size)
         return
+    if n_dropped:
+        rest = [message["role"] for message in talk[n_dropped:]]
+        n_dropped += rest.index("user") if "user" in rest else len(rest) - 1  # the last one stays
     prompt = prompt_of(talk, TOKENIZER, block_size)
     assert prompt.token_ids == tails[n_dropped]
     assert prompt.turns_dropped == n_dropped

@@ -98,8 +98,9 @@ def build_prompt(
 ) -> Prompt:
     """Return the prompt of a reply to `messages`, with room for the reply: a quarter of the block.
 
-    Where not all turns fit, the oldest are dropped, whole; a first message of the system is kept. A
-    model that was trained without such messages does not read it.
+    Where not all turns fit, the oldest are dropped, whole, and an answer together with its
+    question; a first message of the system is kept. A model that was trained without such messages
+    does not read it.
 
     Args:
         messages: at least one, each with "role" (user or assistant; the first may be of the system)
@@ -156,8 +157,11 @@ def build_prompt(
             f"{room + len(system) - MARKS} of block_size={block_size}; shorten it"
         )
     n_that_fit = sum(used <= room for used in accumulate(map(len, reversed(turns))))
-    kept = turns[len(turns) - n_that_fit :] or [_truncated(turns[-1], room, block_size, too_long)]
     roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
+    first = len(turns) - n_that_fit
+    while 0 < first < len(turns) - 1 and turns[first][0] == roles["assistant"]:
+        first += 1  # an answer is dropped together with its question
+    kept = turns[first:] or [_truncated(turns[-1], room, block_size, too_long)]
     end_turn = roles.pop("end_turn")
     return Prompt(
         [tokenizer.bos, *system, *chain.from_iterable(kept), roles["assistant"]],
