@@ -84,7 +84,7 @@ def test_error_of_all_processes_is_reported_once(names: Path, tmp_path: Path) ->
     assert job.returncode == 1
     errors = [line for line in job.stderr.splitlines() if line.startswith("error:")]
     assert errors == [
-        "error: batch_size is 1, expected at least one document for each of the 3 processes"
+        "error: --batch-size is 1, expected at least one document for each of the 3 processes"
     ]
     assert not (tmp_path / "out").exists()
 

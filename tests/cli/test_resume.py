@@ -520,8 +520,8 @@ def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--val-fraction", 0.01), "val_fraction is 0.01, expected a share between 0 and 1 that"),
-        (("--val-fraction", 1.0), "val_fraction is 1.0, expected a finite number of at least 0 "),
+        (("--val-fraction", 0.01), "--val-fraction is 0.01, expected a share between 0 and 1 that"),
+        (("--val-fraction", 1.0), "--val-fraction is 1.0, expected a finite number of at least 0 "),
         (
             ("--batch-size", 9),
             "the number of documents to train on is 8, expected at least batch_size=9",
@@ -530,7 +530,7 @@ def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) 
             ("--batch-size", 7, "--val-fraction", 0.25),
             "the number of documents to train on is 6, expected at least batch_size=7",
         ),
-        (("--warmup-steps", 1000), "warmup_steps is 1000, expected at least 0 and less than the"),
+        (("--warmup-steps", 1000), "--warmup-steps is 1000, expected at least 0 and less than the"),
         (
             ("--block-size", 3, "--long", "skip"),
             "every document is longer than block_size=3",

@@ -79,11 +79,11 @@ def test_prompt_that_fills_the_block_gets_one_more_character(cli: "Cli", model_d
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--temperature", "-1"], "temperature is -1.0, expected a finite number of at least 0"),
-        (["--temperature", "nan"], "temperature is nan, expected a finite number of at least 0"),
-        (["--temperature", "inf"], "temperature is inf, expected a finite number of at least 0"),
-        (["--top-p", "0"], "top_p is 0.0, expected above 0 and at most 1"),
-        (["--top-p", "nan"], "top_p is nan, expected above 0 and at most 1"),
+        (["--temperature", "-1"], "--temperature is -1.0, expected a finite number of at least 0"),
+        (["--temperature", "nan"], "--temperature is nan, expected a finite number of at least 0"),
+        (["--temperature", "inf"], "--temperature is inf, expected a finite number of at least 0"),
+        (["--top-p", "0"], "--top-p is 0.0, expected above 0 and at most 1"),
+        (["--top-p", "nan"], "--top-p is nan, expected above 0 and at most 1"),
         (
             ["--prompt", "zoë"],
             (
@@ -98,7 +98,7 @@ def test_prompt_that_fills_the_block_gets_one_more_character(cli: "Cli", model_d
                 "model with a larger block_size"
             ),
         ),
-        (["--stop", ""], "stop is [''], expected a list of strings that are not empty"),
+        (["--stop", ""], "--stop is [''], expected a list of strings that are not empty"),
     ],
 )
 def test_option_out_of_its_domain_is_one_error(
@@ -131,7 +131,7 @@ def test_wrong_temperature_is_named_before_the_model_is_looked_for(
     cli: "Cli", tmp_path: Path
 ) -> None:
     result = cli("generate", "--model-dir", tmp_path / "none", "--temperature", "nan")
-    assert result.err.startswith("error: temperature is nan")
+    assert result.err.startswith("error: --temperature is nan")
 
 
 @pytest.mark.parametrize("command", ["generate", "info"])

@@ -228,7 +228,7 @@ def test_muon_is_reported_recorded_and_learns(cli: "Cli", names: Path, tmp_path:
         contents(tmp_path / "muon")["weights.json"] != contents(tmp_path / "adam")["weights.json"]
     )
     refused = cli(*job, tmp_path / "adam", "--muon-lr", 0.02)
-    assert refused.err.startswith("error: muon_learning_rate is 0.02, expected None without")
+    assert refused.err.startswith("error: --muon-lr is 0.02, expected None without")
 
 
 def test_windows_are_counted_and_no_warning(cli: "Cli", names: Path, tmp_path: Path) -> None:

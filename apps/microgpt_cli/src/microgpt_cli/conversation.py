@@ -12,7 +12,7 @@ import microgpt
 from microgpt_cli.errors import translated
 from microgpt_cli.writing import write_whole
 
-__all__ = ["HELP", "Conversation"]
+__all__ = ["COMMANDS", "HELP", "Conversation"]
 
 HELP = """\
 /clear          start a new conversation
@@ -25,6 +25,7 @@ HELP = """\
 /quit           leave, as Ctrl-D does
 A message of several lines begins and ends with \"\"\".
 Ctrl-C stops a reply; at the prompt it clears the line, and twice it leaves."""
+COMMANDS = tuple(dict.fromkeys(line.split()[0] for line in HELP.splitlines() if line[0] == "/"))
 
 
 def _natural(text: str) -> int:
@@ -34,11 +35,15 @@ def _natural(text: str) -> int:
     return value
 
 
+def _number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 PARSERS: dict[str, Callable[[str], Any]] = {  # of the fields of SamplingConfig
     "temperature": float,
-    "top_k": lambda text: None if text == "none" else int(text),
+    "top_k": _number_or_none,
     "top_p": float,
-    "max_tokens": lambda text: None if text == "none" else int(text),
+    "max_tokens": _number_or_none,
     "stop": lambda text: [] if text in {"", "none"} else [text],
     "seed": _natural,
 }
@@ -76,7 +81,8 @@ class Conversation:
         except microgpt.ConfigError:  # a ValueError too
             raise
         except ValueError as error:
-            raise microgpt.ConfigError(f"{name} is {text!r}, expected a number") from error
+            expected = "a number or none" if PARSERS[name] is _number_or_none else "a number"
+            raise microgpt.ConfigError(f"{name} is {text!r}, expected {expected}") from error
         self._config = replace(self._config, **{name: value})
 
     def options(self) -> str:

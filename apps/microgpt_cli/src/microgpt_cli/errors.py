@@ -1,13 +1,16 @@
 """Errors of the operating system as errors of the library, and their report on stderr."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import microgpt
 
 from microgpt_cli.terminal import remark
 
-__all__ = ["Failures", "report_error", "translated"]
+__all__ = ["Failures", "flag_of", "report_error", "translated"]
+
+FIELDS = {*microgpt.TrainConfig.__struct_fields__, *vars(microgpt.SamplingConfig())}
+RENAMED = {"learning_rate": "--lr", "muon_learning_rate": "--muon-lr"}  # the others have dashes
 
 
 @contextmanager
@@ -26,10 +29,26 @@ def translated(action: str) -> Iterator[None]:
         raise microgpt.MicrogptError(f"{action}: {reason or error}") from error
 
 
-def report_error(error: BaseException, prefix: str = "") -> bool:
-    """Print a user's error as one line and a hint; return False if the error is a bug instead."""
+def flag_of(field: str) -> str:
+    """Return the flag of a field of `TrainConfig` or `SamplingConfig`."""
+    return RENAMED.get(field, f"--{field.replace('_', '-')}")
+
+
+def report_error(
+    error: BaseException, prefix: str = "", spelled: Callable[[str], str] = flag_of
+) -> bool:
+    """Print a user's error as one line and a hint; return False if the error is a bug instead.
+
+    Args:
+        error: a message "FIELD is VALUE, expected ..." names the flag of that field.
+        prefix: of the message.
+        spelled: from a field to how a user types it.
+    """
     if isinstance(error, microgpt.MicrogptError):
-        remark(f"error: {prefix}{error}")
+        name, verb, rest = str(error).partition(" is ")
+        if isinstance(error, microgpt.ConfigError) and name in FIELDS:
+            name = spelled(name)
+        remark(f"error: {prefix}{name}{verb}{rest}")
         if error.hint:
             remark(f"hint: {error.hint}")
         return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import microgpt
 import typer
 
-from microgpt_cli.conversation import HELP, Conversation
+from microgpt_cli.conversation import COMMANDS, HELP, Conversation
 from microgpt_cli.errors import report_error
 from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
 from microgpt_cli.terminal import counted, printable, remark
@@ -95,9 +95,11 @@ def _obey(
         conversation.change(option, value.strip())
     elif name in {"/set", "/help"}:
         typer.echo(HELP if name == "/help" else conversation.options(), err=not at_terminal)
+    elif name == "/save":
+        raise microgpt.ConfigError("/save needs a file; /help explains the commands")
     else:
-        fault = "/save needs a file" if name == "/save" else f"unknown command {line!r}"
-        raise microgpt.ConfigError(f"{fault}; /help lists the commands")
+        commands = ", ".join(COMMANDS)
+        raise microgpt.ConfigError(f"unknown command {line!r}, expected one of {commands}")
 
 
 def _reply(conversation: Conversation, *, at_terminal: bool) -> None:
@@ -191,7 +193,7 @@ def _talk(conversation: Conversation) -> None:
                 return
             was_interrupted = True
         except Exception as error:
-            if not report_error(error):
+            if not report_error(error, spelled=str):  # /set takes the names of fields
                 raise
 
 
