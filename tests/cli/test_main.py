@@ -73,7 +73,7 @@ def test_no_command_shows_the_help_and_is_wrong_usage(cli: "Cli") -> None:
             ["train", "--input", "x", "--val-input", "y", "--val-fraction", "0.1"],
             "--val-input: use it or --val-fraction, not both",
         ),
-        (["generate", "extra"], "unexpected extra argument"),
+        (["generate", "output", "extra"], "unexpected extra argument"),
         (["generate", "--num-samples", "many"], "'many' is not a valid int"),
     ],
 )

@@ -40,9 +40,21 @@ def test_names_are_written_to_a_file_as_to_stdout(cli: "Cli", tmp_path: Path) ->
 def test_file_that_holds_something_else_is_not_overwritten(cli: "Cli", tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_text("mine\n")
-    message = f"error: {path} exists and holds something else; name another file\n"
-    assert cli("data", "names", "--output", path) == (1, "", message)
+    message = f"error: {path} exists and holds something else\n"
+    hint = "hint: use --force to overwrite it, or name another file\n"
+    assert cli("data", "names", "--output", path) == (1, "", message + hint)
     assert path.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("name", ["names", "poem", "chat", "questions", "convert"])
+def test_file_is_replaced_by_force(cli: "Cli", tmp_path: Path, name: str) -> None:
+    path, talk = tmp_path / "out", tmp_path / "talk.jsonl"
+    talk.write_text('{"question": "a", "answer": "b"}\n')
+    path.write_text("mine\n")
+    flags = [talk] * (name == "convert")
+    assert cli("data", name, *flags, "--output", path).status == 1
+    assert cli("data", name, *flags, "--output", path, "--force") == (0, "", "")
+    assert path.read_text() != "mine\n"
 
 
 @pytest.mark.parametrize(

@@ -265,8 +265,17 @@ def test_file_has_what_stdout_would_have(
     result = cli(*flags, "--output", tmp_path / name)
     assert (result.status, result.out, result.err) == (0, "", "")
     assert (tmp_path / name).read_text() == cli(*flags, flag).out
-    assert cli(*flags, "--plain", "--output", tmp_path / name).status == 0
+    assert cli(*flags, "--plain", "--output", tmp_path / name, "--force").status == 0
     assert (tmp_path / name).read_text() == cli(*flags, "--plain").out
+
+
+def test_file_that_exists_is_kept(cli: "Cli", model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.write_text("")
+    result = cli("generate", model_dir, "--output", path)
+    hint = "hint: use --force to overwrite it, or name another file\n"
+    assert result == (1, "", f"error: {path} exists\n{hint}")
+    assert path.read_text() == ""
 
 
 def test_unique_and_novel_samples_are_drawn_until_there_are_enough(
@@ -316,7 +325,7 @@ def test_line_ends_within_texts_are_said(cli: "Cli", tmp_path: Path) -> None:
     [
         (("--json", "--plain"), "--json: use it or --plain, not both"),
         (("--novel", "missing.txt"), "missing.txt"),
-        (("--output", "/"), "cannot write /"),
+        (("--output", "/"), "error: cannot write /: it is not a regular file\n"),
     ],
 )
 def test_output_that_cannot_be_is_refused(

@@ -148,6 +148,19 @@ def test_rows_of_a_file_have_number_text_and_score(
     assert "documents" in json.loads(cli("score", *flags, "--json", "--per-document").out)
 
 
+def test_file_that_exists_is_replaced_by_force_only(
+    cli: Any, tmp_path: Path, model_dir: Path, names: Path
+) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("mine")
+    flags = ("score", model_dir, "--input", names, "--output", path)
+    hint = "hint: use --force to overwrite it, or name another file\n"
+    assert cli(*flags) == (1, "", f"error: {path} exists\n{hint}")
+    assert path.read_text() == "mine"
+    assert cli(*flags, "--force").status == 0
+    assert path.read_text().startswith("line\ttext\t")
+
+
 @pytest.mark.parametrize(
     ("flags", "content", "lines"),
     [

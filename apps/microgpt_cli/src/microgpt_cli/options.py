@@ -8,6 +8,8 @@ import microgpt
 import typer
 
 __all__ = [
+    "Directory",
+    "Force",
     "JsonField",
     "MaxTokens",
     "ModelDir",
@@ -20,10 +22,12 @@ __all__ = [
     "TopP",
     "VocabSize",
     "check_vocab_size",
+    "chosen_directory",
     "field",
     "positive",
 ]
 
+MODEL_DIR = Path("output")
 SCHEMA = get_type_hints(microgpt.TrainConfig, include_extras=True)
 
 
@@ -48,11 +52,30 @@ def check_vocab_size(vocab_size: int | None, tokenizer: str) -> None:
         raise typer.BadParameter("it needs --tokenizer bpe.", param_hint="--vocab-size")
 
 
+def chosen_directory(directory: Path | None, model_dir: Path | None) -> Path:
+    """Return the model's directory, which may be an argument, `--model-dir` or both.
+
+    Raises:
+        BadParameter: they differ.
+    """
+    if directory and model_dir and directory != model_dir:
+        raise typer.BadParameter(
+            f"it is {model_dir}, expected the same as the argument, {directory}; give one of them.",
+            param_hint="--model-dir",
+        )
+    return directory or model_dir or MODEL_DIR
+
+
 JsonField = Annotated[
     str | None,
     typer.Option(help="Field of each JSON line that is the document.", show_default="plain text"),
 ]
-ModelDir = Annotated[Path, typer.Option(help="Directory of a trained model.", show_default=True)]
+ModelDir = Annotated[Path | None, typer.Option(help="The same as DIR.", show_default=False)]
+Directory = Annotated[  # `chosen_directory` makes one of the two
+    Path | None,
+    typer.Argument(metavar="[DIR]", help=f"Directory of a trained model.  [default: {MODEL_DIR}]"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file OUTPUT.")]
 Seed = Annotated[int, field("seed", min=0)]
 Temperature = Annotated[
     float, typer.Option(help="Sampling temperature; 0 for the most likely text.")

@@ -10,7 +10,7 @@ import microgpt
 
 from microgpt_cli.errors import translated
 
-__all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "write_whole"]
+__all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "refuse_to_replace", "write_whole"]
 
 
 def holds_run(directory: Path) -> bool:
@@ -32,6 +32,28 @@ def refuse_to_overwrite(directory: Path) -> None:
         )
 
 
+def refuse_to_replace(path: Path, *, force: bool, content: bytes | None = None) -> None:
+    """Raise an error if a file exists, before the work whose result is written there.
+
+    Args:
+        path: of the file.
+        force: whether it may be replaced.
+        content: of the file to write; a file of the same content is no reason to refuse.
+
+    Raises:
+        DataError: it exists.
+        MicrogptError: it is not a regular file, or cannot be read.
+    """
+    with translated(f"cannot write {path}"):
+        _check_regular(path)
+        is_other = path.exists() and (content is None or path.read_bytes() != content)
+    if is_other and not force:
+        raise microgpt.DataError(
+            f"{path} exists" + " and holds something else" * (content is not None),
+            hint="use --force to overwrite it, or name another file",
+        )
+
+
 def new_sibling(directory: Path) -> Path:
     """Make a new directory beside another one, and return its path.
 
@@ -48,6 +70,11 @@ def new_sibling(directory: Path) -> Path:
     return path
 
 
+def _check_regular(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a regular file")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file, or on failure leave everything as it was.
 
@@ -57,8 +84,7 @@ def write_whole(path: Path, content: bytes) -> None:
     with translated(f"cannot write {path}"):
         if path.is_symlink():  # the link is kept
             path = Path(os.path.realpath(path))
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "it is not a regular file")
+        _check_regular(path)
         staged = path.with_name(path.name + ".staged")
         try:
             staged.write_bytes(content)

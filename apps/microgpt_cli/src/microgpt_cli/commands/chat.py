@@ -12,7 +12,18 @@ import typer
 
 from microgpt_cli.conversation import COMMANDS, HELP, Conversation
 from microgpt_cli.errors import report_error
-from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
+from microgpt_cli.options import (
+    Directory,
+    MaxTokens,
+    ModelDir,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    chosen_directory,
+)
 from microgpt_cli.terminal import counted, printable, remark
 
 if TYPE_CHECKING:
@@ -25,8 +36,9 @@ QUOTES = '"""'
 
 
 def command(
+    directory: Directory = None,
     *,
-    model_dir: ModelDir = Path("output"),
+    model_dir: ModelDir = None,
     temperature: Temperature = microgpt.SamplingConfig.temperature,
     seed: Seed = microgpt.SamplingConfig.seed,
     top_k: TopK = microgpt.SamplingConfig.top_k,
@@ -41,7 +53,7 @@ def command(
 ) -> None:
     """Talk with a trained chat model. Through a pipe, each line gets one line of answer."""
     config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
-    model = microgpt.load(model_dir, threads=threads)
+    model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     model.prompt([{"role": "user", "content": ""}])  # raises if the model cannot chat
     conversation = Conversation(model, config)
     if sys.stdin.isatty() and sys.stdout.isatty():

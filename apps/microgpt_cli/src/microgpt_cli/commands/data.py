@@ -12,12 +12,11 @@ import microgpt
 import typer
 
 from microgpt_cli.datasets import check_kind, read_talks, read_texts, with_subwords
-from microgpt_cli.errors import translated
-from microgpt_cli.options import JsonField, Split, VocabSize, check_vocab_size
+from microgpt_cli.options import Force, JsonField, Split, VocabSize, check_vocab_size
 from microgpt_cli.options import field as train_field
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted
-from microgpt_cli.writing import write_whole
+from microgpt_cli.writing import refuse_to_replace, write_whole
 
 __all__ = ["command"]
 
@@ -40,54 +39,52 @@ Output = Annotated[Path | None, typer.Option(help="File to write.", show_default
 
 
 @app.command()
-def names(*, output: Output = None) -> None:
+def names(*, output: Output = None, force: Force = False) -> None:
     """Write a list of given names, one per line."""
-    _write("names.txt", output)
+    _write("names.txt", output, force=force)
 
 
 @app.command()
-def poem(*, output: Output = None) -> None:
+def poem(*, output: Output = None, force: Force = False) -> None:
     """Write Milton's Paradise Lost, a text of 450,000 characters."""
-    _write("poem.txt.gz", output)
+    _write("poem.txt.gz", output, force=force)
 
 
 @app.command()
-def chat(*, output: Output = None) -> None:
+def chat(*, output: Output = None, force: Force = False) -> None:
     """Write conversations to train with --chat on, one per line."""
-    _write("chat.jsonl.gz", output)
+    _write("chat.jsonl.gz", output, force=force)
 
 
 @app.command()
-def faq(*, output: Output = None) -> None:
+def faq(*, output: Output = None, force: Force = False) -> None:
     """Write 40 questions of a bicycle shop, each in five phrasings, with their answers.
 
     A question and its answer per line; the first 40 lines hold one phrasing of each.
     """
-    _write("faq.jsonl", output)
+    _write("faq.jsonl", output, force=force)
 
 
 @app.command()
-def questions(*, output: Output = None) -> None:
+def questions(*, output: Output = None, force: Force = False) -> None:
     """Write questions and answers for evaluate. No conversation of `data chat` holds one."""
-    _write("questions.jsonl.gz", output)
+    _write("questions.jsonl.gz", output, force=force)
 
 
-def _write(name: str, output: Path | None) -> None:
+def _write(name: str, output: Path | None, *, force: bool) -> None:
     """Write a sample file to `output` or stdout."""
     content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
     if name.endswith(".gz"):
         content = gzip.decompress(content)
-    _write_content(content, output)
+    _write_content(content, output, force=force)
 
 
-def _write_content(content: bytes, output: Path | None) -> None:
+def _write_content(content: bytes, output: Path | None, *, force: bool) -> None:
     if output is None:
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
         return
-    with translated(f"cannot read {output}"):
-        if output.is_file() and output.read_bytes() != content:
-            raise microgpt.DataError(f"{output} exists and holds something else; name another file")
+    refuse_to_replace(output, force=force, content=content)
     write_whole(output, content)
 
 
@@ -161,11 +158,12 @@ def convert(
     ],
     *,
     output: Output = None,
+    force: Force = False,
 ) -> None:
     """Write conversations of any form as JSON lines."""
     conversations = read_talks(inputs).conversations
     lines = [json.dumps(messages, ensure_ascii=False) + "\n" for messages in conversations]
-    _write_content("".join(lines).encode(), output)
+    _write_content("".join(lines).encode(), output, force=force)
 
 
 def _suggested_split(documents: microgpt.Documents) -> dict[str, str]:

@@ -9,7 +9,7 @@ import microgpt
 import msgspec
 import typer
 
-from microgpt_cli.options import Threads
+from microgpt_cli.options import Directory, ModelDir, Threads, chosen_directory
 from microgpt_cli.terminal import counted, printable, warn
 
 __all__ = ["command"]
@@ -28,8 +28,9 @@ class Question(NamedTuple):
 
 
 def command(
-    model_dir: Annotated[Path, typer.Argument(help="Directory of a trained chat model.")],
+    directory: Directory = None,
     *,
+    model_dir: ModelDir = None,
     questions: Annotated[
         Path,
         typer.Option(
@@ -45,7 +46,7 @@ def command(
     """Ask a chat model questions and count exact answers. Replies are the most likely ones."""
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
-    model = microgpt.load(model_dir, threads=threads)
+    model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     config = microgpt.SamplingConfig(temperature=0)
     for question in _read(questions, model):
         reply = model.reply(question.prompt, config).content if question.prompt else None

@@ -9,7 +9,7 @@ import microgpt
 import typer
 
 from microgpt_cli.metrics import remove_run
-from microgpt_cli.options import ModelDir
+from microgpt_cli.options import Directory, ModelDir, chosen_directory
 from microgpt_cli.terminal import warn
 from microgpt_cli.writing import refuse_to_overwrite
 
@@ -24,8 +24,9 @@ class Format(StrEnum):
 
 
 def command(
+    directory: Directory = None,
     *,
-    model_dir: ModelDir = Path("output"),
+    model_dir: ModelDir = None,
     output: Annotated[Path, typer.Option(help="Directory for the copy.")],
     format: Annotated[  # noqa: A002 - the name of the flag
         Format, typer.Option(help="json, which the Rust system reads too, or safetensors.")
@@ -40,9 +41,10 @@ def command(
         raise typer.BadParameter("it needs --format safetensors.", param_hint="--half")
     if not force:
         refuse_to_overwrite(output)
-    model = microgpt.load(model_dir, engine="vectorized")  # without the compiled library
+    source = chosen_directory(directory, model_dir)
+    model = microgpt.load(source, engine="vectorized")  # without the compiled library
     # The snapshots and metrics of another model would belong to nothing.
-    is_in_place = output.resolve() == model_dir.resolve()
+    is_in_place = output.resolve() == source.resolve()
     with microgpt.lock_directory(output):
         model.save(
             output,

@@ -12,10 +12,22 @@ import microgpt
 import typer
 
 from microgpt_cli.drawing import MAX_DRAWS, Sample, Wanted, draw
-from microgpt_cli.options import MaxTokens, ModelDir, Seed, Stop, Temperature, Threads, TopK, TopP
+from microgpt_cli.options import (
+    Directory,
+    Force,
+    MaxTokens,
+    ModelDir,
+    Seed,
+    Stop,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    chosen_directory,
+)
 from microgpt_cli.progress import sample_count
 from microgpt_cli.terminal import counted, shown, warn
-from microgpt_cli.writing import write_whole
+from microgpt_cli.writing import refuse_to_replace, write_whole
 
 __all__ = ["command"]
 
@@ -23,8 +35,9 @@ Line: TypeAlias = Callable[[int, Sample], str]  # from a sample and its number
 
 
 def command(
+    directory: Directory = None,
     *,
-    model_dir: ModelDir = Path("output"),
+    model_dir: ModelDir = None,
     num_samples: Annotated[
         int,
         typer.Option(min=0, help="Number of samples; sample i, from 0, has seed SEED + i."),
@@ -66,6 +79,7 @@ def command(
             show_default="stdout",
         ),
     ] = None,
+    force: Force = False,
     threads: Threads = None,
 ) -> None:
     """Print samples of a trained model."""
@@ -76,10 +90,12 @@ def command(
         line = _as_json
     elif plain or null or output:
         line = _with_null if null else _with_line_end
+    if output:
+        refuse_to_replace(output, force=force)
     known = {text for path in novel or [] for text in microgpt.read_documents(path)}
     wanted = Wanted(num_samples, unique, bool(novel), known)
     config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
-    model = microgpt.load(model_dir, threads=threads)
+    model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     start = model.prompt(prompt, too_long="truncate" if max_tokens else "error")
     if start.tokens_dropped:
         dropped = counted(start.tokens_dropped, "token")

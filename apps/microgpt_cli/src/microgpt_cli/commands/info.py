@@ -1,19 +1,17 @@
 """`microgpt-cli info`: the contents of a model directory."""
 
-from pathlib import Path
-
 import microgpt
 import typer
 
-from microgpt_cli.options import ModelDir
+from microgpt_cli.options import Directory, ModelDir, chosen_directory
 from microgpt_cli.terminal import printable
 
 __all__ = ["command"]
 
 
-def command(*, model_dir: ModelDir = Path("output")) -> None:
+def command(directory: Directory = None, *, model_dir: ModelDir = None) -> None:
     """Show the contents of a model directory."""
-    model = microgpt.load(model_dir)
+    model = microgpt.load(chosen_directory(directory, model_dir))
     config, tokenizer = model.config, model.tokenizer
     rows: dict[str, object] = {
         "vocab_size": config.vocab_size,

@@ -10,10 +10,18 @@ import microgpt
 import typer
 
 from microgpt_cli.datasets import check_kind, open_texts, read_dataset, warn_of_texts
-from microgpt_cli.options import JsonField, ModelDir, Split, Threads
+from microgpt_cli.options import (
+    Directory,
+    Force,
+    JsonField,
+    ModelDir,
+    Split,
+    Threads,
+    chosen_directory,
+)
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted, warn
-from microgpt_cli.writing import write_whole
+from microgpt_cli.writing import refuse_to_replace, write_whole
 
 __all__ = ["command"]
 
@@ -33,8 +41,9 @@ class Row(NamedTuple):
 
 
 def command(
+    directory: Directory = None,
     *,
-    model_dir: ModelDir = Path("output"),
+    model_dir: ModelDir = None,
     input: Annotated[  # noqa: A002 - the name of the flag
         list[str], typer.Option(help="Text file, folder, - for stdin; JSONL for a chat model.")
     ],
@@ -56,11 +65,14 @@ def command(
             help="File for a row per document: tab-separated, JSON lines if it ends in .jsonl."
         ),
     ] = None,
+    force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
     """Measure how well a model predicts text. All characters and ends of documents count."""
-    model = microgpt.load(model_dir, threads=threads)
+    if output:
+        refuse_to_replace(output, force=force)
+    model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     is_chat = model.tokenizer.is_chat
     check_kind(split, field, chat=is_chat)
     if is_chat and (unknown != "error" or output):
