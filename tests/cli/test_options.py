@@ -8,7 +8,7 @@ import pytest
 if TYPE_CHECKING:
     from cli.conftest import Cli
 
-READERS = ["generate", "chat", "info", "score", "export", "evaluate"]
+READERS = ["generate", "chat", "info", "plot", "score", "export", "evaluate"]
 
 
 @pytest.mark.parametrize("command", READERS)

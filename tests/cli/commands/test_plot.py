@@ -6,7 +6,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+CHART = """
+ 3.5┤
+    │
+    │               o···
+    │                   ········
+    │                           ···o···
+ 3.0┤ ⠠⢄⣀⡀                             ·······
+    │    ⠈⠉⠑⠒⠢⠤⣀⣀                             ···o···
+    │            ⠉⠉⠒⠒⠤⢄⣀⡀                            ········
+    │                   ⠈⠉⠑⠒⠢⠤⣀⣀                             ···o···
+    │                           ⠉⠉⠒⠒⠤⢄⣀⡀                            ········
+ 2.5┤                                  ⠈⠉⠑⠒⠤⢄⣀⡀                             ···*
+    │                                         ⠈⠉⠑⠒⠢⠤⣀⣀
+    │                                                 ⠉⠉⠒⠒⠤⢄⣀⡀
+    │                                                        ⠈⠉⠑⠒⠢⠤⣀⣀
+    │                                                                ⠉⠉⠒⠒⠤⢄⣀⡀
+ 2.0┤                                                                       ⠈⠉⠑⠂
+    └┬──────────────┬──────────────┬─────────────┬──────────────┬──────────────┬
+     0             50             100           150            200           250
+"""
 SVG, PNG = b"<?xml", b"\x89PNG"
 
 
@@ -27,18 +48,47 @@ def test_curve_is_drawn_in_the_terminal(
     cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "24")
     result = cli("plot", run_directory)
-    assert result.status == 0
-    assert max(map(len, result.lines)) <= 80
-    assert "(nats)" in result.lines[0]
-    assert "(step)" in result.out
-    assert result.out.count("o") >= 5  # a mark for each measurement
-    braille = [line for line in result.lines if any("\u2801" <= c <= "\u28ff" for c in line)]
-    first, last = (
-        next(i for i, line in enumerate(result.lines) if edge in line) for edge in ("3.", "2.0")
-    )
-    assert len(braille) > 8
-    assert first < last  # it falls
+    assert (result.status, result.err) == (0, "")
+    assert max(map(len, result.lines)) == 80
+    assert result.lines[0] == "loss in nats per token, by step"
+    assert result.lines[1:-2] == CHART.splitlines()[1:]
+    assert result.lines[-1] == "best model: step 250, val loss 2.5000"
+    assert len(result.lines) <= 24 - 2  # and two lines of the shell
+
+
+def test_chart_without_validation_has_no_marks(
+    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run_directory / "metrics.jsonl"
+    lines = [json.loads(line) | {"val_loss": None} for line in path.read_text().split("\n")[:-1]]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    monkeypatch.setenv("COLUMNS", "80")
+    result = cli("plot", run_directory)
+    assert result.lines[-1].split() == ["0", "50", "100", "150", "200", "250"]
+    assert not {*"o*\N{MIDDLE DOT}"} & {*"".join(result.lines[1:])}
+
+
+@pytest.mark.parametrize(
+    ("columns", "lines", "width", "height"),
+    [(40, 16, 40, 12), (80, 24, 80, 16), (120, 40, 120, 28), (20, 5, 40, 12), (300, 100, 120, 28)],
+)
+def test_chart_fits_the_terminal(
+    cli: Any,
+    run_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    columns: int,
+    lines: int,
+    width: int,
+    height: int,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("LINES", str(lines))
+    shown = cli("plot", run_directory).lines
+    assert max(map(len, shown)) == width
+    rows = [line for line in shown if {*"┤│"} & {*line}]
+    assert 0.75 * height < len(rows) <= height
 
 
 @pytest.mark.parametrize("step", [0, -5, 1, 10**26])
@@ -48,7 +98,8 @@ def test_curve_of_one_strange_line_is_drawn(cli: Any, run_directory: Path, step:
     (run_directory / "metrics.jsonl").write_text(text)
     result = cli("plot", run_directory)
     assert (result.status, result.err) == (0, "")
-    assert "(step)" in result.out
+    assert "*" in "".join(result.lines[1:-3])
+    assert len(result.lines[-3]) <= 80
 
 
 @pytest.mark.parametrize(("name", "magic"), [("a.svg", SVG), ("a.png", PNG)])
@@ -82,7 +133,7 @@ def test_picture_is_written_though_the_reader_of_stdout_has_left(
 def test_picture_of_another_kind_is_refused(cli: Any, run_directory: Path) -> None:
     result = cli("plot", run_directory, "--output", "a.pdf")
     assert result.status == 2
-    assert "ends in neither .svg nor .png" in result.err
+    assert "a.pdf ends in none of .svg, .png." in result.err
 
 
 def test_picture_that_cannot_be_written_is_an_error(cli: Any, run_directory: Path) -> None:
@@ -111,12 +162,38 @@ def test_directory_without_metrics_is_named(cli: Any, tmp_path: Path) -> None:
     assert result.err.startswith(f"error: nothing to draw: {tmp_path / 'metrics.jsonl'} does not")
 
 
-@pytest.mark.parametrize("package", ["plotille", "matplotlib"])
-def test_missing_extra_is_named(
-    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch, package: str
+def test_picture_shows_the_best_model_on_axes_with_round_ticks(
+    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    result = cli("plot", run_directory, "--output", run_directory / "a.svg")
-    assert result.status == 1
-    assert f"error: cannot draw: {package} is not installed" in result.err
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def kept(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    assert cli("plot", run_directory, "--output", run_directory / "a.svg").status == 0
+    axes: Any = figures[0].axes[0]
+    training, validation, best = axes.lines
+    assert (training.get_label(), validation.get_label()) == ("training", "validation")
+    assert not best.get_clip_on()  # it is on the edge
+    assert best.get_label() == "best model: step 250, val loss 2.5000"
+    assert [*best.get_xdata(), *best.get_ydata()] == [250, 2.5]
+    assert [*validation.get_xdata()] == [50, 100, 150, 200, 250]
+    assert [*axes.get_xticks()] == [0, 50, 100, 150, 200, 250]
+    assert [*axes.get_yticks()] == pytest.approx([2, 2.2, 2.4, 2.6, 2.8, 3, 3.2, 3.4])
+    assert [*axes.get_xlim(), *axes.get_ylim()] == pytest.approx([0, 250, 2, 3.4])
+
+
+def test_curve_needs_no_further_package_and_a_picture_names_it(
+    cli: Any, run_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert cli("plot", run_directory).status == 0
+    path = run_directory / "a.svg"
+    result = cli("plot", run_directory, "--output", path)
+    assert (result.status, result.out) == (1, "")
+    assert "error: cannot draw a picture: matplotlib is not installed" in result.err
     assert 'hint: pip install "microgpt-cli[plot]"' in result.err
+    assert not path.exists()

@@ -2,94 +2,83 @@
 
 import io
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any
 
 import microgpt
 import typer
 
+from microgpt_cli.chart import Curve, chart, last_step, loss_ticks, step_ticks
 from microgpt_cli.metrics import METRICS, read_metrics
-from microgpt_cli.writing import write_whole
+from microgpt_cli.options import Directory, Force, ModelDir, chosen_directory
+from microgpt_cli.writing import refuse_to_replace, write_whole
 
 __all__ = ["command"]
 
-FORMATS = ("svg", "png")
-MAX_POINTS = 100  # of the training loss, averaged because single steps are noisy
-MARGIN = 26  # columns beside the curve in the terminal
-MAX_WIDTH, MIN_WIDTH, HEIGHT = 100, 20, 16  # of the curve in the terminal
-PICTURE_INCHES = (8, 4.5)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A loss in nats per token, by step."""
-
-    steps: list[float]
-    losses: list[float]
+FORMATS = (".svg", ".png")
+POINTS_OF_TEXT, POINTS_OF_PICTURE = 50, 100  # at most; means, because single steps are noisy
+MIN_SIZE, MAX_SIZE = (40, 16), (120, 32)  # columns and lines of the chart in the terminal
+LINES_BESIDE = 4  # of the terminal: the command, what is below the chart, the next prompt
+PICTURE_INCHES, TICKS_OF_PICTURE = (8, 4.5), 8
 
 
 def command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of a trained model.")],
+    directory: Directory = None,
     *,
+    model_dir: ModelDir = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write a picture: NAME.svg or NAME.png.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUTPUT.")] = False,
+    force: Force = False,
 ) -> None:
     """Draw the learning curve of a training run."""
-    if output and output.suffix.removeprefix(".") not in FORMATS:
-        raise typer.BadParameter(f"{output} ends in neither .svg nor .png.", param_hint="--output")
-    if output and output.exists() and not force:
-        raise microgpt.DataError(
-            f"{output} exists", hint="use --force to overwrite it, or name another file"
-        )
-    lines = read_metrics(directory)
+    if output and output.suffix not in FORMATS:
+        message = f"{output} ends in none of {', '.join(FORMATS)}."
+        raise typer.BadParameter(message, param_hint="--output")
+    if output:
+        refuse_to_replace(output, force=force)
+    path = chosen_directory(directory, model_dir)
+    lines = read_metrics(path)
     if not lines:
         raise microgpt.DataError(
-            f"nothing to draw: {directory / METRICS} does not exist or is empty",
+            f"nothing to draw: {path / METRICS} does not exist or is empty",
             hint="is this a directory that microgpt-cli train has written?",
         )
-    training = _smoothed([(line["step"], line["loss"]) for line in lines])
+    steps = [(line["step"], line["loss"]) for line in lines]
     validated = [(line["step"], line["val_loss"]) for line in lines if line["val_loss"] is not None]
     validation = Curve(*map(list, zip(*validated, strict=True))) if validated else None
-    drawing = _drawn(training, validation)
     if output:  # before the first line, because a reader that leaves ends the command
-        _write_picture(training, validation, output)
-    typer.echo(drawing)
+        _write_picture(_smoothed(steps, POINTS_OF_PICTURE), validation, output)
+    for line in chart(_smoothed(steps, POINTS_OF_TEXT), validation, **_size()):
+        typer.echo(line.rstrip())
+    if validation:
+        typer.echo(_named(validation))
     if output:
         typer.echo(f"\npicture saved to {output}")
 
 
-def _smoothed(points: list[tuple[float, float]]) -> Curve:
-    """Return the mean of at most MAX_POINTS groups of neighbouring points."""
-    size = -(-len(points) // MAX_POINTS)
+def _size() -> dict[str, int]:
+    """Return the size of a chart that fits the terminal."""
+    columns, lines = shutil.get_terminal_size()
+    (min_width, min_height), (max_width, max_height) = MIN_SIZE, MAX_SIZE
+    return {
+        "width": min(max(columns, min_width), max_width),
+        "height": min(max(lines - LINES_BESIDE, min_height), max_height),
+    }
+
+
+def _named(validation: Curve) -> str:
+    step, loss = validation.best
+    return f"best model: step {step}, val loss {loss:.4f}"
+
+
+def _smoothed(points: Sequence[tuple[float, float]], most: int) -> Curve:
+    """Return the mean losses of at most so many groups of points, each at its last step."""
+    size = -(-len(points) // most)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    means = [[sum(column) / len(group) for column in zip(*group, strict=True)] for group in groups]
-    return Curve([step for step, _ in means], [loss for _, loss in means])
-
-
-def _drawn(training: Curve, validation: Curve | None) -> str:
-    """Return the curves as text, as wide as the terminal allows."""
-    try:
-        import plotille  # type: ignore[import-untyped] # noqa: PLC0415 - optional
-    except ImportError:
-        _refuse("plotille")
-    figure = plotille.Figure()
-    columns = shutil.get_terminal_size().columns
-    figure.width = min(max(columns - MARGIN, MIN_WIDTH), MAX_WIDTH)
-    figure.height = HEIGHT
-    figure.with_colors = False
-    figure.x_label, figure.y_label = "step", "nats"
-    last_steps = [curve.steps[-1] for curve in (training, validation) if curve]
-    figure.set_x_limits(min_=0, max_=max(1, *last_steps))
-    figure.x_ticks_fkt = lambda step, _: f"{step:.0f}"
-    figure.y_ticks_fkt = lambda loss, _: f"{loss:.2f}"
-    figure.plot(training.steps, training.losses, label="loss")
-    if validation:
-        figure.scatter(validation.steps, validation.losses, label="val loss", marker="o")
-    text: str = figure.show(legend=True)
-    return "\n".join(line.rstrip("\N{BRAILLE PATTERN BLANK} ") for line in text.splitlines())
+    means = [sum(loss for _, loss in group) / len(group) for group in groups]
+    return Curve([group[-1][0] for group in groups], means)
 
 
 def _write_picture(training: Curve, validation: Curve | None, path: Path) -> None:
@@ -97,13 +86,23 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
         import matplotlib as mpl  # noqa: PLC0415 - optional, and takes a second
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
-        _refuse("matplotlib")
+        raise microgpt.DataError(
+            "cannot draw a picture: matplotlib is not installed",
+            hint='pip install "microgpt-cli[plot]"; without --output the curve needs nothing more',
+        ) from None
     figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss in nats per token")
-    axes.plot(training.steps, training.losses, label="training")
+    axes.plot(*training, label="training")
+    curves = [training]
     if validation:
-        axes.plot(validation.steps, validation.losses, marker=".", label="validation")
+        curves.append(validation)
+        axes.plot(*validation, marker=".", label="validation")
+        star: dict[str, Any] = {"color": "black", "markersize": 10, "zorder": 3, "clip_on": False}
+        axes.plot(*validation.best, "*", label=_named(validation), **star)
         axes.legend()
+    losses = loss_ticks(curves, TICKS_OF_PICTURE)
+    axes.set(xlim=(0, last_step(curves)), xticks=step_ticks(curves, TICKS_OF_PICTURE))
+    axes.set(ylim=(losses[0], losses[-1]), yticks=losses)
     axes.grid(alpha=0.3)
     picture = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "microgpt"}):  # the same curve gives the same file
@@ -113,9 +112,3 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
             metadata={"Date": None} if path.suffix == ".svg" else None,
         )
     write_whole(path, picture.getvalue())
-
-
-def _refuse(package: str) -> NoReturn:
-    raise microgpt.DataError(
-        f"cannot draw: {package} is not installed", hint='pip install "microgpt-cli[plot]"'
-    )
