@@ -278,6 +278,12 @@ def test_file_that_exists_is_kept(cli: "Cli", model_dir: Path, tmp_path: Path) -
     assert path.read_text() == ""
 
 
+def test_place_that_cannot_be_written_is_found_before_the_work(cli: "Cli", tmp_path: Path) -> None:
+    path = tmp_path / "none" / "new"
+    result = cli("generate", tmp_path / "no model", "--output", path)
+    assert result == (1, "", f"error: cannot write {path}: No such file or directory\n")
+
+
 def test_unique_and_novel_samples_are_drawn_until_there_are_enough(
     cli: "Cli", model_dir: Path, names: Path
 ) -> None:

@@ -33,7 +33,7 @@ def refuse_to_overwrite(directory: Path) -> None:
 
 
 def refuse_to_replace(path: Path, *, force: bool, content: bytes | None = None) -> None:
-    """Raise an error if a file exists, before the work whose result is written there.
+    """Raise the errors about a file that would otherwise come after the work of its content.
 
     Args:
         path: of the file.
@@ -42,10 +42,11 @@ def refuse_to_replace(path: Path, *, force: bool, content: bytes | None = None) 
 
     Raises:
         DataError: it exists.
-        MicrogptError: it is not a regular file, or cannot be read.
+        MicrogptError: it is not a regular file, cannot be read, or its directory does not exist.
     """
     with translated(f"cannot write {path}"):
         _check_regular(path)
+        path.parent.stat()  # it exists
         is_other = path.exists() and (content is None or path.read_bytes() != content)
     if is_other and not force:
         raise microgpt.DataError(
