@@ -58,9 +58,9 @@ def chat(*, output: Output = None, force: Force = False) -> None:
 
 @app.command()
 def faq(*, output: Output = None, force: Force = False) -> None:
-    """Write 40 questions of a bicycle shop, each in five phrasings, with their answers.
+    """Write 40 questions and answers of a shop.
 
-    A question and its answer per line; the first 40 lines hold one phrasing of each.
+    Each question has five phrasings; the first 40 lines hold one of each.
     """
     _write("faq.jsonl", output, force=force)
 
