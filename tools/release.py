@@ -2,7 +2,7 @@
 
     hatch run package:build                      # sdists, wheels, bills of materials, sums: dist/
     hatch run package:api                        # public names against those of the last release
-    hatch run package:bump microgpt-lib 0.1.1    # version, changelog, commit and tag
+    hatch run package:bump microgpt-lib 0.1.1    # version, changelog, commit and tag; --dry-run
     hatch run package:lock                       # versions and hashes of what CI installs
 
 A build takes the committed files and the time of the commit, so that the same commit, compiler and
@@ -205,7 +205,7 @@ def range_of(application: str) -> Requirement:
 
 def check_ranges(distribution: str, version: Version) -> None:
     """Raise ReleaseError unless applications and library fit together after the release."""
-    for application in FOLDERS.keys() - {LIBRARY}:
+    for application in sorted(FOLDERS.keys() - {LIBRARY}):
         wanted = range_of(application)
         if distribution == LIBRARY and version not in wanted.specifier:
             raise ReleaseError(
@@ -254,7 +254,21 @@ def check_order(distribution: str, version: Version) -> None:
         raise ReleaseError(f"{distribution} {released[-1]} is released, expected a later version")
 
 
-def bump(distribution: str, version: Version) -> None:
+def files_of_release(distribution: str, version: Version) -> dict[Path, str]:
+    """Return the files that a release changes, with their new content."""
+    folder = ROOT / FOLDERS[distribution]
+    changelog = folder / "CHANGELOG.md"
+    today = datetime.now(UTC).date().isoformat()
+    files = {changelog: dated_changelog(changelog.read_text(encoding="utf-8"), version, today)}
+    if distribution == LIBRARY:
+        files[PUBLIC_NAMES / f"{version}.pyi"] = public_names(version)
+    for path in (folder / "pyproject.toml", *folder.glob("src/*/version.py")):
+        content = path.read_text(encoding="utf-8")
+        files[path] = re.sub(r'(?mi)^(version) = ".*"$', rf'\1 = "{version}"', content, count=1)
+    return files
+
+
+def bump(distribution: str, version: Version, *, dry_run: bool) -> None:
     """Set a version, date its changelog, commit and tag; nothing is pushed."""
     if run("git", "status", "--porcelain"):
         raise ReleaseError("there are changes that are not committed")
@@ -262,20 +276,20 @@ def bump(distribution: str, version: Version) -> None:
     check_ranges(distribution, version)
     if distribution == LIBRARY:
         check_api(version)
-    folder = ROOT / FOLDERS[distribution]
-    changelog = folder / "CHANGELOG.md"
-    today = datetime.now(UTC).date().isoformat()
-    dated = dated_changelog(changelog.read_text(encoding="utf-8"), version, today)
-    changelog.write_text(dated, encoding="utf-8")
-    if distribution == LIBRARY:
-        (PUBLIC_NAMES / f"{version}.pyi").write_text(public_names(version), encoding="utf-8")
-    for path in (folder / "pyproject.toml", *folder.glob("src/*/version.py")):
-        content = path.read_text(encoding="utf-8")
-        changed = re.sub(r'(?mi)^(version) = ".*"$', rf'\1 = "{version}"', content, count=1)
-        path.write_text(changed, encoding="utf-8")
-    tag = f"{distribution}-v{version}"
+    files = files_of_release(distribution, version)
+    tag, subject = f"{distribution}-v{version}", f"Release {distribution} {version}"
+    if dry_run:
+        print(f"{distribution} {project_of(distribution)['version']} would become {version}")
+        for path in files:
+            print(f"  would write {path.relative_to(ROOT)}")
+        print(f"  would commit {subject!r}\n  would tag {tag}\n")
+        section = files[ROOT / FOLDERS[distribution] / "CHANGELOG.md"].split("\n## ")[2]
+        print(f"## {section.rstrip()}")
+        return
+    for path, content in files.items():
+        path.write_text(content, encoding="utf-8")
     run("git", "add", "--all")
-    run("git", "commit", "--message", f"Release {distribution} {version}")
+    run("git", "commit", "--message", subject)
     run("git", "tag", "--annotate", tag, "--message", f"{distribution} {version}")
     print(f"committed and tagged; publish with: git push origin HEAD {tag}")
 
@@ -299,6 +313,7 @@ def main() -> None:
     bumper = commands.add_parser("bump", help="set a version, date its changelog, commit and tag")
     bumper.add_argument("distribution", choices=FOLDERS)
     bumper.add_argument("version", type=a_version)
+    bumper.add_argument("--dry-run", action="store_true", help="show what would change")
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
@@ -308,7 +323,7 @@ def main() -> None:
         elif arguments.command == "api":
             check_api(Version(project_of(LIBRARY)["version"]))
         else:
-            bump(arguments.distribution, arguments.version)
+            bump(arguments.distribution, arguments.version, dry_run=arguments.dry_run)
     except ReleaseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

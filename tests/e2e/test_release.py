@@ -109,15 +109,42 @@ def test_each_distribution_is_released_apart(clone: Clone) -> None:
     assert 'version = "0.1.0"' in application
 
 
+def state_of(clone: Clone) -> list[str]:
+    commands = ("rev-parse", "HEAD"), ("tag",), ("status", "--porcelain")
+    return [clone.git(*command) for command in commands]
+
+
 def refusal(clone: Clone, distribution: str, version: str) -> str:
-    """Return the one line that a refused release prints; nothing has changed."""
-    state = ("rev-parse", "HEAD"), ("tag",), ("status", "--porcelain")
-    before = [clone.git(*command) for command in state]
+    """Return the one line that a refused release prints, dry or not; nothing has changed."""
+    before = state_of(clone)
     status, output = clone.release("bump", distribution, version)
     assert status == 1
-    assert [clone.git(*command) for command in state] == before
+    assert state_of(clone) == before
     assert output.startswith("error: ")
+    assert clone.release("bump", distribution, version, "--dry-run") == (status, output)
     return output.removeprefix("error: ").strip()
+
+
+def test_dry_run_shows_the_release_and_changes_nothing(clone: Clone) -> None:
+    with_fresh_changelog(clone, released="\n## 0.0.9 - 2026-01-01\n\n- Older.\n")
+    before = state_of(clone)
+    status, output = clone.release("bump", "microgpt-lib", "0.1.1", "--dry-run")
+    assert status == 0, output
+    assert output == (
+        "no release is described in libs/microgpt/api: nothing to compare\n"
+        "microgpt-lib 0.1.0 would become 0.1.1\n"
+        f"  would write {CHANGELOG}\n"
+        "  would write libs/microgpt/api/0.1.1.pyi\n"
+        f"  would write {PROJECT}\n"
+        f"  would write {VERSION}\n"
+        "  would commit 'Release microgpt-lib 0.1.1'\n"
+        "  would tag microgpt-lib-v0.1.1\n\n"
+        f"## 0.1.1 - {TODAY}\n\n### Added\n\n- Something.\n"
+    )
+    assert state_of(clone) == before
+    assert clone.release("bump", "microgpt-lib", "0.1.1")[0] == 0
+    shown = set(re.findall("would write (.*)", output))
+    assert shown == set(clone.git("diff", "--name-only", "HEAD~").split())
 
 
 def test_library_that_an_application_does_not_take_is_refused(clone: Clone) -> None:
