@@ -92,7 +92,10 @@ def source_tree(*, worktree: bool) -> Iterator[Path]:
 
 
 def build_all(tree: Path, output: Path) -> None:
-    """Write an sdist and a wheel of each distribution, and the pure wheel of the library."""
+    """Write an sdist and a wheel of each distribution, and in `pure` a wheel without the kernel.
+
+    pip refuses two wheels of one version in one command: apart, `pip install dist/*.whl` works.
+    """
     at = {"SOURCE_DATE_EPOCH": run("git", "log", "-1", "--format=%ct")}
     command = tool("hatchling"), "build", "--directory", str(output)
     for folder in FOLDERS.values():
@@ -101,7 +104,8 @@ def build_all(tree: Path, output: Path) -> None:
         for wheel in output.glob("*-linux_*.whl"):
             name_compatible_systems(wheel, at)
     pure = at | {"MICROGPT_PURE": "1"}
-    run(*command, "--target", "wheel", cwd=tree / FOLDERS[LIBRARY], variables=pure)
+    apart = "--target", "wheel", "--directory", str(output / "pure")
+    run(tool("hatchling"), "build", *apart, cwd=tree / FOLDERS[LIBRARY], variables=pure)
 
 
 def name_compatible_systems(wheel: Path, at: dict[str, str]) -> None:
@@ -137,11 +141,12 @@ def build(output: Path, *, worktree: bool) -> None:
         build_all(tree, output)
         for distribution in FOLDERS:
             write_bill_of_materials(distribution, tree, output)
-    files = sorted(path for path in output.iterdir() if path.name != ".gitignore")
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    files = sorted(path for path in output.rglob("*") if path.is_file() and path.suffix)
+    names = {path: path.relative_to(output).as_posix() for path in files}
+    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {names[path]}\n" for path in files]
     (output / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
     for path in files:
-        print(f"{path.stat().st_size:>9,}  {path.name}")
+        print(f"{path.stat().st_size:>9,}  {names[path]}")
 
 
 def lock() -> None:

@@ -2,16 +2,26 @@
 
 import hashlib
 import json
+import os
+import re
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from collections.abc import Callable
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
-from e2e.environments import DISTRIBUTIONS, PYTHONS, ROOT, Installation, build_tree
+from e2e.environments import (
+    DISTRIBUTIONS,
+    PYTHONS,
+    ROOT,
+    Installation,
+    build_tree,
+    clean_environment,
+)
 
 MAX_LIBRARY_BYTES = 300_000
 MAX_IMPORT_SECONDS = 0.15
@@ -25,7 +35,7 @@ print(time.thread_time() - start)
 
 
 def wheel_of(dist: Path, distribution: str, tag: str = "py3-none-any") -> Path:
-    (wheel,) = dist.glob(f"{distribution.replace('-', '_')}-*-{tag}.whl")
+    (wheel,) = dist.rglob(f"{distribution.replace('-', '_')}-*-{tag}.whl")
     return wheel
 
 
@@ -34,8 +44,8 @@ def names_in(wheel: Path) -> set[str]:
 
 
 def test_wheels_hold_their_package_and_nothing_else(dist: Path) -> None:
-    assert len(list(dist.glob("*.whl"))) == 4
-    for wheel in dist.glob("*.whl"):
+    assert len(list(dist.rglob("*.whl"))) == 4
+    for wheel in dist.rglob("*.whl"):
         package = wheel.name.partition("-")[0].removesuffix("_lib")
         names = {name for name in names_in(wheel) if not name.endswith("/")}
         assert {name.partition("/")[0].partition("-")[0] for name in names} == {
@@ -48,7 +58,7 @@ def test_wheels_hold_their_package_and_nothing_else(dist: Path) -> None:
 
 
 def test_wheels_describe_themselves(dist: Path) -> None:
-    for wheel in dist.glob("*.whl"):
+    for wheel in dist.rglob("*.whl"):
         (path,) = (name for name in names_in(wheel) if name.endswith("/METADATA"))
         metadata = message_from_bytes(zipfile.ZipFile(wheel).read(path))
         assert metadata["Requires-Python"] == f">={PYTHONS[0]}"
@@ -94,9 +104,32 @@ def test_bill_of_materials_lists_what_is_installed(dist: Path, distribution: str
 def test_sums_are_those_of_the_files(dist: Path) -> None:
     lines = (dist / "SHA256SUMS").read_text().splitlines()
     listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    assert listed.keys() == {path.name for path in dist.iterdir()} - {"SHA256SUMS"}
+    files = {str(path.relative_to(dist)) for path in dist.rglob("*") if path.is_file()}
+    assert listed.keys() == files - {"SHA256SUMS"}
     for name, digest in listed.items():
         assert hashlib.sha256((dist / name).read_bytes()).hexdigest() == digest
+
+
+def test_line_of_the_readme_installs_what_the_build_wrote(dist: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^pip install dist/.*$", readme, re.MULTILINE)
+    (tmp_path / "dist").symlink_to(dist)
+    venv.create(tmp_path / "venv", with_pip=True)
+    variables = clean_environment()
+    variables["PATH"] = f"{tmp_path / 'venv/bin'}{os.pathsep}{variables['PATH']}"
+    engines = 'python -c "import microgpt; print(microgpt.unavailable_engines())"'
+    typed = f"{line} --quiet && microgpt-cli --version && microgpt-serve --version && {engines}"
+    done = subprocess.run(
+        ["bash", "-c", typed],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    programs = [line.split()[0] for line in done.stdout.splitlines()]
+    assert programs == ["microgpt-cli", "microgpt-serve", "{}"]
 
 
 def test_library_is_imported_quickly(current: Installation, tmp_path: Path) -> None:
