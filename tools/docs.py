@@ -22,7 +22,7 @@ OUTPUT = Path(__file__).parents[1] / "libs/microgpt/docs/api"
 TOPICS = {
     "Train, load, use": (
         "All that most programs need: `fit` or `load` returns a `LanguageModel`.",
-        "fit load LanguageModel Score",
+        "fit fit_chat load LanguageModel History Score",
     ),
     "Documents and conversations": (
         "From files to a `Dataset`, which `fit` and `prepare` take.",
@@ -37,7 +37,7 @@ TOPICS = {
     ),
     "Training step by step": (
         "What `fit` is made of: options, a trainer that reports each step, validation, processes.",
-        "prepare TrainConfig Trainer StepReport Validation Best Ranks",
+        "prepare chat_setup TrainConfig Trainer StepReport Validation Best Ranks",
     ),
     "Prompts, replies, sampling": (
         "What `LanguageModel` reads before a text and returns, and how a token is chosen.",

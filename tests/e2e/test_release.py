@@ -281,3 +281,13 @@ def test_entries_that_wait_for_a_release_stand_in_one_place(clone: Clone) -> Non
         unreleased, *older = sections.split("\n## ")
         undated = [title for title in older if re.match(r"[\d.]+\n", title)]
         assert not (unreleased.strip() and undated), changelog
+
+
+def test_changelogs_begin_with_what_the_first_release_has() -> None:
+    changelogs = sorted(ROOT.glob("*/*/CHANGELOG.md"))
+    assert len(changelogs) == 3
+    for changelog in changelogs:
+        first = changelog.read_text().split("\n## ")[-1]
+        assert re.search(r"\n\nThe first release: .+\n\n### Added\n", first)
+        titles = re.findall(r"^### (.*)", first, re.MULTILINE)
+        assert titles == ["Added"], f"{changelog}: the first release has nothing to change or fix"
