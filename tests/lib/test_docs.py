@@ -1,6 +1,7 @@
 """The pages that `hatch run docs` writes: each public name on one of them, and no dead link."""
 
 import runpy
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import microgpt
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,3 +101,17 @@ def test_search_knows_members_by_their_public_name(folder: Path) -> None:
     index = (folder / "search.js").read_text(encoding="utf-8")
     for name in ("microgpt.fit", "microgpt.LanguageModel.generate", "microgpt.TrainConfig.steps"):
         assert f'"{name}"' in index
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
+@pytest.mark.parametrize("start", ["index.html", "microgpt-errors.html"])
+def test_search_finds_a_method_and_leads_to_it(folder: Path, start: str) -> None:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((folder / start).as_uri())
+        page.get_by_role("searchbox").fill("perplexity")
+        page.get_by_text("microgpt.Score.perplexity").first.click()
+        expect(page.get_by_role("heading", name="Train, load, use")).to_be_visible()
+        assert page.url.endswith("train-load-use.html#Score.perplexity")
+        browser.close()
