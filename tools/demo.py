@@ -51,9 +51,9 @@ CHAT = (
     f"microgpt-cli data questions --output {FOLDER}/questions.jsonl",
     (
         f"microgpt-cli train --chat --input {FOLDER}/chat.jsonl --output {FOLDER}/chat-model"
-        " --n-embd 128 --n-head 4 --n-layer 3 --block-size 192 --batch-size 12 --steps 8600"
-        " --lr 0.003 --warmup-steps 400 --schedule cosine --weight-decay 0.1"
-        " --loss-on assistant --log-every 1000 --force"
+        " --n-embd 80 --n-head 4 --n-layer 4 --block-size 192 --batch-size 24 --steps 3700"
+        " --optimizer muon --lr 0.007 --muon-lr 0.03 --warmup-steps 60 --weight-decay 0.2"
+        " --loss-on assistant --log-every 500 --force"
     ),
     f"microgpt-cli evaluate {FOLDER}/chat-model --questions {FOLDER}/questions.jsonl",
     f"microgpt-cli chat --model-dir {FOLDER}/chat-model --temperature 0",

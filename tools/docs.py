@@ -22,7 +22,7 @@ OUTPUT = Path(__file__).parents[1] / "libs/microgpt/docs/api"
 TOPICS = {
     "Train, load, use": (
         "All that most programs need: `fit` or `load` returns a `LanguageModel`.",
-        "fit fit_chat load LanguageModel History Score",
+        "fit load fit_chat LanguageModel History Score",
     ),
     "Documents and conversations": (
         "From files to a `Dataset`, which `fit` and `prepare` take.",

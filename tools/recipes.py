@@ -15,13 +15,10 @@ import msgspec
 Config = TypeVar("Config", bound=microgpt.TrainConfig)
 
 PASSAGES = (
-    "--split file --long window --steps 2600 --batch-size 12 --lr 0.005 --warmup-steps 100 "
-    "--schedule cosine --n-embd 128 --n-layer 4 --block-size 128 --weight-decay 0.1 --clip 1"
+    "--split file --long window --steps 2300 --batch-size 24 --optimizer muon --lr 0.005 "
+    "--warmup-steps 100 --n-embd 128 --n-layer 4 --block-size 128 --weight-decay 0.1 --clip 1"
 )
-SHORT = (
-    "--split file --long window --batch-size 12 --warmup-steps 100 --n-embd 128 --n-layer 4 "
-    "--block-size 64"
-)
+SHORT = "--split file --long window --n-layer 4 --block-size 64 --weight-decay 0.1 --clip 1"
 RECIPES = {
     "names-tiny": "--steps 1000",
     "names-1s": "--steps 800 --batch-size 128 --optimizer muon --lr 0.01 --muon-lr 0.02 "
@@ -32,7 +29,8 @@ RECIPES = {
     "--warmup-steps 100 --n-embd 64 --n-layer 3 --weight-decay 0.15",
     "text": "--steps 3000 --batch-size 32 --lr 0.003 --warmup-steps 150 --n-embd 64 --n-layer 2 "
     "--block-size 64 --long split --weight-decay 0.1 --clip 1",
-    "shakespeare-60s": f"{SHORT} --steps 1500 --optimizer muon --lr 0.004 --weight-decay 0.1",
+    "shakespeare-60s": f"{SHORT} --steps 1700 --batch-size 24 --optimizer muon --lr 0.006 "
+    "--muon-lr 0.03 --warmup-steps 50 --n-embd 96",
     "shakespeare": PASSAGES,
     "python": PASSAGES,
     "chat": "--chat --steps 2500 --batch-size 4 --optimizer muon --lr 0.005 --warmup-steps 50 "
@@ -45,8 +43,8 @@ ADAM = {  # the best ones known without Muon, for the same time
     "--n-layer 3 --weight-decay 0.01",
     "names-60s": "--steps 8000 --batch-size 64 --lr 0.003 --warmup-steps 400 --n-embd 64 "
     "--n-layer 3 --weight-decay 0.2",
-    "shakespeare-60s": f"{SHORT} --steps 2000 --lr 0.004 --schedule cosine --weight-decay 0.1 "
-    "--clip 1",
+    "shakespeare-60s": f"{SHORT} --steps 2000 --batch-size 12 --lr 0.004 --schedule cosine "
+    "--warmup-steps 100 --n-embd 128",
 }
 FIELDS = {"lr": "learning_rate", "muon_lr": "muon_learning_rate"}  # of flags with other names
 VALIDATION = "--val-fraction 0.1 --eval-every 1000000"  # after the last step
