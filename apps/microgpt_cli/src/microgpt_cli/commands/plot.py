@@ -88,7 +88,7 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
     except ImportError:
         raise microgpt.DataError(
             "cannot draw a picture: matplotlib is not installed",
-            hint='pip install "microgpt-cli[plot]"; without --output the curve needs nothing more',
+            hint="pip install matplotlib; without --output the curve needs nothing more",
         ) from None
     figure = Figure(figsize=PICTURE_INCHES, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss in nats per token")

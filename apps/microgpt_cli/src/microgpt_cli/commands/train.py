@@ -205,7 +205,7 @@ def command(
             style: Style = "json" if as_json else "quiet" if quiet else "text"
             reporter = Reporter(style, trainer.config.steps, plan.pace.log_every, failures)
             run = Run(model, trainer, plan.pace, saver, reporter, failures, Guide(trainer))
-            lead(run, _header(run, plan, len(dataset), chosen_flags(context, plan)), rng)
+            lead(run, _header(run, plan, dataset, chosen_flags(context, plan)), rng)
 
 
 def _check_flags(given: dict[str, Any]) -> None:
@@ -295,7 +295,7 @@ def _earlier_metrics(resume: Path | None, step: int) -> list[MetricsLine]:
     return [line for line in read_metrics(resume) if line["step"] <= step] if resume else []
 
 
-def _header(run: Run, plan: Plan, n_documents: int, chosen: str) -> dict[str, Any]:
+def _header(run: Run, plan: Plan, dataset: microgpt.Dataset, chosen: str) -> dict[str, Any]:
     """Return the first report of a run, by label."""
     model, trainer, config = run.model, run.trainer, run.model.config
     is_chat = model.tokenizer.is_chat
@@ -305,7 +305,7 @@ def _header(run: Run, plan: Plan, n_documents: int, chosen: str) -> dict[str, An
         "n_head": config.n_head,
         "n_layer": config.n_layer,
         "block_size": config.block_size,
-        "num convos" if is_chat else "num docs": n_documents,
+        "num convos" if is_chat else "num docs": len(dataset),
     }
     if trainer.config.long == "window":
         header["windows"] = len(trainer.order)
@@ -324,14 +324,15 @@ def _header(run: Run, plan: Plan, n_documents: int, chosen: str) -> dict[str, An
     if trainer.config.muon_learning_rate:
         header["muon lr"] = f"{trainer.config.muon_learning_rate:g}"
     if chosen:
-        header |= {"chosen": chosen, "reason": _reason(trainer)}
+        header |= {"chosen": chosen, "reason": _reason(trainer, dataset)}
     return header
 
 
-def _reason(trainer: microgpt.Trainer) -> str:
+def _reason(trainer: microgpt.Trainer, dataset: microgpt.Dataset) -> str:
     """Return what the options that were chosen for conversations come to."""
-    config, lengths = trainer.config, trainer.dataset.lengths
-    share = int((lengths < config.block_size).sum()) / len(lengths)
+    config = trainer.config
+    lengths = dataset.encoded_with(trainer.dataset.tokenizer).lengths
+    share = int((lengths <= config.block_size).sum()) / len(lengths)
     n_times = config.steps * config.batch_size / len(trainer.order)
     return (
         f"{share:.0%} of the conversations fit into the block, and each is seen {n_times:.0f} times"
