@@ -82,3 +82,32 @@ def test_question_without_room_for_an_answer_is_wrong() -> None:
     config, dataset = microgpt.chat_setup(dataset, block_size=38)
     model, trainer = microgpt.prepare(dataset, config)
     assert ask_trained(model, trainer, 10) == [("x" * 30, "", False)]
+
+
+@pytest.mark.long  # two minutes
+def test_phrasings_of_the_readme_answer_forms_that_were_not_seen(cli: Any, tmp_path: Path) -> None:
+    phrasings, forms = tmp_path / "phrasings.jsonl", tmp_path / "forms.jsonl"
+    cli("data", "faq", "--output", tmp_path / "faq.jsonl")
+    seen, unseen = [], []
+    for line in (tmp_path / "faq.jsonl").read_text().splitlines():
+        pair = json.loads(line)
+        plain = pair["question"].rstrip("?")
+        small, capitals, title = plain.lower(), plain.upper(), plain.title()
+        shown = (f"{plain}?", small, f"{capitals}!", f"{title}.")
+        others = [plain, f"{plain}!", f"{plain} ?", f"{title}?", capitals, f"{capitals}?"]
+        others += [f"{small}?", f"{small}??", f"{small}.", f"{small}!"]
+        seen += [pair | {"question": question} for question in shown]
+        unseen += [(question, pair["answer"]) for question in others]
+    known = {pair["question"] for pair in seen}
+    phrasings.write_text("".join(f"{json.dumps(pair)}\n" for pair in seen))
+    lines = (
+        {"messages": [{"role": "user", "content": question}], "answer": answer}
+        for question, answer in unseen
+        if question not in known
+    )
+    forms.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    job = ("train", "--chat", "--input", phrasings, "--output", tmp_path / "bot", "--quiet")
+    assert cli(*job).status == 0
+    result = json.loads(cli("evaluate", tmp_path / "bot", "--questions", forms, "--json").out)
+    assert result["asked"] > 1_900
+    assert result["right"] / result["asked"] > 0.9

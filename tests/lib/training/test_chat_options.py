@@ -71,7 +71,7 @@ def test_much_to_learn_is_learned_by_subwords_unless_sizes_are_given() -> None:
 
 def test_long_work_is_cut_short() -> None:
     steps = [config_of(talks(n, 150), tokenizer="characters").steps for n in (1_000, 4_000)]
-    assert steps == [pytest.approx(7_000_000 / 303 / 32, rel=0.01)] * 2
+    assert steps == [pytest.approx(6_000_000 / 303 / 32, rel=0.01)] * 2
 
 
 TALKS = [

@@ -22,7 +22,7 @@ BLOCKS = range(32, 513, 16)
 WEIGHT_DECAY = 0.2  # an answer then depends less on the case and marks of its question
 BATCH_SIZES = (16, 32)  # below MANY, and from there
 SEEN = 80  # times that each conversation is learned from, unless that takes long
-MOST_TOKENS = 7_000_000  # five minutes on two cores
+MOST_TOKENS = 6_000_000  # five minutes on two cores
 LEAST_STEPS = 300
 
 
