@@ -39,13 +39,13 @@ def advice_on(trainer: Trainer, losses: list[float]) -> list[str]:
 )
 def test_rate_that_is_too_high_is_said_once(losses: list[float], fault: str) -> None:
     (advice,) = advice_on(trainer_of(steps=200, learning_rate=0.3), losses)
-    assert advice == f"{fault}: the learning rate is too high; try --lr 0.1"
+    assert advice == f"{fault}: the learning rate is too high; try --lr 0.1 or less"
 
 
 def test_both_rates_of_muon_are_named() -> None:
     muon = {"optimizer": "muon", "muon_learning_rate": 0.6, "learning_rate": 0.3}
     (advice,) = advice_on(trainer_of(steps=200, **muon), [3.5] * 200)
-    assert advice.endswith("try --lr 0.1 --muon-lr 0.2")
+    assert advice.endswith("try --lr 0.1 --muon-lr 0.2 or less")
 
 
 @pytest.mark.parametrize(

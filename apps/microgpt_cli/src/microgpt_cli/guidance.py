@@ -79,7 +79,7 @@ class Guide:
         rate = f"--lr {self._trainer.learning_rate / 3:.2g}"
         if muon_rate := self._trainer.config.muon_learning_rate:
             rate += f" --muon-lr {muon_rate / 3:.2g}"
-        return f"{fault}: the learning rate is too high; try {rate}"
+        return f"{fault}: the learning rate is too high; try {rate} or less"
 
     def _advice_on_stopping(self) -> str | None:
         trainer, best = self._trainer, self._trainer.best
