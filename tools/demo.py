@@ -51,8 +51,8 @@ CHAT = (
     f"microgpt-cli data questions --output {FOLDER}/questions.jsonl",
     (
         f"microgpt-cli train --chat --input {FOLDER}/chat.jsonl --output {FOLDER}/chat-model"
-        " --n-embd 80 --n-head 4 --n-layer 4 --block-size 192 --batch-size 24 --steps 3700"
-        " --optimizer muon --lr 0.007 --muon-lr 0.03 --warmup-steps 60 --weight-decay 0.2"
+        " --n-embd 80 --n-head 4 --n-layer 4 --block-size 192 --batch-size 24 --steps 3300"
+        " --optimizer muon --lr 0.007 --warmup-steps 60 --weight-decay 0.2"
         " --loss-on assistant --log-every 500 --force"
     ),
     f"microgpt-cli evaluate {FOLDER}/chat-model --questions {FOLDER}/questions.jsonl",
