@@ -32,7 +32,7 @@ def advice_on(trainer: Trainer, losses: list[float]) -> list[str]:
 @pytest.mark.parametrize(
     ("losses", "fault"),
     [
-        ([3.5] * 200, "the loss is 3.50, above the 2.30 of guessing"),
+        ([2.4] * 5 + [3.5] * 195, "the loss is 3.50, above the 2.30 of guessing"),
         ([2.0] * 40 + [1.0] * 40 + [1.6] * 120, "the loss has risen from 1.00 to 1.60"),
     ],
     ids=["above guessing", "risen"],
@@ -44,7 +44,7 @@ def test_rate_that_is_too_high_is_said_once(losses: list[float], fault: str) -> 
 
 def test_both_rates_of_muon_are_named() -> None:
     muon = {"optimizer": "muon", "muon_learning_rate": 0.6, "learning_rate": 0.3}
-    (advice,) = advice_on(trainer_of(steps=200, **muon), [3.5] * 200)
+    (advice,) = advice_on(trainer_of(steps=200, **muon), [2.4] + [3.5] * 199)
     assert advice.endswith("try --lr 0.1 --muon-lr 0.2 or less")
 
 
@@ -54,11 +54,29 @@ def test_both_rates_of_muon_are_named() -> None:
         [2.0 - step / 100 for step in range(200)],
         [2.0] * 40 + [1.0] * 40 + [1.6] * 20 + [1.0] * 100,  # one window
         [3.5] * 40 + [2.0] * 160,  # the first steps
+        [3.5 - step / 500 for step in range(200)],  # from initial weights, at a low rate
     ],
-    ids=["falling", "a bad moment", "a bad beginning"],
+    ids=["falling", "a bad moment", "a bad beginning", "a low rate"],
 )
 def test_losses_that_are_in_order_get_no_advice(losses: list[float]) -> None:
     assert advice_on(trainer_of(steps=200), losses) == []
+
+
+def test_loss_of_sorted_documents_may_rise() -> None:
+    losses = [2.0] * 40 + [1.0] * 40 + [1.6] * 120
+    assert advice_on(trainer_of(steps=200, shuffle=False), losses) == []
+
+
+def test_validation_that_only_stops_falling_needs_no_advice() -> None:
+    dataset = microgpt.Dataset.from_documents(NAMES)
+    config = TrainConfig(n_embd=4, steps=200, val_fraction=0.25, eval_every=10)
+    _, trainer = microgpt.prepare(dataset, config)
+    guide = Guide(trainer)
+    trainer.best, trainer.step = microgpt.Best(2.0, 10, trainer.engine.parameters.flat), 200
+    for loss, is_advised in ((2.05, False), (2.07, True)):
+        reports = (StepReport(step, 1.0, 0.01, 5, val_loss=loss) for step in range(1, 9))
+        advice = [each for report in reports if (each := guide.advise(report))]
+        assert len(advice) == is_advised
 
 
 def test_warm_up_may_be_above_guessing() -> None:
@@ -128,7 +146,7 @@ def test_loss_is_explained_beside_guessing_and_counting(
     cli: Any, names: Path, tmp_path: Path
 ) -> None:
     figures, losses = meaning(cli, "--input", names, "--steps", 50, "--output", tmp_path / "out")
-    nats = sum(losses[20:40]) / 20
+    nats = sum(losses[-20:]) / 20
     assert figures["nats_per_token"] == pytest.approx(nats)
     letters = "".join(NAMES)
     assert figures["bits_per_character"] == pytest.approx(
@@ -174,7 +192,7 @@ def test_run_resumed_after_its_last_step_has_nothing_to_explain(
     cli: Any, names: Path, tmp_path: Path
 ) -> None:
     job = ("--steps", 10, "--snapshot-every", 5, "--output", tmp_path / "out")
-    assert "\n10 steps: " in cli("train", "--input", names, *job).out
+    assert "\nlast 10 steps: " in cli("train", "--input", names, *job).out
     resumed = cli("train", "--resume", tmp_path / "out")
     assert resumed.status == 0
     assert "nats" not in resumed.out

@@ -76,6 +76,40 @@ def test_first_answer_is_asked_for_with_the_system_turn(tokenizer: Any) -> None:
     assert answer == ("hi", "yes", True)
 
 
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        [("assistant", "hello")],
+        [("system", "Be brief."), ("assistant", "hello")],
+        [("user", "x"), ("assistant", "not learned")],
+    ],
+    ids=["the assistant begins", "after a system turn", "an answer of weight 0"],
+)
+def test_first_learned_answer_to_a_user_is_asked_for(beginning: list[tuple[str, str]]) -> None:
+    talk: list[Any] = [{"role": role, "content": content} for role, content in beginning]
+    talk += [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    talk[len(beginning) - 1]["weight"] = 0 if beginning[0][0] == "user" else 1
+    dataset = microgpt.Dataset.from_conversations([talk, talk])
+    config, dataset = microgpt.chat_setup(dataset)
+    model, trainer = microgpt.prepare(dataset, config)
+    trainer.advance(config.steps)
+    assert ask_trained(model, trainer, 10) == [("hi", "yes", True)] * 2
+
+
+def test_pieces_that_begin_at_a_turn_are_asked(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    talk = [
+        {"role": role, "content": f"{role[0]}{number} " * 3}
+        for number in range(6)
+        for role in ("user", "assistant")
+    ]
+    path.write_text(f"{json.dumps(talk)}\n" * 4)
+    flags = ("--long", "split", "--block-size", 64, "--steps", 20, "--output", tmp_path / "out")
+    result = cli("train", "--chat", "--input", path, *flags)
+    assert result.status == 0
+    assert "answered word for word" in result.out
+
+
 def test_question_without_room_for_an_answer_is_wrong() -> None:
     talk = [{"role": "user", "content": "x" * 30}, {"role": "assistant", "content": "yes"}]
     dataset = microgpt.Dataset.from_conversations([talk])

@@ -126,3 +126,24 @@ def test_documents_and_faulty_options_are_refused() -> None:
         config_of(talks(4), steps=0)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         config_of(talks(4), batch_size=0)
+
+
+def test_given_options_fit_what_is_chosen() -> None:
+    assert config_of(talks(40), muon_learning_rate=0.01).muon_learning_rate == 0.01
+    assert config_of(talks(40), n_head=32).n_head == 32
+    assert config_of(talks(400, 30), warmup_steps=1500).warmup_steps == 1500
+    config, dataset = chat_setup(talks(1_000, 60), vocab_size=300)
+    assert (config.tokenizer, dataset.tokenizer.vocab_size) == ("bpe", 300)
+
+
+def test_batch_fits_what_validation_leaves() -> None:
+    config, dataset = chat_setup(talks(40), val_fraction=0.7)
+    _, trainer = microgpt.prepare(dataset, config)
+    assert (config.batch_size, len(trainer.order)) == (6, 12)
+
+
+def test_result_of_reading_a_file_can_be_fitted(tmp_path: Any) -> None:
+    path = tmp_path / "faq.jsonl"
+    path.write_text('{"question": "hi?", "answer": "ho"}\n' * 2)
+    model = microgpt.fit_chat(microgpt.read_conversations(path), steps=60)
+    assert model.chat([{"role": "user", "content": "hi?"}], temperature=0).content == "ho"

@@ -72,8 +72,10 @@ def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
 
 
 def with_subwords(dataset: microgpt.Dataset, vocab_size: int | None) -> microgpt.Dataset:
-    """Learn subwords; warn about fewer than were asked for."""
-    dataset = dataset.with_subwords(**({} if vocab_size is None else {"vocab_size": vocab_size}))
+    """Learn subwords unless they are learned; warn about fewer than were asked for."""
+    if not isinstance(dataset.tokenizer, microgpt.SubwordTokenizer):
+        size = {} if vocab_size is None else {"vocab_size": vocab_size}
+        dataset = dataset.with_subwords(**size)
     if vocab_size and dataset.tokenizer.vocab_size < vocab_size:
         warn(
             f"the vocabulary has {dataset.tokenizer.vocab_size:,} of {vocab_size:,} tokens: "

@@ -1,6 +1,7 @@
 """What the losses of a run tell: advice while it trains, and the meaning of the last one."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from operator import mul
 from typing import Any
@@ -18,6 +19,7 @@ MIN_WINDOW = 20
 RISE = 0.5  # nats by which the mean of two windows is above the best one
 STALE = 5  # validations, and STALE_SHARE of the run, without a better one
 STALE_SHARE = 0.2
+WORSE = 1.03  # times the best one, each of the latest validations
 MAX_EXPONENT = 700
 
 
@@ -45,8 +47,11 @@ class Guide:
     def __init__(self, trainer: microgpt.Trainer) -> None:
         self._trainer = trainer
         self._window = max(MIN_WINDOW, trainer.config.steps // N_WINDOWS)
-        self._losses: list[float] = []  # of the current window
+        self._first: float | None = None  # loss, of the initial weights
+        self._latest: deque[float] = deque(maxlen=self._window)  # losses
         self._means: list[float] = []  # of the windows so far
+        self._n_reports = 0
+        self._val_losses: deque[float] = deque(maxlen=STALE)
         self._has_advised_rate = self._has_advised_stop = False
 
     def advise(self, report: microgpt.StepReport) -> str | None:
@@ -55,13 +60,17 @@ class Guide:
         Args:
             report: of the latest step; each step is reported once, in order.
         """
-        self._losses.append(report.loss)
+        self._first = report.loss if self._first is None else self._first
+        self._latest.append(report.loss)
+        self._n_reports += 1
         advice = None
-        if len(self._losses) == self._window:
-            self._means.append(math.fsum(self._losses) / self._window)
-            self._losses.clear()
+        if self._n_reports % self._window == 0:
+            self._means.append(math.fsum(self._latest) / self._window)
             advice = self._advice_on_rate(report.step)
-        return advice or (self._advice_on_stopping() if report.val_loss is not None else None)
+        if report.val_loss is not None:
+            self._val_losses.append(report.val_loss)
+            advice = advice or self._advice_on_stopping()
+        return advice
 
     def _advice_on_rate(self, step: int) -> str | None:
         latest = self._means[-2:]
@@ -69,9 +78,10 @@ class Guide:
         if self._has_advised_rate or is_early:
             return None
         least, best, guessing = min(latest), min(self._means), self._guessing
-        if least > guessing:
+        assert self._first is not None, "a window is over"
+        if least > max(guessing, self._first + RISE):
             fault = f"the loss is {latest[-1]:.2f}, above the {guessing:.2f} of guessing"
-        elif least > best + RISE:
+        elif least > best + RISE and self._trainer.config.shuffle:  # of documents in one mixture
             fault = f"the loss has risen from {best:.2f} to {latest[-1]:.2f}"
         else:
             return None
@@ -86,7 +96,8 @@ class Guide:
         if self._has_advised_stop or trainer.config.patience or not (best and trainer.validation):
             return None
         n_steps = max(STALE * trainer.validation.every, STALE_SHARE * trainer.config.steps)
-        if trainer.step - best.step < n_steps:
+        has_risen = min(self._val_losses) > WORSE * best.val_loss
+        if trainer.step - best.step < n_steps or not has_risen:
             return None
         self._has_advised_stop = True
         advice = f"that step's weights are saved, and --patience {STALE} ends a run there"
@@ -104,12 +115,12 @@ class Guide:
 
     def explanation(self) -> tuple[str, dict[str, Any]] | None:
         """Return what the loss of the model means, as text and as figures; None without steps."""
-        if not (self._means or self._losses):
+        if not self._latest:
             return None
         dataset = self._trainer.dataset
         counts = dataset.token_counts().tolist()
         n_tokens = sum(counts)
-        counting = -sum(n * math.log(n / n_tokens) for n in counts if n) / n_tokens
+        counting = sum(n * math.log(n_tokens / n) for n in counts if n) / n_tokens
         loss, where = self._last_loss()
         n_units, unit, letters = _units(dataset.tokenizer, counts)
         bits = loss / math.log(2) * n_tokens / max(1, n_units)
@@ -131,9 +142,8 @@ class Guide:
         """Return the loss of the model that is saved, and what it is the loss of."""
         if self._trainer.best:
             return self._trainer.best.val_loss, "validation"
-        if self._means:
-            return self._means[-1], f"last {self._window} steps"
-        return math.fsum(self._losses) / len(self._losses), counted(len(self._losses), "step")
+        n = len(self._latest)
+        return math.fsum(self._latest) / n, f"last {counted(n, 'step')}"
 
 
 def _units(tokenizer: microgpt.BaseTokenizer, counts: Sequence[int]) -> tuple[int, str, str]:

@@ -81,8 +81,22 @@ def new_plan(context: typer.Context) -> Plan:
     Raises:
         ConfigError: flags do not fit together.
     """
-    config = microgpt.TrainConfig(**_values(context, microgpt.TrainConfig))
+    config = microgpt.TrainConfig(**_early_options(context))
     return Plan(config, Source(**_values(context, Source)), Pace(**_values(context, Pace)))
+
+
+def _early_options(context: typer.Context) -> dict[str, Any]:
+    """Return the options that the flags give before the data is read.
+
+    Of conversations, those that depend on what the data chooses are left out: `chat_plan` has them.
+    """
+    if not context.params["chat"]:
+        return _values(context, microgpt.TrainConfig)
+    given = _values(context, microgpt.TrainConfig, given_only=True)
+    for name, other in (("n_head", "n_embd"), ("warmup_steps", "steps")):
+        if other not in given:
+            given.pop(name, None)
+    return {"optimizer": "muon"} | given
 
 
 def chat_plan(

@@ -22,16 +22,19 @@ def ask_trained(
 
     Args:
         model: a chat model.
-        trainer: has its conversations; those that were cut before the end of the first answer are
-            passed over.
+        trainer: has its conversations; those without a whole answer that is learned are passed
+            over.
         n_questions: the most to ask, spread over the conversations.
     """
-    order = trainer.order
+    order, dataset = trainer.order, trainer.dataset
     n = min(n_questions, len(order))
     config = microgpt.SamplingConfig(temperature=0)
     answers = []
     for index in (order[i * len(order) // n] for i in range(n)):
-        messages = _first_exchange(model.tokenizer, trainer.dataset[index].tolist())
+        start, length = int(dataset.starts[index]), int(dataset.lengths[index])
+        end = start + length + 1
+        counted = None if dataset.counted is None else dataset.counted[start:end].tolist()
+        messages = _first_exchange(model.tokenizer, dataset.tokens[start:end].tolist(), counted)
         if not messages:
             continue
         *asked, answer = messages
@@ -43,19 +46,22 @@ def ask_trained(
     return answers
 
 
-def _first_exchange(tokenizer: microgpt.BaseTokenizer, ids: list[int]) -> list[microgpt.Message]:
-    """Return the messages up to the assistant's first, whole; none if it is cut."""
+def _first_exchange(
+    tokenizer: microgpt.BaseTokenizer, ids: list[int], counted: list[bool] | None
+) -> list[microgpt.Message]:
+    """Return the messages up to the first answer to a user that is learned; none without one."""
     roles = {tokenizer.special_id(name): name for name in tokenizer.special_tokens}
     messages: list[microgpt.Message] = []
     role, content = "", list[int]()
-    for token_id in ids[1:]:
+    for place, token_id in enumerate(ids):
         name = roles.get(token_id)
-        if name == "end_turn":
+        if name == "end_turn" and role:
             messages.append({"role": role, "content": tokenizer.decode(content)})
-            if role == "assistant":
+            is_learned = role == "assistant" and (counted is None or counted[place])
+            if is_learned and messages[-2:-1] and messages[-2]["role"] == "user":
                 return messages
         elif name:
             role, content = name, []
-        else:
+        elif token_id != tokenizer.bos:
             content.append(token_id)
     return []

@@ -81,6 +81,7 @@ class Reporter:
         tokens_per_second: float,
         *,
         is_best: bool,
+        is_last: bool,
     ) -> None:
         """Report the loss where that is due, and the validation loss where there is one.
 
@@ -91,6 +92,7 @@ class Reporter:
             steps_per_second: of this run.
             tokens_per_second: of this run.
             is_best: whether the validation loss is the least so far.
+            is_last: whether the run ends here.
         """
         progress = f"step {last.step:4d} / {self._n_steps:4d}"
         if last.step in (1, self._n_steps) or last.step % self._log_every == 0:
@@ -102,7 +104,7 @@ class Reporter:
                 lr=last.learning_rate,
             )
         n_logs = last.step // self._log_every
-        is_due = self.style == "json" or last.step == self._n_steps or n_logs > self._n_logs
+        is_due = self.style == "json" or is_last or n_logs > self._n_logs
         if last.val_loss is not None and is_due:
             self._n_logs = n_logs
             self.event(

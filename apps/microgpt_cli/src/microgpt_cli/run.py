@@ -22,7 +22,7 @@ from microgpt_cli.terminal import shown, warn
 __all__ = ["Run", "follow", "lead"]
 
 SECONDS_PER_CALL = 0.1  # of the library, between two checks for signals
-N_QUESTIONS = 40  # asked at the end of a run on conversations
+N_QUESTIONS = 100  # asked at the end of a run on conversations
 SECONDS_PER_SHARED_CALL = 0.02  # in an MPI job, because mpirun leaves little time to save
 
 
@@ -188,6 +188,7 @@ def _attend(run: Run, advance: Advance) -> None:
         advance.steps_per_second,
         advance.tokens_per_second,
         is_best=trainer.best is not None and trainer.best.step == trainer.step,
+        is_last=trainer.is_finished,
     )
     if pace.sample_every and trainer.step % pace.sample_every == 0:
         _sample(run)
@@ -268,8 +269,9 @@ def _closing_samples(run: Run, rng: random.Random) -> list[str]:
 
 def _ask(run: Run) -> None:
     """Ask a chat model some of the questions that it was trained on, and show a few answers."""
-    answers = ask_trained(run.model, run.trainer, N_QUESTIONS)
-    if not answers or not run.pace.num_samples:
+    is_shown = run.pace.num_samples and run.reporter.style != "quiet"
+    answers = ask_trained(run.model, run.trainer, N_QUESTIONS) if is_shown else []
+    if not answers:
         return
     lines = ["\n--- trained questions ---"]
     for answer in answers[: run.pace.num_samples]:

@@ -148,7 +148,8 @@ def command(
         int | None, typer.Option(min=1, help="Steps between printed samples; not with --chat.")
     ] = PACE.sample_every,
     num_samples: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Samples at the end; not with --chat.")
+        int,
+        typer.Option(min=0, max=1_000_000, help="Samples at the end, or answers of a chat model."),
     ] = PACE.num_samples,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors and warnings only.")] = False,
     as_json: Annotated[
@@ -172,8 +173,7 @@ def command(
             if not (force or resumes):
                 refuse_to_overwrite(output)
             init = _model_to_start_from(context, plan, snapshot)
-            dataset, val_dataset = _read(plan)
-            plan, dataset = chat_plan(context, plan, dataset, init)
+            plan, dataset, val_dataset = _read(context, plan, init)
             rng = random.Random(plan.config.seed)
             model, trainer = microgpt.prepare(
                 dataset,
@@ -273,18 +273,23 @@ def _check_paths(source: Source, output: Path, ranks: microgpt.Ranks | None) -> 
         raise microgpt.CheckpointError(f"cannot write {output}: {output / METRICS} is a directory")
 
 
-def _read(plan: Plan) -> tuple[microgpt.Dataset, microgpt.Dataset | None]:
-    """Return the documents to train on, and those to validate on if they are in other files."""
+def _read(
+    context: typer.Context, plan: Plan, init_from: microgpt.LanguageModel | None
+) -> tuple[Plan, microgpt.Dataset, microgpt.Dataset | None]:
+    """Return the plan, with what the data chooses, documents to train on and those to validate on.
+
+    The last are None unless they are in other files.
+    """
     source = plan.source
-    dataset = read_dataset(source.input, source)
+    plan, dataset = chat_plan(context, plan, read_dataset(source.input, source), init_from)
     if plan.config.tokenizer == "bpe" and source.init_from is None:
         dataset = with_subwords(dataset, plan.config.vocab_size)
     if not source.val_input:
-        return dataset, None
+        return plan, dataset, None
     if same := {*source.input} & {*source.val_input}:
         warn(f"{', '.join(sorted(same))}: validation documents are trained on too")
     try:
-        return dataset, read_dataset(source.val_input, source)
+        return plan, dataset, read_dataset(source.val_input, source)
     except microgpt.DataError as error:
         message = f"the validation documents: {error}"
         raise microgpt.DataError(message, hint=error.hint) from error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from microgpt.checks import ROLES, check_choice, checked_integer, checked_texts
 from microgpt.corpus.batches import Batch, Batches, starts_of
+from microgpt.corpus.conversations import Conversations
 from microgpt.corpus.documents import Documents
 from microgpt.corpus.encoder import Encoder
 from microgpt.corpus.excerpts import excerpt, vocabulary_of
@@ -93,11 +94,14 @@ class Dataset:
         return cls._from_encoder(encoder, is_chat=False)
 
     @classmethod
-    def from_conversations(cls, conversations: Iterable[Sequence[Message]]) -> "Dataset":
+    def from_conversations(
+        cls, conversations: Conversations | Iterable[Sequence[Message]]
+    ) -> "Dataset":
         """Encode conversations with the chat tokens.
 
         Args:
-            conversations: each a list of messages with "role" and "content", read once.
+            conversations: each a list of messages with "role" and "content", read once; or the
+                result of `read_conversations`.
 
         Returns:
             The conversations in their order, with a tokenizer of their characters.
@@ -106,6 +110,8 @@ class Dataset:
             DataError: there is no conversation, or one holds a lone surrogate.
             ChatError: the conversations, one of them or a message are not as expected.
         """
+        if isinstance(conversations, Conversations):
+            conversations = conversations.conversations
         if isinstance(conversations, str | dict) or not isinstance(conversations, Iterable):
             raise ChatError(
                 f"the conversations are {conversations!r:.80}, expected a list of lists of messages"
@@ -159,13 +165,20 @@ class Dataset:
         return [int(length) for length in found]
 
     def token_counts(self) -> NDArray[np.int64]:
-        """Return how often each token counts as a target in the array, shape (vocab_size,)."""
+        """Return how often each token counts as a target, shape (vocab_size,)."""
         counts = np.zeros(self.tokenizer.vocab_size, np.int64)
-        for first in range(1, len(self.tokens), TOKENS_TOGETHER):  # nothing predicts the first
+        changes = np.zeros(len(self.tokens) + 1, np.int32)  # of the documents at a place
+        np.add.at(changes, self.starts + 1, 1)
+        np.subtract.at(changes, self.starts + self.lengths + 1, 1)
+        n_documents = 0
+        for first in range(0, len(self.tokens), TOKENS_TOGETHER):
             part = slice(first, first + TOKENS_TOGETHER)
             tokens = self.tokens[part]
-            targets = tokens if self.counted is None else tokens[self.counted[part]]
-            counts += np.bincount(targets, minlength=len(counts))
+            is_target = (n_documents + np.cumsum(changes[part]))[: len(tokens)] > 0
+            n_documents += int(changes[part].sum())
+            if self.counted is not None:
+                is_target &= self.counted[part]
+            counts += np.bincount(tokens[is_target], minlength=len(counts))
         return counts
 
     def encoded_with(self, tokenizer: BaseTokenizer) -> "Dataset":
@@ -324,7 +337,10 @@ class Dataset:
         n_counted = np.concatenate([[0], np.cumsum(counted)])
         kept = n_counted[self.starts + self.lengths + 1] > n_counted[self.starts + 1]
         if not kept.any():
-            raise DataError("the assistant says nothing in any conversation")
+            raise DataError(
+                "the assistant says nothing in any conversation",
+                hint="a larger block_size holds turns that were cut off",
+            )
         return replace(self, starts=self.starts[kept], lengths=self.lengths[kept], counted=counted)
 
     def shuffled(self, rng: random.Random) -> Sequence[int]:

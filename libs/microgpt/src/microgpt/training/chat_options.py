@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from microgpt.checks import check_type
+from microgpt.checks import check_type, is_integer
 from microgpt.corpus.dataset import Dataset
 from microgpt.corpus.subwords import VOCAB_SIZE, SubwordTokenizer
 from microgpt.errors import DataError
@@ -42,14 +42,12 @@ def chat_setup(
         ConfigError: an option is out of its domain.
     """
     check_type("dataset", dataset, Dataset)
-    TrainConfig(**given)  # raises for what is out of its domain
     if not dataset.tokenizer.is_chat:
         raise DataError("got plain documents, expected conversations")
     is_large = _n_characters(dataset) >= MANY
-    batch_size = max(1, min(BATCH_SIZES[is_large], len(dataset) // 2))  # some may be held out
     options: dict[str, Any] = {
-        "optimizer": "muon", "loss_on": "assistant", "batch_size": batch_size,
-        "weight_decay": WEIGHT_DECAY,
+        "optimizer": "muon", "loss_on": "assistant", "weight_decay": WEIGHT_DECAY,
+        "batch_size": BATCH_SIZES[is_large],
     }  # fmt: skip
     if init_from is None:
         if is_large and not SIZES & given.keys():
@@ -57,10 +55,12 @@ def chat_setup(
         if (options | given).get("tokenizer") == "bpe" and dataset.tokenizer.chars:
             dataset = dataset.with_subwords(given.get("vocab_size") or VOCAB_SIZE)
         options |= _sizes(dataset)
-    options |= given
-    n_seen = min(SEEN * len(dataset), MOST_TOKENS * len(dataset) // int(dataset.lengths.sum()))
-    steps = options.setdefault("steps", max(LEAST_STEPS, n_seen // options["batch_size"]))
-    return TrainConfig(**{"warmup_steps": steps // 20} | options), dataset
+    config = TrainConfig(**options | given | _pace(dataset, options | given))
+    n_trained = int(len(dataset) * (1 - config.val_fraction))
+    if "batch_size" not in given and n_trained < 2 * config.batch_size:  # some may be left out
+        options["batch_size"] = max(1, n_trained // 2)
+        config = TrainConfig(**options | given | _pace(dataset, options | given))
+    return config, dataset
 
 
 def _n_characters(dataset: Dataset) -> float:
@@ -77,3 +77,13 @@ def _sizes(dataset: Dataset) -> dict[str, int]:
     covered = longest if longest <= SLACK * covered else covered
     block_size = next((size for size in BLOCKS if size >= covered), BLOCKS[-1])
     return {"n_embd": n_embd, "n_layer": n_layer, "block_size": block_size}
+
+
+def _pace(dataset: Dataset, options: dict[str, Any]) -> dict[str, Any]:
+    """Return steps and warm-up, unless they are among the options, which may be out of domain."""
+    most = min(SEEN * len(dataset), MOST_TOKENS * len(dataset) // int(dataset.lengths.sum()))
+    n_together = options["batch_size"]
+    is_size = is_integer(n_together) and n_together > 0
+    steps = options.get("steps", max(LEAST_STEPS, most // n_together) if is_size else LEAST_STEPS)
+    pace = {"steps": steps, "warmup_steps": steps // 20 if is_integer(steps) else 0}
+    return {name: value for name, value in pace.items() if name not in options}

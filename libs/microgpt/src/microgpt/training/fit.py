@@ -8,6 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from microgpt.checks import check_type
+from microgpt.corpus.conversations import Conversations
 from microgpt.corpus.dataset import Dataset, Long
 from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.corpus.windows import divided, share_of_beginnings, window_entries
@@ -315,7 +316,7 @@ def fit(  # noqa: D417 - TrainConfig describes its fields
 
 
 def fit_chat(
-    conversations: Iterable[Sequence[Message]],
+    conversations: Conversations | Iterable[Sequence[Message]],
     *,
     init_from: LanguageModel | None = None,
     extend_vocab: bool = False,
@@ -327,7 +328,7 @@ def fit_chat(
 
     Args:
         conversations: each a list of messages with "role" and "content" that ends with the
-            assistant; `read_conversations` reads files of them.
+            assistant; or the result of `read_conversations`, which reads files of them.
         init_from: see `prepare`.
         extend_vocab: see `prepare`.
         threads: cores to use; None for all.
