@@ -50,6 +50,13 @@ def questions(tmp_path: Path) -> Path:
     )
 
 
+def test_pairs_to_train_on_can_be_asked(cli: "Cli", echo: Path, tmp_path: Path) -> None:
+    pairs = [{"question": "h", "answer": "hhhh"}, {"question": "h", "answer": "no"}]
+    result = cli("evaluate", echo, "--questions", write(tmp_path / "faq.jsonl", *pairs))
+    assert (result.status, result.err) == (0, "")
+    assert result.lines[-1] == "all           1 of    2    50.0%"
+
+
 def test_exact_answers_are_counted_per_task(cli: "Cli", echo: Path, questions: Path) -> None:
     result = cli("evaluate", echo, "--questions", questions)
     assert (result.status, result.err) == (0, "")
@@ -101,7 +108,7 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
         (b"7", "{JSON}: Expected `object`, got `int`; expected {{"),
         (
             {"answer": "a"},
-            "{JSON}: Object missing required field `messages`",
+            "line 3: no question; expected",
         ),
         (
             {"messages": []},
@@ -109,7 +116,7 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
         ),
         (
             {"messages": "h", "answer": ""},
-            "{JSON}: Expected `array`, got `str`",
+            "{JSON}: Expected `array | null`, got `str`",
         ),
         (
             {"messages": ["h"], "answer": ""},

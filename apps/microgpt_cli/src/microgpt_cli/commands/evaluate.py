@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import microgpt
 import msgspec
@@ -15,7 +15,10 @@ from microgpt_cli.terminal import counted, printable, warn
 __all__ = ["command"]
 
 
-EXPECTED = '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...}'
+EXPECTED = (
+    '{"messages": [{"role": ..., "content": ...}, ...], "answer": ...} or '
+    '{"question": ..., "answer": ...}'
+)
 
 
 class Question(NamedTuple):
@@ -33,9 +36,7 @@ def command(
     model_dir: ModelDir = None,
     questions: Annotated[
         Path,
-        typer.Option(
-            help="JSONL file: task, messages and expected answer per line; see data questions."
-        ),
+        typer.Option(help="JSONL file: messages or a question, and the expected answer, per line."),
     ],
     show_wrong: Annotated[
         bool, typer.Option("--show-wrong", help="Print each wrong answer too.")
@@ -76,14 +77,19 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
     message = msgspec.defstruct("Message", [("role", str), ("content", str)])
     kind = msgspec.defstruct(
         "Question",
-        [("messages", list[message]), ("answer", str), ("task", str, "questions")],  # type: ignore[valid-type] # made above
+        [
+            ("answer", str),
+            ("messages", list[message] | None, None),  # type: ignore[valid-type] # made above
+            ("question", str | None, None),
+            ("task", str, "questions"),
+        ],
     )
     questions: list[Question] = []
     too_long: list[str] = []
     n_unknown = 0
     for number, line in microgpt.read_json_lines(path, kind, EXPECTED):
         fields = msgspec.to_builtins(line)
-        messages = fields["messages"]
+        messages = _messages_of(fields, number)
         prompt = None
         try:
             prompt = model.prompt(messages, unknown="skip")
@@ -107,3 +113,12 @@ def _read(path: Path, model: microgpt.LanguageModel) -> list[Question]:
     if n_unknown:
         warn(f"{counted(n_unknown, 'character')} left out that the model does not know")
     return questions
+
+
+def _messages_of(fields: dict[str, Any], line: int) -> list[microgpt.Message]:
+    messages: list[microgpt.Message] | None = fields["messages"]
+    if messages is not None:
+        return messages
+    if fields["question"] is None:
+        raise microgpt.DataError(f"line {line}: no question; expected {EXPECTED}")
+    return [{"role": "user", "content": fields["question"]}]
