@@ -356,3 +356,11 @@ def test_batches_are_documents_end_to_end(
     for again_batch, batch in zip(Batches.of(list(batches)), batches, strict=True):
         for found, wanted in zip(again_batch, batch, strict=True):
             np.testing.assert_array_equal(found, wanted)
+
+
+def test_targets_are_counted_in_what_is_left_of_the_documents() -> None:
+    dataset = Dataset.from_documents(["abca", "b", "caab", "abcabcabc"])
+    for part in (dataset, dataset.only(2), dataset.fitted(3), dataset.fitted(3, "split")):
+        targets = np.concatenate([part[i][1:] for i in range(len(part))])
+        expected = np.bincount(targets, minlength=dataset.tokenizer.vocab_size)
+        assert part.token_counts().tolist() == expected.tolist()

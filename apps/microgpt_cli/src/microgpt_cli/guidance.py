@@ -14,8 +14,8 @@ __all__ = ["Guide", "advice_on_size"]
 
 WEIGHTS_PER_TOKEN = 10  # above it, a model learns its text by heart
 FEW_WEIGHTS = 10_000  # of a model for trying things out
-N_WINDOWS = 50  # of the whole run, at least MIN_WINDOW steps each: single losses are noisy
-MIN_WINDOW = 20
+N_WINDOWS = 50  # of the whole run, within these steps each: single losses are noisy
+MIN_WINDOW, MAX_WINDOW = 20, 500
 RISE = 0.5  # nats by which the mean of two windows is above the best one
 STALE = 5  # validations, and STALE_SHARE of the run, without a better one
 STALE_SHARE = 0.2
@@ -46,7 +46,7 @@ class Guide:
 
     def __init__(self, trainer: microgpt.Trainer) -> None:
         self._trainer = trainer
-        self._window = max(MIN_WINDOW, trainer.config.steps // N_WINDOWS)
+        self._window = min(max(MIN_WINDOW, trainer.config.steps // N_WINDOWS), MAX_WINDOW)
         self._first: float | None = None  # loss, of the initial weights
         self._latest: deque[float] = deque(maxlen=self._window)  # losses
         self._means: list[float] = []  # of the windows so far

@@ -167,14 +167,15 @@ class Dataset:
     def token_counts(self) -> NDArray[np.int64]:
         """Return how often each token counts as a target, shape (vocab_size,)."""
         counts = np.zeros(self.tokenizer.vocab_size, np.int64)
-        changes = np.zeros(len(self.tokens) + 1, np.int32)  # of the documents at a place
+        changes = np.zeros(len(self.tokens) + 1, np.int8)  # of the documents at a place
         np.add.at(changes, self.starts + 1, 1)
         np.subtract.at(changes, self.starts + self.lengths + 1, 1)
         n_documents = 0
         for first in range(0, len(self.tokens), TOKENS_TOGETHER):
             part = slice(first, first + TOKENS_TOGETHER)
             tokens = self.tokens[part]
-            is_target = (n_documents + np.cumsum(changes[part]))[: len(tokens)] > 0
+            n_at = n_documents + np.cumsum(changes[part], dtype=np.int64)
+            is_target = n_at[: len(tokens)] > 0
             n_documents += int(changes[part].sum())
             if self.counted is not None:
                 is_target &= self.counted[part]
