@@ -6,7 +6,6 @@ Arguments are checked here, before they are passed to C; C does not check them a
 import ctypes
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from ctypes import addressof, byref
 from functools import partial
 from typing import Any, TypeVar
@@ -224,11 +223,13 @@ class NativeEngine(Engine):
         if not batches:
             return []
         self._prepare_training()
-        with self._training(batches, learning_rates, clip, weight_decay, muon) as (struct, arrays):
-            try:
-                self.functions["train"](self._model_pointer, byref(struct))
-            finally:  # an interrupt is raised here, after the steps
-                self.n_updates += struct.n_done
+        rates_and_options = learning_rates, clip, weight_decay, muon
+        struct, arrays, workspace = self._training(batches, *rates_and_options)
+        try:
+            self.functions["train"](self._model_pointer, byref(struct))
+        finally:  # an interrupt is raised here, after the steps
+            self.n_updates += struct.n_done
+            self._workspaces.append(workspace)
         losses, n_targets = arrays["losses"].tolist(), arrays["n_targets"].tolist()
         if (n_done := struct.n_done) < len(batches):
             raise NonFiniteLossError(self.n_updates + 1, learning_rates[n_done], losses[n_done])
@@ -245,9 +246,11 @@ class NativeEngine(Engine):
     ) -> Iterator[tuple[float, int, float | None]]:
         """See `Engine.each_step`; all but the step itself is prepared for all steps together."""
         self._prepare_training()
-        with self._training(batches, learning_rates, clip, weight_decay, muon) as (struct, arrays):
-            take = partial(self.functions["train"], addressof(self.model), addressof(struct))
-            loss_of, norm_of = arrays["losses"].item, arrays["norms"].item
+        rates_and_options = learning_rates, clip, weight_decay, muon
+        struct, arrays, workspace = self._training(batches, *rates_and_options)
+        take = partial(self.functions["train"], addressof(self.model), addressof(struct))
+        loss_of, norm_of = arrays["losses"].item, arrays["norms"].item
+        try:
             for step, n_targets in enumerate(arrays["n_targets"].tolist()):
                 struct.n_steps = step + 1
                 try:
@@ -258,6 +261,8 @@ class NativeEngine(Engine):
                     rate = learning_rates[step]
                     raise NonFiniteLossError(self.n_updates + 1, rate, loss_of(step))
                 yield loss_of(step), n_targets, None if clip is None else norm_of(step)
+        finally:
+            self._workspaces.append(workspace)
 
     def _prepare_training(self) -> None:
         """Allocate gradients and moments, which inference does without."""
@@ -278,11 +283,11 @@ class NativeEngine(Engine):
         loss_only: bool = False,
     ) -> _Arrays:
         """Call `train` or, without batches, `update`; return all arrays."""
-        with self._training(batches, *options, loss_only=loss_only) as (struct, arrays):
-            self.functions[function](self._model_pointer, byref(struct))
+        struct, arrays, workspace = self._training(batches, *options, loss_only=loss_only)
+        self.functions[function](self._model_pointer, byref(struct))
+        self._workspaces.append(workspace)
         return arrays
 
-    @contextmanager
     def _training(
         self,
         batches: Batches | Sequence[Batch],
@@ -292,8 +297,11 @@ class NativeEngine(Engine):
         muon: Muon | None = None,
         *,
         loss_only: bool = False,
-    ) -> Iterator[tuple[Training, _Arrays]]:
-        """Lend the arguments of `train` or, without batches, `update`, and the arrays in them."""
+    ) -> tuple[Training, _Arrays, NDArray[np.uint8]]:
+        """Return the arguments of `train` or, without batches, `update`, and what is in them.
+
+        That is the arrays by name, and a workspace, which goes back to `_workspaces`.
+        """
         n_steps, n_rows = max(len(batches), 1), 1
         arrays: _Arrays = {"losses": np.empty(n_steps), "norms": np.empty(n_steps)}
         if batches:
@@ -325,10 +333,7 @@ class NativeEngine(Engine):
             muon_every=muon.every if muon else 1,
             **{name: array.ctypes.data for name, array in arrays.items()},
         )
-        try:
-            yield struct, arrays
-        finally:
-            self._workspaces.append(workspace)
+        return struct, arrays, workspace
 
     # ------------------------------------------------------------ inference
 
