@@ -62,7 +62,10 @@ def command(
     output: Annotated[Path, typer.Option(help="Directory of the model.")] = Path("output"),
     force: Annotated[bool, typer.Option("--force", help="Replace a model in OUTPUT.")] = False,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Train on conversations: a JSON array per line.")
+        bool,
+        typer.Option(
+            "--chat", help="Train on conversations; options that are not given suit them."
+        ),
     ] = False,
     init_from: Annotated[
         str | None,
