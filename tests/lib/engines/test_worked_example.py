@@ -49,7 +49,7 @@ def run(folder: Path, *arguments: str, sources: Path) -> str:
 
 
 def red_kinds(copy: Path) -> set[str]:
-    """Return the kinds of tests of which some fail, among those that the page selects."""
+    """Return the kinds of tests with a failure, among the tests that the page selects."""
     sources = copy / "libs/microgpt/src"
     output = run(copy, "pytest", "-rA", TEST_FILE, "-k", SELECTION, sources=sources)
     results = re.findall(r"^(PASSED|FAILED) \S+?::(\S+)", output, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the losses of a run tell: advice while it trains, and the meaning of the last one."""
+"""Advice from the losses of a run while it trains, and the meaning of its last loss."""
 
 import math
 from collections import deque
@@ -38,7 +38,7 @@ def advice_on_size(trainer: microgpt.Trainer) -> str | None:
 
 
 class Guide:
-    """Watches the losses of a run, and explains the last one.
+    """Watches the losses of a run, and explains the last loss.
 
     Args:
         trainer: of the run.

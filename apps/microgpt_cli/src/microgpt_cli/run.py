@@ -168,9 +168,11 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
             raise run.failures[0]
         _warn_interrupted(run)
         raise typer.Exit(_status(received))
-    samples = [] if run.model.tokenizer.is_chat else _closing_samples(run, rng)
+    samples: list[str] = []
     if run.model.tokenizer.is_chat:
         _ask(run)
+    else:
+        samples = _closing_samples(run, rng)
     _report_result(run, samples, time.perf_counter() - start)
     if run.failures:
         raise run.failures[0]
@@ -222,7 +224,7 @@ def _save_model(run: Run) -> None:
         run.reporter.stopped_early(run.trainer)
     if run.trainer.best:
         run.reporter.best(run.trainer.best)
-    if meaning := run.guide.explanation():
+    if run.reporter.style != "quiet" and (meaning := run.guide.explanation()):
         text, figures = meaning
         run.reporter.event("meaning", text, **figures)
     run.saver.save_model()

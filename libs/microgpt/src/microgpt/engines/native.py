@@ -223,8 +223,9 @@ class NativeEngine(Engine):
         if not batches:
             return []
         self._prepare_training()
-        rates_and_options = learning_rates, clip, weight_decay, muon
-        struct, arrays, workspace = self._training(batches, *rates_and_options)
+        struct, arrays, workspace = self._training(
+            batches, learning_rates, clip, weight_decay, muon
+        )
         try:
             self.functions["train"](self._model_pointer, byref(struct))
         finally:  # an interrupt is raised here, after the steps
@@ -246,8 +247,9 @@ class NativeEngine(Engine):
     ) -> Iterator[tuple[float, int, float | None]]:
         """See `Engine.each_step`; all but the step itself is prepared for all steps together."""
         self._prepare_training()
-        rates_and_options = learning_rates, clip, weight_decay, muon
-        struct, arrays, workspace = self._training(batches, *rates_and_options)
+        struct, arrays, workspace = self._training(
+            batches, learning_rates, clip, weight_decay, muon
+        )
         take = partial(self.functions["train"], addressof(self.model), addressof(struct))
         loss_of, norm_of = arrays["losses"].item, arrays["norms"].item
         try:
