@@ -261,7 +261,7 @@ def test_any_integers_will_do_for_token_ids(name: str, dtype: DTypeLike) -> None
 def test_results_do_not_depend_on_the_number_of_threads(
     fast: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 4)
+    monkeypatch.setattr("microgpt.engines.native_inference._usable_cores", lambda: 4)
     case = Case(sizes(30, 64, 4, 2, 200), [200, 40, 90, 13, 9, 90])
     trained = []
     for threads in (1, 2, 4):

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     library.why_unavailable() is not None, reason=f"no native engine: {library.why_unavailable()}"
 )
 
-STRUCTURES = (library.Model, library.Training, library.Stream, library.Generation)
+STRUCTURES = (library.Model, library.Training, library.Stream, library.Text)
 EXPECTED = {f"sizeof({s.__name__})": ctypes.sizeof(s) for s in STRUCTURES} | {"LINE_BYTES": 64}
 
 
@@ -142,7 +142,7 @@ CASES = [  # whole heads fill a vector; several panels of queries; odd sizes
 
 
 def results(case: Case, dtype: str, width: int) -> list[np.ndarray]:
-    """Return all numbers that an engine computes: training, both ways of inference, samples."""
+    """Return the numbers of an engine: training, both ways of inference, draws, samples."""
     engine = NativeEngine(case.parameters(dtype), threads=2, vector_bytes=width)
     loss = engine.loss_and_grads(case.batch())[0]
     grads = engine.grads.flat.copy()
@@ -150,9 +150,11 @@ def results(case: Case, dtype: str, width: int) -> list[np.ndarray]:
     ids = [7 * i % case.config.vocab_size for i in range(case.config.block_size)]
     cache = engine.new_cache()
     decoded = [engine.decode(token_id, cache) for token_id in ids]
-    uniforms = np.random.default_rng(1).random((5, case.config.block_size))
+    seeds, uniforms = np.arange(5, dtype=np.uint64), np.empty((5, len(ids)))
+    engine.functions["draws"](library.address(seeds), *uniforms.shape, library.address(uniforms))
     samples = engine.sample([1], uniforms, SamplingConfig(top_k=3), stop=0)
-    numbers = [[loss], grads, steps, engine.logits(ids), decoded, [n for s in samples for n in s]]
+    tokens = [token for sample in samples for token in sample]
+    numbers = [[loss], grads, steps, engine.logits(ids), decoded, uniforms, tokens]
     return [np.array(array, np.float64) for array in numbers]
 
 

@@ -155,8 +155,8 @@ def test_fifty_native_steps_are_those_of_numpy() -> None:
 def test_results_do_not_depend_on_the_number_of_threads(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 4)
-    monkeypatch.setattr("microgpt.engines.native.FLOPS_PER_THREAD", 1.0)
+    monkeypatch.setattr("microgpt.engines.native_inference._usable_cores", lambda: 4)
+    monkeypatch.setattr("microgpt.engines.native_inference.FLOPS_PER_THREAD", 1.0)
     case = Case(sizes(30, 70, 2, 3, 20), [20, 4, 9])
     trained = []
     for threads in (1, 2, 4):
@@ -169,11 +169,11 @@ def test_results_do_not_depend_on_the_number_of_threads(
 
 
 def test_threads_are_for_the_work_of_muon_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 2)
+    monkeypatch.setattr("microgpt.engines.native_inference._usable_cores", lambda: 2)
     used = []
     for width in (16, 64):
         engine = NativeEngine(Case(sizes(27, width, 4, 3, 16), [7]).parameters("float32"))
-        used.append([engine._n_threads(7, 3, muon) for muon in (None, Muon(1.0))])
+        used.append([engine.n_threads(7, 3, muon) for muon in (None, Muon(1.0))])
     assert used == [[1, 1], [1, 2]]
 
 

@@ -115,7 +115,7 @@ def threads_of(work: Callable[[], object]) -> int:
 def test_no_more_threads_run_than_there_are_cores(
     threads: int | None, used: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("microgpt.engines.native._usable_cores", lambda: 2)
+    monkeypatch.setattr("microgpt.engines.native_inference._usable_cores", lambda: 2)
     engine, n_steps = NativeEngine(LONG.parameters("float32"), threads), 50
     batches = [LONG.batch()] * n_steps
     assert threads_of(lambda: engine.train_steps(batches, [0.01] * n_steps)) == min(

@@ -12,7 +12,7 @@ from kernel_builds import ROOT, build
 PROGRAM = """
 import sys
 from pathlib import Path
-from microgpt.engines import library, native
+from microgpt.engines import draws, library, native, native_inference
 
 library.PATH = Path(sys.argv[1])
 
@@ -34,8 +34,8 @@ for number in range(n_cases):
             if width > library.open_library().microgpt_vector_bytes():
                 continue
             for threads in (1, 3):
-                native.FLOPS_PER_THREAD = 1.0  # so that small models use several threads too
-                native._usable_cores = lambda: 3
+                native_inference.FLOPS_PER_THREAD = 1.0  # several threads for small models too
+                native_inference._usable_cores = lambda: 3
                 engine = native.NativeEngine(case.parameters(dtype), threads, vector_bytes=width)
                 batch = case.batch()
                 engine.loss_and_grads(batch)
@@ -52,6 +52,20 @@ for number in range(n_cases):
             uniforms = np.random.default_rng(number).random((3, n_tokens))
             for how in (SamplingConfig(), SamplingConfig(top_k=2, top_p=0.7)):
                 engine.sample(ids, uniforms, how, stop=config.vocab_size - 1, forbidden=[0])
+            texts = [
+                engine.begin([0], engine.new_cache(), uniforms[0, :1], SamplingConfig(), stop=-1,
+                             keep_logits=i > 0)
+                for i in range(3)
+            ]
+            engine.advance(texts[1:], 1)
+            engine.advance(texts, 1)
+for width in library.VECTOR_BYTES:
+    if width <= library.open_library().microgpt_vector_bytes():
+        functions = library.functions_for("float32", width)
+        draws.functions_for = lambda *_: functions
+        for n_seeds, n_draws in ((0, 3), (1, 0), (5, 700), (33, 9), (64, 312)):
+            found = draws.uniforms([2**31 * seed + 7 for seed in range(n_seeds)], n_draws)
+            assert np.all((0 <= found) & (found < 1))
 print("checked", n_cases)
 """
 

@@ -222,13 +222,13 @@ def test_one_call_of_the_engine_is_short_enough_to_be_interrupted(
         2 * model.config.n_params * SIZES["block_size"],
     )
     sizes = []
-    sample = model.engine.sample
+    draw = model.engine.draw
 
     def counted(prompt: Any, uniforms: Any, *args: Any, **options: Any) -> Any:
         sizes.append(len(uniforms))
-        return sample(prompt, uniforms, *args, **options)
+        return draw(prompt, uniforms, *args, **options)
 
-    monkeypatch.setattr(model.engine, "sample", counted)
+    monkeypatch.setattr(model.engine, "draw", counted)
     assert model.generate(5) == expected
     assert sizes == [2, 2, 1]
 

@@ -10,16 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from microgpt.corpus.batches import Batch, Batches
-from microgpt.engines.decoding import SamplingConfig, StopSignal, generate_from_prompt, room_after
+from microgpt.engines.decoding import (
+    NOT_FINITE_LOGITS,
+    Draws,
+    SamplingConfig,
+    StopSignal,
+    choose_token,
+)
+from microgpt.engines.inputs import InputChecks
 from microgpt.engines.muon import Muon, muon_update
 from microgpt.engines.optimizers import adam_update, clip_gradient
-from microgpt.errors import ContextLengthError, NonFiniteLossError, ShapeError, TokenError
+from microgpt.engines.texts import Text
+from microgpt.errors import NonFiniteLossError, SamplingError
 from microgpt.model import ModelConfig
 from microgpt.parameters import FloatArray, IntArray, Parameters
 
@@ -54,6 +61,11 @@ class ArrayCache:
     values: FloatArray
     length: int = 0
 
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes."""
+        return self.keys.nbytes + self.values.nbytes
+
 
 class _Replayed:
     """A source of numbers that were drawn ahead."""
@@ -62,7 +74,7 @@ class _Replayed:
         self.random = draws.__next__
 
 
-class Engine(ABC):
+class Engine(InputChecks, ABC):
     """One model in one place: weights, training, inference.
 
     Args:
@@ -246,6 +258,10 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def fork(self, cache: Any, length: int) -> Any:
+        """Return a new cache with the first `length` positions of another one."""
+
+    @abstractmethod
     def prefill(self, token_ids: Sequence[int], cache: Any) -> list[float]:
         """Append tokens to `cache`; return the logits after the last, shape (V,).
 
@@ -296,99 +312,129 @@ class Engine(ABC):
         Raises:
             As `generate_from_prompt`; SamplingError if logits are not finite.
         """
+        tokens, lengths = self.draw(
+            prompt, uniforms, config, stop=stop, forbidden=forbidden, signal=signal
+        )
+        return [ids[:n] for ids, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+
+    def draw(
+        self,
+        prompt: Sequence[int],
+        uniforms: FloatArray,
+        config: SamplingConfig,
+        *,
+        stop: int,
+        forbidden: Collection[int] = (),
+        signal: StopSignal | None = None,
+    ) -> tuple[IntArray, IntArray]:
+        """Return the texts of `sample` as arrays.
+
+        Args:
+            prompt: see `sample`.
+            uniforms: see `sample`.
+            config: see `sample`.
+            stop: see `sample`.
+            forbidden: see `sample`.
+            signal: see `sample`.
+
+        Returns:
+            Token ids, shape (n_samples, max_tokens), and how many of each row are the text.
+        """
         max_tokens = self.check_uniforms(uniforms, prompt)
         signal = signal or StopSignal()
-        texts = (
-            generate_from_prompt(
-                self,
+        texts = [
+            self.begin(
                 prompt,
-                _Replayed(iter(row)),
+                self.new_cache(),
+                row,
                 config,
                 stop=stop,
                 forbidden=forbidden,
-                max_tokens=max_tokens,
+                signal=signal,
             )
-            for row in uniforms.tolist()
+            for row in uniforms
+        ]
+        self.advance(texts, max_tokens)
+        if any(text.has_failed for text in texts):
+            raise SamplingError(NOT_FINITE_LOGITS)
+        tokens: IntArray = np.array([text.tokens for text in texts], np.int32)
+        lengths: IntArray = np.array([text.n_tokens for text in texts], np.int64)
+        return tokens.reshape(uniforms.shape), lengths
+
+    def begin(
+        self,
+        prompt: Sequence[int],
+        cache: Any,
+        draws: FloatArray,
+        config: SamplingConfig,
+        *,
+        stop: int,
+        forbidden: Collection[int] = (),
+        signal: StopSignal | None = None,
+        keep_logits: bool = False,
+    ) -> Text:
+        """Read a prompt; return the text that continues it, without tokens yet.
+
+        Args:
+            prompt: the tokens that follow those in the cache, at least one.
+            cache: empty, or with the beginning of the prompt; for this text alone.
+            draws: numbers in [0, 1), shape (max_tokens,); there must be room for as many tokens.
+            config: temperature and filters.
+            stop: see `sample`.
+            forbidden: see `sample`.
+            signal: see `sample`.
+            keep_logits: keep what each token is chosen from, in its `chosen_from`.
+
+        Raises:
+            As `prefill`; ShapeError for more draws than there is room.
+        """
+        logits = self.prefill(prompt, cache)
+        self.check_draws(draws, cache.length)
+        kept = np.empty((draws.size, self.config.vocab_size), self.parameters.dtype)
+        return Text(
+            cache,
+            logits,
+            np.ascontiguousarray(draws, np.float64),
+            config,
+            stop,
+            forbidden,
+            signal or StopSignal(),
+            kept if keep_logits else None,
         )
-        return [list(takewhile(lambda _: not signal.is_set, text)) for text in texts]
 
-    # ------------------------------------------------------------ checks
+    def advance(self, texts: Sequence[Text], n_steps: int) -> None:
+        """Continue texts by up to `n_steps` tokens each; finished ones stay as they are.
 
-    def check_uniforms(self, uniforms: FloatArray, prompt: Sequence[int]) -> int:
-        """Return the most tokens of a text, or raise ShapeError (see `sample`)."""
-        room = room_after(prompt, self.config.block_size)
-        match uniforms.shape:
-            case (_, int(max_tokens)) if max_tokens <= room:
-                return max_tokens
-        raise ShapeError(
-            f"got uniforms of shape {uniforms.shape}, expected (n_samples, at most {room})"
-        )
+        A text has the same tokens in any company, on any number of threads.
+        """
+        for text in texts:
+            draws = _Replayed(iter(text.draws[text.n_tokens :].tolist()))
+            for _ in range(n_steps):
+                self._choose_next(text, draws)
 
-    def check_batch(self, batch: Batch) -> None:
-        """Raise unless the parts of `batch` fit each other and the model (see `loss_and_grads`)."""
-        self.check_batches([batch])
-
-    def check_batches(self, batches: Batches | Sequence[Batch]) -> Batches:
-        """Return batches (at least one) laid end to end, or raise (see `loss_and_grads`)."""
-        if isinstance(batches, Batches):
-            self._check_parts(batches.together)
+    def _choose_next(self, text: Text, draws: Draws) -> None:
+        text.is_finished |= text.n_tokens == len(text.draws) or text.signal.is_set
+        if text.is_finished:
+            return
+        try:
+            token_id = choose_token(text.logits, text.config, draws, text.forbidden)
+        except SamplingError:
+            text.is_finished = text.has_failed = True
+            return
+        if token_id == text.stop:
+            text.is_finished = True
+            return
+        if text.chosen_from is not None:
+            text.chosen_from[text.n_tokens] = text.logits
+        text.tokens[text.n_tokens] = token_id
+        text.n_tokens += 1
+        if text.n_tokens < len(text.draws):
+            text.logits = self.decode(token_id, text.cache)
         else:
-            for batch in batches:
-                self._check_parts(batch)
-            batches = Batches.of(batches)
-        self._check_length(int(batches.together.lengths.max()))
-        self._check_range(batches.together.inputs, 0)
-        self._check_range(batches.together.targets, -1)
-        return batches
-
-    def _check_parts(self, batch: Batch) -> None:
-        for name, ids in zip(Batch._fields, batch, strict=True):
-            if not (isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iu"):
-                raise ShapeError(f"{name} is {_describe(ids)}, expected a 1-D array of integers")
-        if batch.lengths.size == 0:
-            raise ShapeError("lengths are empty, expected at least one document")
-        if batch.lengths.min() < 1:
-            raise ShapeError(f"a length is {batch.lengths.min()}, expected at least 1")
-        if not batch.inputs.size == batch.targets.size == batch.lengths.sum():
-            raise ShapeError(
-                f"got inputs of shape {batch.inputs.shape} and targets of shape "
-                f"{batch.targets.shape}, expected ({batch.lengths.sum()},), the sum of lengths"
-            )
-
-    def check_tokens(self, token_ids: Sequence[int], n_before: int = 0) -> IntArray:
-        """Return `token_ids` as an array, or raise (see `prefill`)."""
-        ids = np.asarray(token_ids)
-        if ids.size == 0:
-            raise ShapeError("got no tokens, expected at least one")
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ShapeError(f"token ids are {_describe(ids)}, expected a list of integers")
-        self._check_length(n_before + ids.size)
-        self._check_range(ids, 0)
-        return ids
-
-    def _check_length(self, n_tokens: int) -> None:
-        if n_tokens > self.config.block_size:
-            raise ContextLengthError(
-                f"got {n_tokens} tokens, expected at most block_size={self.config.block_size}; "
-                "shorten the text or use a model with a larger block_size"
-            )
-
-    def _check_range(self, ids: IntArray, smallest: int) -> None:
-        low, high = int(ids.min()), int(ids.max())
-        if low < smallest or high >= self.config.vocab_size:
-            strange = low if low < smallest else high
-            raise TokenError(
-                f"token id {strange}, expected {smallest} to {self.config.vocab_size - 1}"
-            )
+            text.is_finished = True
 
 
 def documents_of(batch: Batch) -> Iterator[tuple[IntArray, IntArray]]:
     """Yield the inputs and targets of each document of a batch."""
     ends = np.cumsum(batch.lengths)[:-1]
     yield from zip(np.split(batch.inputs, ends), np.split(batch.targets, ends), strict=True)
-
-
-def _describe(ids: object) -> str:
-    if isinstance(ids, np.ndarray):
-        return f"an array of shape {ids.shape} and type {ids.dtype}"
-    return f"a {type(ids).__name__}"

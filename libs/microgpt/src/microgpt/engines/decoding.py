@@ -20,6 +20,7 @@ from microgpt.model import ModelConfig
 from microgpt.sampling import TEMPERATURE
 
 __all__ = [
+    "NOT_FINITE_LOGITS",
     "ChosenToken",
     "Decoder",
     "Draws",
@@ -32,6 +33,11 @@ __all__ = [
     "room_after",
     "slid",
 ]
+
+
+NOT_FINITE_LOGITS = (
+    "the model's logits are not finite, expected finite ones; its weights are too large"
+)
 
 
 @dataclass(frozen=True)
@@ -156,9 +162,7 @@ def choose_token(
         1
     """
     if not math.isfinite(sum(logits)):  # one pass in C finds any NaN or infinity
-        raise SamplingError(
-            "the model's logits are not finite, expected finite ones; its weights are too large"
-        )
+        raise SamplingError(NOT_FINITE_LOGITS)
     scores = [-math.inf if i in forbidden else z for i, z in enumerate(logits)]
     if config.temperature == 0.0:
         return max(range(len(scores)), key=scores.__getitem__)

@@ -16,23 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from microgpt.errors import EngineError
+from microgpt.parameters import FloatArray
 
 __all__ = [
+    "NOT_FINITE",
+    "RUNNING",
     "VECTOR_BYTES",
-    "Generation",
     "Model",
     "Stream",
+    "Text",
     "Training",
     "address",
     "aligned_zeros",
     "functions_for",
     "max_members",
     "open_library",
+    "padded",
     "why_unavailable",
 ]
 
 PATH = Path(__file__).with_name("kernel") / "libmicrogpt.so"
-ABI = 7  # microgpt_abi of kernel.c
+ABI = 8  # microgpt_abi of kernel.c
 VECTOR_BYTES = (16, 32, 64)  # widths that hatch_build.py may compile for
 LINE_BYTES = 64  # of a cache line; the kernel expects memory aligned to it
 HINT = "install a C compiler and reinstall microgpt-lib, or use --engine vectorized"
@@ -89,47 +93,68 @@ class Training(ctypes.Structure):
 
 
 class Stream(ctypes.Structure):
-    """The cache of one stream of text."""
-
-    _fields_ = [("memory", c_void_p), ("length", c_int64)]
-
-
-class Generation(ctypes.Structure):
-    """Arguments and results of `generate`."""
+    """The cache of one stream of text, and the arguments of `extend`."""
 
     _fields_ = [
         ("memory", c_void_p),
+        ("length", c_int64),
+        ("panels", c_void_p),
+        ("workspace", c_void_p),
+        ("n_members", c_int64),
+        ("tokens", c_void_p),
+        ("n_tokens", c_int64),
+        ("logits", c_void_p),
+        ("n_logits", c_int64),
+    ]
+
+
+class Text(ctypes.Structure):
+    """A text that `generate` continues."""
+
+    _fields_ = [
+        ("memory", c_void_p),
+        ("prompt", c_void_p),
+        ("length", c_int64),
+        ("logits", c_void_p),
+        ("uniforms", c_void_p),
+        ("tokens", c_void_p),
+        ("chosen_from", c_void_p),
+        ("n_tokens", c_int64),
+        ("max_tokens", c_int64),
+        ("state", c_int64),
         ("temperature", c_double),
         ("top_p", c_double),
         ("top_k", c_int64),
         ("forbidden", c_void_p),
+        ("n_forbidden", c_int64),
         ("stop", c_int64),
-        ("n_samples", c_int64),
-        ("max_tokens", c_int64),
-        ("uniforms", c_void_p),
-        ("first_logits", c_void_p),
-        ("tokens", c_void_p),
-        ("lengths", c_void_p),
         ("ended", c_void_p),
     ]
 
 
-_STRUCTURES = (Model, Training, Stream, Generation)
-_MODEL, _STREAM = POINTER(Model), POINTER(Stream)
+RUNNING, FINISHED, NOT_FINITE = range(3)  # states of a text
+
+
+_STRUCTURES = (Model, Training, Stream, Text)
+_MODEL = POINTER(Model)
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {  # of kernel.c: result, arguments
     "training_bytes": (c_int64, [_MODEL, c_int64]),
     "train": (None, [c_void_p, c_void_p]),  # as `update`; addresses take half the time of a call
     "update": (None, [_MODEL, POINTER(Training)]),
+    "panels_bytes": (c_int64, [_MODEL]),
+    "pack": (None, [_MODEL, c_void_p]),
+    "digest": (None, [_MODEL, c_void_p]),
     "stream_bytes": (c_int64, [_MODEL]),
-    "decode": (None, [_MODEL, _STREAM, c_int64, c_void_p]),
     "extension_bytes": (c_int64, [_MODEL, c_int64, c_int64]),
-    "extend": (
+    "extend": (None, [c_void_p, c_void_p]),
+    "fork": (None, [_MODEL, c_void_p, c_int64, c_void_p]),
+    "generation_bytes": (c_int64, [_MODEL, c_int64, c_int64]),
+    "generate": (
         None,
-        [_MODEL, _STREAM, c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_int64],
+        [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int64, c_int64],
     ),
-    "generation_bytes": (c_int64, [_MODEL]),
-    "generate": (None, [_MODEL, _STREAM, POINTER(Generation)]),
+    "draws": (None, [c_void_p, c_int64, c_int64, c_void_p]),
 }
 
 
@@ -188,6 +213,7 @@ def why_unavailable() -> str | None:
     return None
 
 
+@cache
 def max_members() -> int:
     """Return the most threads that one call into the library uses."""
     return int(open_library().microgpt_constant(b"MAX_MEMBERS"))
@@ -227,3 +253,8 @@ def aligned_zeros(n_bytes: int) -> NDArray[np.uint8]:
     memory = np.zeros(n_bytes + LINE_BYTES, np.uint8)
     start = -address(memory) % LINE_BYTES
     return memory[start : start + n_bytes]
+
+
+def padded(n: int, dtype: str) -> FloatArray:
+    """Return n zeros, followed by as many as a vector may read beyond them."""
+    return np.zeros(n + LINE_BYTES // np.dtype(dtype).itemsize, dtype)[:n]

@@ -78,6 +78,13 @@ class ScalarEngine(Engine):
         """See `Engine.new_cache`."""
         return _ModelCache(self._inference_model())
 
+    def fork(self, cache: "_ModelCache", length: int) -> "_ModelCache":
+        """See `Engine.fork`."""
+        copy = _ModelCache(cache.model)
+        copy.kv.keys = [vectors[:length] for vectors in cache.kv.keys]
+        copy.kv.values = [vectors[:length] for vectors in cache.kv.values]
+        return copy
+
     def prefill(self, token_ids: Sequence[int], cache: "_ModelCache") -> list[float]:
         """See `Engine.prefill`."""
         ids = self.check_tokens(token_ids, cache.length)
@@ -99,3 +106,9 @@ class _ModelCache:
     @property
     def length(self) -> int:
         return self.kv.length
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes at least: a number of 24 bytes, and a reference of 8."""
+        config = self.model.config
+        return 32 * 2 * config.n_layer * self.length * config.n_embd

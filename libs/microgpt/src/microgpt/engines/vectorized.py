@@ -256,6 +256,10 @@ class VectorizedEngine(Engine):
         dtype = self.parameters.dtype
         return ArrayCache(np.empty(shape, dtype), np.empty(shape, dtype))
 
+    def fork(self, cache: ArrayCache, length: int) -> ArrayCache:
+        """See `Engine.fork`."""
+        return ArrayCache(cache.keys.copy(), cache.values.copy(), length)
+
     @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
     def prefill(self, token_ids: Sequence[int], cache: ArrayCache) -> list[float]:
         """See `Engine.prefill`."""

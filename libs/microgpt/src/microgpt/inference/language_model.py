@@ -1,7 +1,7 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,18 +9,15 @@ from microgpt.checks import PathLike, check_choice, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
-from microgpt.engines.decoding import ChosenToken, SamplingConfig, StopSignal, chosen_tokens
+from microgpt.engines.decoding import SamplingConfig, StopSignal
 from microgpt.errors import ConfigError
 from microgpt.history import History
+from microgpt.inference.batch import GrowingText, TextBatch, grown_tokens, max_tokens_after
+from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
-from microgpt.inference.samples import (
-    draw_samples,
-    draw_texts,
-    logits_of_text,
-    max_tokens_after,
-)
+from microgpt.inference.samples import draw_samples, draw_texts, logits_of_text
 from microgpt.inference.score import IfUnknown, Score, score_dataset, score_texts
-from microgpt.inference.stream import Reply, TextStream, reply_of, text_of
+from microgpt.inference.stream import Reply, TextStream, reply_of
 from microgpt.inference.summary import one_line, rows_of
 from microgpt.model import ModelConfig
 from microgpt.notebook import table
@@ -239,9 +236,9 @@ class LanguageModel:
         """
         config = SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
-        texts = draw_samples(self.engine, made, num_samples, config, rng, signal)
         beginning = prompt if isinstance(prompt, str) else self.tokenizer.decode(made.token_ids)
-        return [beginning + text_of(token_ids, self.tokenizer, stop) for token_ids in texts]
+        texts = draw_samples(self.engine, self.tokenizer, made, num_samples, config, rng, signal)
+        return [beginning + text for text in texts]
 
     def stream(
         self,
@@ -278,16 +275,10 @@ class LanguageModel:
         """
         config = config or SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
         made = self._as_prompt(prompt)
-        tokens = chosen_tokens(
-            self.engine,
-            made.token_ids,
-            random.Random(int(config.seed)),
-            config,
-            stop=made.stop_token,
-            forbidden=made.forbidden,
-            first=made.first,
-        )
-        return self._stream(tokens, made, config)
+        rng = random.Random(int(config.seed))
+        growing = GrowingText(self.engine, made, rng, config, keep_logits=True)
+        tokens = grown_tokens(growing, self.engine)
+        return TextStream(tokens, self.tokenizer, growing.max_tokens, config.stop, made)
 
     def chat(
         self,
@@ -375,14 +366,23 @@ class LanguageModel:
     def _as_prompt(self, prompt: str | Prompt) -> Prompt:
         return prompt if isinstance(prompt, Prompt) else self._text_prompt(prompt)
 
-    def _stream(
-        self,
-        tokens: Iterator[int] | Iterator[ChosenToken],
-        prompt: Prompt,
-        config: SamplingConfig,
-    ) -> TextStream:
-        n_tokens = max_tokens_after(prompt, config, self.config.block_size)
-        return TextStream(tokens, self.tokenizer, n_tokens, config.stop, prompt)
+    def batch(self, prefixes: PrefixCache | None = None) -> TextBatch:
+        """Return a batch for texts that the model continues together.
+
+        Args:
+            prefixes: beginnings that were read before, and those to come; None to keep none.
+
+        Example:
+            >>> import microgpt
+            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+            >>> batch = model.batch()
+            >>> first, second = (batch.add(model.prompt(text)) for text in ("h", "b"))
+            >>> while len(batch):
+            ...     _ = batch.advance(2)
+            >>> first.reply().content, second.reply().content
+            ('annah', 'ob')
+        """
+        return TextBatch(self.engine, self.tokenizer, prefixes)
 
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """Return the logits after each token, before softmax, shape (T, V).

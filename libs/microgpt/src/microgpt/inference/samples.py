@@ -1,17 +1,20 @@
 """Whole texts in one call of the engine: one, or many that continue the same prompt."""
 
 import random
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from microgpt.checks import check_type, checked_integer
+from microgpt.data import BaseTokenizer
 from microgpt.engines.base import Engine
 from microgpt.engines.decoding import SamplingConfig, StopSignal, room_after, slid
+from microgpt.engines.draws import uniforms
 from microgpt.errors import ConfigError
+from microgpt.inference.batch import GrowingText, max_tokens_after
 from microgpt.inference.prompt import Prompt
+from microgpt.inference.stream import text_of, texts_of
 from microgpt.parameters import FloatArray
 
 __all__ = [
@@ -19,18 +22,11 @@ __all__ = [
     "draw_samples",
     "draw_texts",
     "logits_of_text",
-    "max_tokens_after",
 ]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
-SAMPLES_TOGETHER = 1024  # at most, since their draws are in memory
-WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
-
-
-def max_tokens_after(prompt: Prompt, config: SamplingConfig, block_size: int) -> int:
-    """Return the most tokens of a text that continues `prompt`."""
-    room = room_after(prompt.token_ids, block_size)
-    return room if config.max_tokens is None else config.max_tokens
+SAMPLES_TOGETHER = 8192  # at most, since their draws are in memory
+WORK_TOGETHER = 3_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
 
 
 def _checked_number(num_samples: int) -> int:
@@ -64,59 +60,72 @@ def draw_texts(
     signal: StopSignal | None,
 ) -> list[list[int]]:
     """Return the token ids of one text per generator; each gives draws for the whole block."""
+    _check_signal(signal)
+    n_tokens, room = _limits(engine, prompt, config)
+    if n_tokens > room:
+        return _grown(engine, prompt, generators, config, signal)
+    draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
+    uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
+    return engine.sample(prompt.token_ids, uniforms, config, **_ends(prompt, signal))
+
+
+def _check_signal(signal: StopSignal | None) -> None:
     if signal is not None:
         check_type("signal", signal, StopSignal)
-    draw = partial(
-        _draw_in_block,
-        engine,
-        config=config,
-        stop=prompt.stop_token,
-        forbidden=prompt.forbidden,
-        signal=signal,
-    )
+
+
+def _limits(engine: Engine, prompt: Prompt, config: SamplingConfig) -> tuple[int, int]:
+    """Return the most tokens of a text, and those within the block."""
     block_size = engine.config.block_size
-    rngs = list(generators)
     room = room_after(prompt.token_ids, block_size)
-    n_tokens = max_tokens_after(prompt, config, block_size)
-    texts = draw(prompt.token_ids, rngs, min(n_tokens, room))
-    for text, rng in zip(texts, rngs, strict=True):
-        context, n_draws, more = prompt.token_ids, room, text
-        while len(text) < n_tokens and len(more) == n_draws:  # the block is full, not the text
-            context = slid([*context, *more], block_size, prompt.first)
-            n_draws = min(n_tokens - len(text), room_after(context, block_size))
-            (more,) = draw(context, [rng], n_draws)
-            text.extend(more)
-    return texts
+    return max_tokens_after(prompt, config, block_size), room
 
 
-def _draw_in_block(
+def _ends(prompt: Prompt, signal: StopSignal | None) -> dict[str, Any]:
+    return {"stop": prompt.stop_token, "forbidden": prompt.forbidden, "signal": signal}
+
+
+def _grown(
     engine: Engine,
-    token_ids: Sequence[int],
-    rngs: Sequence[random.Random],
-    n_draws: int,
-    **options: Any,
+    prompt: Prompt,
+    generators: Iterable[random.Random],
+    config: SamplingConfig,
+    signal: StopSignal | None,
 ) -> list[list[int]]:
-    draws = [[rng.random() for _ in range(n_draws)] for rng in rngs]
-    return engine.sample(token_ids, np.array(draws, np.float64).reshape(-1, n_draws), **options)
+    """Return the token ids of texts that may leave the block."""
+    texts = [GrowingText(engine, prompt, rng, config, signal) for rng in generators]
+    token_ids: list[list[int]] = [[] for _ in texts]
+    while any(not text.is_finished for text in texts):
+        engine.advance([text.part for text in texts], engine.config.block_size)
+        for ids, text in zip(token_ids, texts, strict=True):
+            ids += [token.token_id for token in text.collect()]
+            text.check()
+    return token_ids
 
 
-def _draw_by_seed(
+def _texts_by_seed(
     engine: Engine,
+    tokenizer: BaseTokenizer,
     prompt: Prompt,
     num_samples: int,
     config: SamplingConfig,
     signal: StopSignal | None,
-) -> list[list[int]]:
-    """Return texts of consecutive seeds, several in each call of the engine."""
-    seeds = range(int(config.seed), int(config.seed) + num_samples)
-    n_tokens = max_tokens_after(prompt, config, engine.config.block_size)
-    work = engine.config.n_params * max(1, min(n_tokens, engine.config.block_size))
+) -> Iterator[str]:
+    """Yield texts of consecutive seeds, many in each call of the engine."""
+    _check_signal(signal)
+    n_tokens, room = _limits(engine, prompt, config)
+    work = engine.config.n_params * max(1, min(n_tokens, room))
     n_together = max(1, min(SAMPLES_TOGETHER, WORK_TOGETHER // work))
-    texts = []
     for first in range(0, num_samples, n_together):
-        generators = map(random.Random, seeds[first : first + n_together])
-        texts += draw_texts(engine, prompt, generators, config, signal)
-    return texts
+        start = int(config.seed) + first
+        seeds = range(start, start + min(n_together, num_samples - first))
+        if n_tokens > room:
+            grown = _grown(engine, prompt, map(random.Random, seeds), config, signal)
+            yield from (text_of(ids, tokenizer, config.stop) for ids in grown)
+            continue
+        draws = uniforms(seeds, n_tokens)
+        tokens, lengths = engine.draw(prompt.token_ids, draws, config, **_ends(prompt, signal))
+        yield from texts_of(tokens, lengths, tokenizer, config.stop)
 
 
 def _draw_and_rewind(
@@ -139,15 +148,17 @@ def _draw_and_rewind(
 
 def draw_samples(
     engine: Engine,
+    tokenizer: BaseTokenizer,
     prompt: Prompt,
     num_samples: int,
     config: SamplingConfig,
     rng: random.Random | None,
     signal: StopSignal | None,
-) -> list[list[int]]:
+) -> list[str]:
     """Return texts of consecutive seeds, or where `rng` is given all drawn from it in turn."""
     num_samples = _checked_number(num_samples)
     if rng is None:
-        return _draw_by_seed(engine, prompt, num_samples, config, signal)
+        return list(_texts_by_seed(engine, tokenizer, prompt, num_samples, config, signal))
     check_type("rng", rng, random.Random)
-    return [_draw_and_rewind(engine, prompt, rng, config, signal) for _ in range(num_samples)]
+    samples = (_draw_and_rewind(engine, prompt, rng, config, signal) for _ in range(num_samples))
+    return [text_of(token_ids, tokenizer, config.stop) for token_ids in samples]

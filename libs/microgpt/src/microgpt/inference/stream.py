@@ -6,11 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from microgpt.data import BaseTokenizer
 from microgpt.engines.decoding import ChosenToken
 from microgpt.inference.prompt import Prompt
+from microgpt.parameters import IntArray
 
-__all__ = ["ChatReply", "FinishReason", "Reply", "TextStream", "reply_of", "text_of"]
+__all__ = [
+    "ChatReply",
+    "FinishReason",
+    "Pieces",
+    "Reply",
+    "TextStream",
+    "reply_of",
+    "text_of",
+    "texts_of",
+]
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
@@ -55,6 +67,62 @@ def _n_pending(text: str, stop: Sequence[str]) -> int:
     return next((n for n in range(longest, 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
 
 
+class Pieces:
+    """From the tokens of a text to pieces of it, as far as they are certain.
+
+    Args:
+        tokenizer: decodes the tokens.
+        max_tokens: the most tokens of the text.
+        stop: texts that end the text; they are not part of it.
+
+    Attributes:
+        n_tokens: tokens so far.
+        tokens: the tokens of the latest piece: those that begin in it.
+        finish_reason: see `TextStream.finish_reason`.
+    """
+
+    def __init__(self, tokenizer: BaseTokenizer, max_tokens: int, stop: Sequence[str] = ()) -> None:
+        self.n_tokens = 0
+        self.tokens: list[ChosenToken] = []
+        self.finish_reason: FinishReason | None = None
+        self._tokenizer, self._max_tokens, self._stop = tokenizer, max_tokens, stop
+        self._pending: deque[tuple[int, ChosenToken]] = deque()  # each with where its text begins
+        self._text = ""  # not given yet
+        self._n_given = 0  # characters
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
+        self._is_whole = bool(tokenizer.chars)  # each token is a character: half the time
+
+    def push(self, token: ChosenToken) -> str:
+        """Return the next piece, empty where no character is certain yet."""
+        self.n_tokens += 1
+        self._pending.append((self._n_given + len(self._text), token))
+        self._text += (
+            self._tokenizer.decode([token.token_id])
+            if self._is_whole
+            else self._utf8.decode(self._tokenizer.token_bytes(token.token_id))
+        )
+        if self._stop and (before := _until_stop(self._text, self._stop)) is not None:
+            self.finish_reason = "stop"
+            return self._piece(len(before))
+        n_held = _n_pending(self._text, self._stop) if self._stop else 0
+        return self._piece(len(self._text) - n_held)
+
+    def finish(self) -> str:
+        """Return the last piece of a text that no stop text has ended."""
+        self.finish_reason = "length" if self.n_tokens == self._max_tokens else "stop"
+        self._text += self._utf8.decode(b"", final=True)
+        return self._piece(len(self._text))
+
+    def _piece(self, n_ready: int) -> str:
+        """Return so many characters, and take as `tokens` those that begin in them."""
+        ready, self._text = self._text[:n_ready], self._text[n_ready:]
+        self._n_given += n_ready
+        self.tokens = []
+        while self._pending and self._pending[0][0] < self._n_given:
+            self.tokens.append(self._pending.popleft()[1])
+        return ready
+
+
 class TextStream(Iterator[str]):
     """Pieces of one text as they are generated; made by `LanguageModel.stream` and `stream_chat`.
 
@@ -66,12 +134,6 @@ class TextStream(Iterator[str]):
         max_tokens: the most tokens of the text.
         stop: texts that end the text; they are not part of it.
         prompt: the tokens read before.
-
-    Attributes:
-        n_tokens: tokens chosen so far.
-        tokens: the tokens of the latest piece, each with the logits that it was chosen from.
-        finish_reason: "stop" for a text that ended by itself or at a stop text, "length" for one
-            cut at `max_tokens`, or without it at the model's block; None before the end.
     """
 
     def __init__(
@@ -83,45 +145,41 @@ class TextStream(Iterator[str]):
         prompt: Prompt | None = None,
     ) -> None:
         self.prompt = prompt
-        self.n_tokens = 0
-        self.tokens: list[ChosenToken] = []
-        self.finish_reason: FinishReason | None = None
-        self._tokenizer, self._stop = tokenizer, stop
-        self._pending: deque[tuple[int, ChosenToken]] = deque()  # each with where its text begins
-        self._n_given = 0  # characters
-        self._pieces = self._decoded(token_ids, max_tokens)
+        self._pieces = Pieces(tokenizer, max_tokens, stop)
+        self._texts = self._decoded(token_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens chosen so far."""
+        return self._pieces.n_tokens
+
+    @property
+    def tokens(self) -> list[ChosenToken]:
+        """The tokens of the latest piece, each with the logits that it was chosen from."""
+        return self._pieces.tokens
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended, None before the end.
+
+        "stop" for a text that ended by itself or at a stop text, "length" for one cut at
+        `max_tokens`, or without it at the model's block.
+        """
+        return self._pieces.finish_reason
 
     def __next__(self) -> str:
         """Return the next piece, one character or more."""
-        return next(self._pieces)
+        return next(self._texts)
 
-    def _decoded(
-        self, token_ids: Iterator[int] | Iterator[ChosenToken], max_tokens: int
-    ) -> Iterator[str]:
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
-        is_whole = bool(self._tokenizer.chars)  # each token is a character: half the time
-        text = ""  # not given yet
+    def _decoded(self, token_ids: Iterator[int] | Iterator[ChosenToken]) -> Iterator[str]:
+        pieces = self._pieces
         for token in token_ids:
-            self.n_tokens += 1
-            chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
-            self._pending.append((self._n_given + len(text), chosen))
-            text += (
-                self._tokenizer.decode([chosen.token_id])
-                if is_whole
-                else utf8.decode(self._tokenizer.token_bytes(chosen.token_id))
-            )
-            if self._stop and (before := _until_stop(text, self._stop)) is not None:
-                self.finish_reason = "stop"
-                if before:
-                    yield self._piece(before)
+            if text := pieces.push(token if isinstance(token, ChosenToken) else ChosenToken(token)):
+                yield text
+            if pieces.finish_reason:
                 return
-            n_ready = len(text) - (_n_pending(text, self._stop) if self._stop else 0)
-            if n_ready:
-                ready, text = text[:n_ready], text[n_ready:]
-                yield self._piece(ready)
-        self.finish_reason = "length" if self.n_tokens == max_tokens else "stop"
-        if text := text + utf8.decode(b"", final=True):
-            yield self._piece(text)
+        if text := pieces.finish():
+            yield text
 
     def reply(self) -> Reply:
         """Return the text as a whole; to be called instead of reading pieces."""
@@ -133,20 +191,40 @@ class TextStream(Iterator[str]):
         assert self.prompt, "of a model's stream"
         return Reply(content, self.finish_reason, self.n_tokens, self.prompt, token_ids)
 
-    def _piece(self, text: str) -> str:
-        """Return the next text, and take as `tokens` those that begin in it."""
-        self._n_given += len(text)
-        self.tokens = []
-        while self._pending and self._pending[0][0] < self._n_given:
-            self.tokens.append(self._pending.popleft()[1])
-        return text
-
 
 def text_of(token_ids: Sequence[int], tokenizer: BaseTokenizer, stop: Sequence[str]) -> str:
     """Return the text of tokens that are all chosen, up to the first stop text."""
     if stop:
         return "".join(TextStream(iter(token_ids), tokenizer, len(token_ids), stop))
     return tokenizer.decode(token_ids)  # in half the time
+
+
+def texts_of(
+    tokens: IntArray, lengths: IntArray, tokenizer: BaseTokenizer, stop: Sequence[str]
+) -> Iterator[str]:
+    """Yield the texts of rows of tokens; see `text_of`.
+
+    Args:
+        tokens: shape (n, T).
+        lengths: how many of each row are the text, shape (n,).
+        tokenizer: decodes them.
+        stop: see `text_of`.
+    """
+    if len(tokens) == 1:
+        yield text_of(tokens[0, : lengths[0]].tolist(), tokenizer, stop)
+        return
+    ids = tokens[np.arange(tokens.shape[1]) < lengths[:, None]]  # row after row
+    ends = np.cumsum(lengths).tolist()
+    if stop or not tokenizer.chars or ids.size == 0 or ids.max() >= tokenizer.n_plain:
+        rows = (ids[end - n : end].tolist() for n, end in zip(lengths.tolist(), ends, strict=True))
+        yield from (text_of(row, tokenizer, stop) for row in rows)
+        return
+    codes = np.array([ord(char) for char in tokenizer.chars], "<u4")  # all at once: half the time
+    together = codes[ids].tobytes().decode("utf-32-le", "surrogatepass")
+    start = 0
+    for end in ends:
+        yield together[start:end]
+        start = end
 
 
 def reply_of(

@@ -1,4 +1,4 @@
-// Causal attention of one head over one document, forward and backward.
+// Causal attention of one head over one document, forward and backward; and of one query alone.
 //
 // Queries are processed PANEL at a time, one per lane. Scores are (key, query), so that softmax
 // runs down the columns and every step is a vector operation. Keys after the last query of a panel
@@ -15,6 +15,7 @@
 typedef struct {
     isize T, D, start;
     const real *q, *k, *v;        // (T, D), rows `stride` apart, as are those of d_q, d_k, d_v
+    isize kv_stride;              // between rows of k and v: of a cache, or `stride`
     real *d_q, *d_k, *d_v;        // (T, D)
     real *mixed;                  // (T, D), rows mixed_stride apart, as are those of d_mixed
     const real *d_mixed;          // (T, D)
@@ -114,6 +115,80 @@ static void attention(const Head *h, const Scratch *scratch) {
                into(scratch->product, PANEL));
         transpose_out(scratch->product, n, D, h->inverse + i, h->mixed + i * h->mixed_stride,
                       h->mixed_stride);
+    }
+}
+
+// sums (n_vectors of columns) of all j < n: weights[v][j] times row j of values, in vector v
+INLINE void mix(int n_vectors, isize n, const real *const *weights, const real *values, isize ld,
+                real *to) {
+    for (isize first = 0; first < n; first += K_BLOCK) {
+        vector sums[ROW_VECTORS];
+        UNROLL for (int v = 0; v < n_vectors; v++) sums[v] = splat(0);
+        for (isize j = first; j < min_of(n, first + K_BLOCK); j++)
+            UNROLL for (int v = 0; v < n_vectors; v++)
+                sums[v] += weights[v][j] * load(values + j * ld + v * LANES);
+        UNROLL for (int v = 0; v < n_vectors; v++)
+            store(to + v * LANES, first > 0 ? load(to + v * LANES) + sums[v] : sums[v]);
+    }
+}
+
+// to (C) = for each of H heads, exp (H, stride) of its n scores @ its columns of values (n, C)
+static void mix_heads(isize H, isize D, isize n, const real *exp, isize stride,
+                      const real *values, isize ld, real *to) {
+    if (D % LANES) {  // a vector would end in another head
+        for (isize h = 0; h < H; h++)
+            matmul(1, D, n, rows_of(exp + h * stride, stride), unpacked(values + h * D, ld),
+                   into(to + h * D, D));
+        return;
+    }
+    for (isize c = 0, n_vectors; c < H * D; c += n_vectors * LANES) {
+        const real *weights[ROW_VECTORS];
+        n_vectors = (H * D - c) / LANES >= ROW_VECTORS ? ROW_VECTORS : 1;
+        for (isize v = 0; v < n_vectors; v++) weights[v] = exp + (c + v * LANES) / D * stride;
+        if (n_vectors > 1)
+            mix(ROW_VECTORS, n, weights, values + c, ld, to + c);
+        else
+            mix(1, n, weights, values + c, ld, to + c);
+    }
+}
+
+#define HEADS_TOGETHER 4  // sums that hide the time of one addition
+
+// sums (n_heads) of as many rows of n numbers, each from its first number to its last
+INLINE void add_up(int n_heads, const real *rows, isize stride, isize n, real *sums) {
+    for (isize j = 0; j < n; j++)
+        UNROLL for (int i = 0; i < n_heads; i++) sums[i] += rows[i * stride + j];
+}
+
+// All H heads of one query; `h` is the first of them. The sums are those of `attention`.
+static void attend(const Head *h, isize H, const Cache *cache, const Scratch *scratch) {
+    const isize D = h->D, n = h->start + 1, n_vectors = round_up(n, LANES);
+    const isize stride = cache->feature_stride;
+    const real scale = 1 / sqrt_of_real((real)D);
+    real *scores = scratch->scores, *q = scratch->q;
+    for (isize c = 0; c < H * D; c++) q[c] = h->q[c] * scale;
+    for (isize i = 0; i < H; i++) {
+        real *row = scores + i * stride;
+        matmul(1, n_vectors, D, rows_of(q + i * D, D),
+               unpacked(h->keys.data + i * D * stride, stride), into(row, stride));
+        for (isize j = n; j < n_vectors; j++) row[j] = MINUS_INFINITY;
+        vector tops = load(row);
+        for (isize j = LANES; j < n; j += LANES) tops = larger(load(row + j), tops);
+        const real top = max_of(tops);
+        for (isize j = 0; j < n; j += LANES) store(row + j, exp_of(load(row + j) - top));
+    }
+    mix_heads(H, D, n, scores, stride, h->values_t.data, cache->ld, scratch->product);
+    for (isize i = 0; i < H; i += HEADS_TOGETHER) {
+        real sums[HEADS_TOGETHER] = {0};
+        const isize n_heads = min_of(HEADS_TOGETHER, H - i);
+        if (n_heads == HEADS_TOGETHER)
+            add_up(HEADS_TOGETHER, scores + i * stride, stride, n, sums);
+        else
+            for (isize k = 0; k < n_heads; k++)
+                add_up(1, scores + (i + k) * stride, stride, n, sums + k);
+        for (isize k = 0; k < n_heads; k++)
+            for (isize at = (i + k) * D; at < (i + k + 1) * D; at++)
+                h->mixed[at] = scratch->product[at] * (1 / sums[k]);
     }
 }
 

@@ -38,25 +38,38 @@ typedef struct {
     int64_t n_done;  // in and out: steps taken, all of them with a finite loss
 } Training;
 
-// A stream of text: its cache of keys and values.
+// A stream of text: its cache of keys and values, and the arguments of `extend`.
 typedef struct {
-    void *memory;    // stream_bytes; zeros at first
-    int64_t length;  // positions in the cache
+    void *memory;        // stream_bytes; zeros at first
+    int64_t length;      // in and out: positions in the cache
+    const void *panels;  // panels_bytes, written by `pack`
+    void *workspace;     // extension_bytes
+    int64_t n_members;
+    const int32_t *tokens;  // (n_tokens)
+    int64_t n_tokens;
+    real *logits;  // out (n_logits, V): after each of the last tokens
+    int64_t n_logits;
 } Stream;
 
-// Arguments and results of `generate`.
+// A text that `generate` continues, and how its tokens are chosen.
 typedef struct {
-    void *memory;  // generation_bytes
+    void *memory;            // its cache; NULL: begins as a copy of `prompt`
+    const void *prompt;      // the cache of a stream
+    int64_t length;          // in and out: positions in the cache
+    real *logits;            // (V), of the next token: in; out where the text has its own memory
+    const double *uniforms;  // (max_tokens): draws in [0, 1)
+    int32_t *tokens;         // out (max_tokens)
+    real *chosen_from;       // out (max_tokens, V): the logits of each token; NULL: not kept
+    int64_t n_tokens, max_tokens;  // chosen so far, in and out; at most
+    int64_t state;                 // in and out: a State
     double temperature, top_p;
     int64_t top_k;             // 0: all
-    const uint8_t *forbidden;  // (V)
-    int64_t stop;              // the token that ends a sample
-    int64_t n_samples, max_tokens;
-    const double *uniforms;    // (n_samples, max_tokens)
-    const real *first_logits;  // (V): logits after the prompt
-    int32_t *tokens;           // out (n_samples, max_tokens)
-    int64_t *lengths;          // out (n_samples); -1 where logits were not finite
-    _Atomic int64_t *ended;    // any thread may set it, to end all samples where they are
-} Generation;
+    const int32_t *forbidden;  // (n_forbidden): tokens that are never chosen
+    int64_t n_forbidden;
+    int64_t stop;            // the token that ends the text; -1: none
+    _Atomic int64_t *ended;  // any thread may set it, to end the text where it is
+} Text;
+
+enum State { RUNNING, FINISHED, NOT_FINITE };
 
 #endif

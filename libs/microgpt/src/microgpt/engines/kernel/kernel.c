@@ -4,12 +4,12 @@
 // 64). The combination is part of the name of every exported function, and library.py picks the
 // widest one that the processor can run. Headers, in reading order: vector.h, matmul.h,
 // interface.h, layout.h, attention.h, short_attention.h, rows.h, team.h, network.h, muon.h,
-// optimizer.h, decode.h, sampling.h.
+// optimizer.h, sampling.h, generate.h, draws.h.
 
-#include "decode.h"
+#include "draws.h"
+#include "generate.h"
 #include "network.h"
 #include "optimizer.h"
-#include "sampling.h"
 
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
@@ -111,17 +111,34 @@ EXPORT void OF_KIND(update)(const Model *model, Training *training) {
 
 // ---------------------------------------------------------------- inference
 
+// Bytes of the weights in panels.
+EXPORT int64_t OF_KIND(panels_bytes)(const Model *model) {
+    Arena arena = {0};
+    take_all_panels(&arena, model, 1);
+    return arena.n_bytes;
+}
+
+// Writes the weights to `panels`.
+EXPORT void OF_KIND(pack)(const Model *model, void *panels) {
+    Workspace workspace = {.forward = panels};
+    for (isize task = 0; task <= 8 * model->n_layer; task++)
+        if (task % 8 < 4) pack_matrix(model, &workspace, task);
+}
+
+// A vector of numbers that changes with any weight.
+EXPORT void OF_KIND(digest)(const Model *model, void *to) {
+    const isize n = n_params(model);
+    uvector digest = {0};
+    isize i = 0;
+    for (; i + LANES <= n; i += LANES) digest = digest * 2654435761u + (uvector)load(model->weights + i);
+    for (; i < n; i++) digest = digest * 2654435761u + (uvector)splat(model->weights[i]);
+    store(to, (vector)digest);
+}
+
 // Bytes of the memory of a stream.
 EXPORT int64_t OF_KIND(stream_bytes)(const Model *model) {
     Cache cache;
-    return lay_out_cache(&cache, NULL, model);
-}
-
-// Appends one token; logits (V) of the next.
-EXPORT void OF_KIND(decode)(const Model *model, Stream *stream, int64_t token, real *logits) {
-    Cache cache;
-    lay_out_cache(&cache, stream->memory, model);
-    decode_token(model, &cache, token, stream->length++, logits);
+    return lay_out_cache(&cache, NULL, model, 0);
 }
 
 // Bytes of the workspace of `extend`.
@@ -130,64 +147,62 @@ EXPORT int64_t OF_KIND(extension_bytes)(const Model *model, int64_t n_tokens, in
     return lay_out(&workspace, NULL, model, n_tokens, n_members, 0);
 }
 
-static void extend_program(Member *member, void *pass) {
-    pack_phase(member, pass);
-    forward(member, pass);
-}
+static void extend_program(Member *member, void *pass) { forward(member, pass); }
 
-// Appends several tokens at once; logits (n_logits, V) after each of the last n_logits tokens.
-// `memory`: extension_bytes of zeros.
-EXPORT void OF_KIND(extend)(const Model *model, Stream *stream, const int32_t *tokens,
-                            int64_t n_tokens, void *memory, int64_t n_members, real *logits,
-                            int64_t n_logits) {
+// Appends tokens to a stream; logits of the tokens that follow.
+EXPORT void OF_KIND(extend)(const Model *model, Stream *s) {
+    const isize n = s->n_tokens, C = model->n_embd;
     Workspace workspace;
     Cache cache;
-    lay_out(&workspace, memory, model, n_tokens, n_members, 0);
-    lay_out_cache(&cache, stream->memory, model);
-    const int64_t starts[] = {0, n_tokens};
+    lay_out(&workspace, s->workspace, model, n, s->n_members, 0);
+    workspace.forward = (real *)s->panels;
+    lay_out_cache(&cache, s->memory, model, s->length);
+    const int64_t starts[] = {0, n};
     Pass pass = {.model = model,
                  .workspace = &workspace,
-                 .inputs = tokens,
+                 .inputs = s->tokens,
                  .starts = starts,
-                 .chunk = {0, n_tokens, 0, 1},
-                 .cache = &cache,
-                 .position = stream->length};
-    run_team(n_members, extend_program, &pass);
-    stream->length += n_tokens;
-    const real *last = workspace.x + (n_tokens - n_logits) * workspace.ld;
-    matmul(n_logits, model->vocab_size, model->n_embd, rows_of(last, workspace.ld),
-           packed(workspace.head_forward, model->n_embd), into(logits, model->vocab_size));
+                 .chunk = {0, n, 0, 1},
+                 .caches = &cache};
+    run_team(s->n_members, extend_program, &pass);
+    s->length += n;
+    matmul(s->n_logits, model->vocab_size, C,
+           rows_of(workspace.x + (n - s->n_logits) * workspace.ld, workspace.ld),
+           packed(workspace.forward, C), into(s->logits, model->vocab_size));
 }
 
-// Bytes of the memory of `generate`.
-EXPORT int64_t OF_KIND(generation_bytes)(const Model *model) {
-    SamplingSpace space;
-    return lay_out_sampling(&space, NULL, model);
+// Copies the first `length` positions of a stream's memory to another's.
+EXPORT void OF_KIND(fork)(const Model *model, const void *from, int64_t length, void *to) {
+    Cache source, copy;
+    lay_out_cache(&source, (void *)from, model, length);
+    lay_out_cache(&copy, to, model, length);
+    copy_cache(model, &source, &copy);
 }
 
-// Draws samples that continue the stream; the stream's length does not change.
-EXPORT void OF_KIND(generate)(const Model *model, Stream *stream, Generation *g) {
-    const isize V = model->vocab_size;
-    Cache cache;
-    SamplingSpace space;
-    lay_out_cache(&cache, stream->memory, model);
-    lay_out_sampling(&space, g->memory, model);
-    for (isize sample = 0; sample < g->n_samples; sample++) {
-        const double *uniforms = g->uniforms + sample * g->max_tokens;
-        int32_t *tokens = g->tokens + sample * g->max_tokens;
-        const real *logits = g->first_logits;
-        isize n = 0;
-        while (n < g->max_tokens && !atomic_load_explicit(g->ended, memory_order_relaxed)) {
-            const isize token = choose_token(g, logits, V, uniforms[n], &space);
-            if (token < 0) n = -1;
-            if (token < 0 || token == g->stop) break;
-            tokens[n++] = (int32_t)token;
-            if (n == g->max_tokens) break;
-            decode_token(model, &cache, token, stream->length + n - 1, space.logits);
-            logits = space.logits;
-        }
-        g->lengths[sample] = n;
-    }
+// Bytes of the memory of `generate` for each member of the team.
+EXPORT int64_t OF_KIND(generation_bytes)(const Model *model, int64_t n_slots, int64_t has_memory) {
+    Lockstep lockstep;
+    return lay_out_lockstep(&lockstep, NULL, model, n_slots, (int)has_memory);
+}
+
+// Continues texts by up to n_steps tokens each, up to n_slots together for each member of the team;
+// `memory`: generation_bytes for each. All texts have memory of their own, or none has.
+EXPORT void OF_KIND(generate)(const Model *model, const void *panels, Text *const *texts,
+                              int64_t n_texts, int64_t n_steps, void *memory, int64_t n_slots,
+                              int64_t n_members) {
+    const int has_memory = n_texts > 0 && texts[0]->memory;
+    const isize n_bytes = OF_KIND(generation_bytes)(model, n_slots, has_memory);
+    GenerateArguments arguments = {model,      texts,  n_texts, n_steps, n_slots,
+                                   has_memory, panels, memory,  n_bytes};
+    run_team(n_members, generate_program, &arguments);
+}
+
+// The first n_draws numbers of random.Random(seed).random() for each seed; `to`: (n_seeds, n_draws).
+EXPORT void OF_KIND(draws)(const uint64_t *seeds, int64_t n_seeds, int64_t n_draws, double *to) {
+    uint32_t start[STATE_WORDS];
+    start_state(start);
+    for (isize i = 0; i < n_seeds; i += GROUP_SEEDS)
+        draw_group(start, seeds + i, min_of(n_seeds - i, GROUP_SEEDS), n_draws, to + i * n_draws);
 }
 
 // ---------------------------------------------------------------- once for all combinations
@@ -201,7 +216,7 @@ EXPORT void OF_KIND(generate)(const Model *model, Stream *stream, Generation *g)
 #endif
 
 // Changes with every change of an exported function or of a structure in interface.h.
-EXPORT int64_t microgpt_abi(void) { return 7; }
+EXPORT int64_t microgpt_abi(void) { return 8; }
 
 // The value of a constant by its name; -1 for an unknown name.
 EXPORT int64_t microgpt_constant(const char *name) {
@@ -212,7 +227,7 @@ EXPORT int64_t microgpt_constant(const char *name) {
         {"sizeof(Model)", sizeof(Model)},
         {"sizeof(Training)", sizeof(Training)},
         {"sizeof(Stream)", sizeof(Stream)},
-        {"sizeof(Generation)", sizeof(Generation)},
+        {"sizeof(Text)", sizeof(Text)},
         {"LINE_BYTES", LINE_BYTES},
         {"MAX_MEMBERS", MAX_MEMBERS},
     };

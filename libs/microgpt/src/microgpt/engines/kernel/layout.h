@@ -16,6 +16,7 @@
 #define BLOCK_ROWS 64   // rows of one task: their activations stay in the second-level cache
 #define CHUNK_ROWS 256  // rows that pass through the model together, unless a document is longer
 #define SLAB 4096       // elements of a flat buffer that are one task
+#define MAX_SHORT 16    // positions of a short text; see short_attention.h
 
 INLINE isize head_dim(const Model *m) { return m->n_embd / m->n_head; }
 
@@ -54,9 +55,12 @@ typedef struct {
 
 // Arrays that each thread has for itself.
 typedef struct {
-    real *rows;                   // (BLOCK_ROWS, C)
-    real *scores, *d_scores;      // (block_size, PANEL)
-    real *q, *d_mixed, *product;  // (D, PANEL)
+    real *scores;                 // (block_size, PANEL); or (H, block_size) of one query
+    real *q, *product;            // (D, PANEL); or (C) of one query
+    // In training:
+    real *rows;      // (BLOCK_ROWS, C)
+    real *d_scores;  // (block_size, PANEL)
+    real *d_mixed;   // (D, PANEL)
 } Scratch;
 
 // Arrays of each thread for the update of one matrix by Muon, held with R >= C: R is up to 4C.
@@ -72,28 +76,28 @@ typedef struct {
     isize ld, ld_qkv, ld_hidden, ld_logits;  // strides of rows of C, 3C, 4C, V elements
     real *x;                                 // (R, C): the residual stream
     real *embedded, *scale_embedded;         // (R, C), (R)
-    Packed *forward, *backward;              // (n_layer)
+    real *forward, *backward;                // weights in panels; see `panels_of`
     Trace *traces;                           // (n_layer)
-    real *head_forward, *head_backward;      // lm_head in panels
+    real *logits;                            // (R, V); in training then their exp, then gradient
+    Scratch *scratch;                        // (n_members)
     // In training:
-    real *logits;                    // (R, V); then their exp; then their gradient
     real *sum_exp;                   // (R)
     double *nll;                     // (R)
     real *d_x, *d_middle, *d_mixed;  // (R, C)
     real *d_hidden, *d_qkv;          // (R, 4C), (R, 3C)
     double *squares;                 // (slabs): partial sums of squared gradients
-    Scratch *scratch;                // (n_members)
     MuonScratch *muon;               // (n_members)
 } Workspace;
 
-// The memory of a stream. Keys and values are stored feature by feature, so that attention loads
-// LANES positions at once; the other arrays are for the token that is decoded.
+// Keys and values of a text that is read, and the number of its positions. Values are rows of
+// features. Keys are stored feature by feature, so that the scores of LANES positions are computed
+// at once; those of a short block (see `is_short_block`) are rows of features too.
 typedef struct {
-    isize stride;              // of a row of keys or values: block_size in whole cache lines
-    real *keys, *values;       // (n_layer, C, stride)
-    real *x, *normed, *mixed;  // (C)
-    real *qkv, *hidden;        // (3C), (4C)
-    real *scores;              // (stride)
+    isize length;
+    isize ld;                         // of rows of C
+    isize key_stride, feature_stride;  // from a key to the next, from a feature to the next
+    isize layer_keys, layer_values;   // elements of a layer
+    real *keys, *values;
 } Cache;
 
 // ---------------------------------------------------------------- laying out memory
@@ -111,6 +115,14 @@ static void *take(Arena *arena, isize n_bytes) {
 
 static real *take_reals(Arena *arena, isize n) { return take(arena, n * (isize)sizeof(real)); }
 
+INLINE isize whole_lines(isize n) { return round_up(n, LINE_BYTES / (isize)sizeof(real)); }
+
+// Distance between rows of n elements.
+INLINE isize row_stride(isize n) {
+    const isize line = whole_lines(1), n_lines = whole_lines(n) / line;
+    return (n_lines < 4 ? n_lines : n_lines | 1) * line;
+}
+
 // Panels of a matrix (n_out, n_in), for x @ w^T or x @ w.
 static real *take_panels(Arena *arena, isize n_out, isize n_in, int is_forward) {
     const isize K = is_forward ? n_in : n_out, N = is_forward ? n_out : n_in;
@@ -124,6 +136,22 @@ static Packed take_packed(Arena *arena, isize C, int is_forward) {
     packed.fc1 = take_panels(arena, 4 * C, C, is_forward);
     packed.fc2 = take_panels(arena, C, 4 * C, is_forward);
     return packed;
+}
+
+// All weights in panels: lm_head, then layer by layer.
+static real *take_all_panels(Arena *arena, const Model *m, int is_forward) {
+    real *head = take_panels(arena, m->vocab_size, m->n_embd, is_forward);
+    for (isize i = 0; i < m->n_layer; i++) take_packed(arena, m->n_embd, is_forward);
+    return head;
+}
+
+// The matrices of a layer in `taken`, made by `take_all_panels`.
+static Packed panels_of(const Model *m, real *taken, isize layer, int is_forward) {
+    Arena head = {0}, one = {0};
+    take_panels(&head, m->vocab_size, m->n_embd, is_forward);
+    take_packed(&one, m->n_embd, is_forward);
+    Arena arena = {(char *)taken, head.n_bytes + layer * one.n_bytes};
+    return take_packed(&arena, m->n_embd, is_forward);
 }
 
 static Trace take_trace(Arena *arena, const Model *m, const Workspace *w) {
@@ -140,14 +168,16 @@ static Trace take_trace(Arena *arena, const Model *m, const Workspace *w) {
     return trace;
 }
 
-static Scratch take_scratch(Arena *arena, const Model *m, const Workspace *w) {
-    Scratch scratch;
+static Scratch take_scratch(Arena *arena, const Model *m, const Workspace *w, int is_training) {
+    const isize lanes = head_dim(m) * PANEL;
+    Scratch scratch = {0};
+    scratch.scores = take_reals(arena, m->block_size * PANEL + m->n_head * whole_lines(m->block_size));
+    scratch.q = take_reals(arena, lanes > w->ld ? lanes : w->ld);
+    scratch.product = take_reals(arena, lanes > w->ld ? lanes : w->ld);
+    if (!is_training) return scratch;
     scratch.rows = take_reals(arena, BLOCK_ROWS * w->ld);
-    scratch.scores = take_reals(arena, m->block_size * PANEL);
     scratch.d_scores = take_reals(arena, m->block_size * PANEL);
-    scratch.q = take_reals(arena, head_dim(m) * PANEL);
-    scratch.d_mixed = take_reals(arena, head_dim(m) * PANEL);
-    scratch.product = take_reals(arena, head_dim(m) * PANEL);
+    scratch.d_mixed = take_reals(arena, lanes);
     return scratch;
 }
 
@@ -164,16 +194,7 @@ static MuonScratch take_muon_scratch(Arena *arena, const Model *m, const Workspa
     return scratch;
 }
 
-INLINE isize whole_lines(isize n) { return round_up(n, LINE_BYTES / (isize)sizeof(real)); }
-
-// Distance between rows of n elements.
-INLINE isize row_stride(isize n) {
-    const isize line = whole_lines(1), n_lines = whole_lines(n) / line;
-    return (n_lines < 4 ? n_lines : n_lines | 1) * line;
-}
-
 static void take_training_arrays(Arena *arena, const Model *m, Workspace *w) {
-    w->logits = take_reals(arena, w->max_rows * w->ld_logits);
     w->sum_exp = take_reals(arena, w->max_rows);
     w->nll = take(arena, w->max_rows * (isize)sizeof(double));
     w->d_x = take_reals(arena, w->max_rows * w->ld);
@@ -182,15 +203,13 @@ static void take_training_arrays(Arena *arena, const Model *m, Workspace *w) {
     w->d_hidden = take_reals(arena, w->max_rows * w->ld_hidden);
     w->d_qkv = take_reals(arena, w->max_rows * w->ld_qkv);
     w->squares = take(arena, (n_params(m) / SLAB + 1) * (isize)sizeof(double));
-    w->head_backward = take_panels(arena, m->vocab_size, m->n_embd, 0);
-    for (isize i = 0; i < m->n_layer; i++) {
-        const Packed packed = take_packed(arena, m->n_embd, 0);
-        if (arena->start) w->backward[i] = packed;
-    }
+    w->forward = take_all_panels(arena, m, 1);
+    w->backward = take_all_panels(arena, m, 0);
 }
 
-// Lays a workspace out at `memory`, zeros aligned to LINE_BYTES, and returns its size in bytes.
-// With NULL for `memory` it only counts, and `w` must not be used.
+// Lays a workspace out at `memory`, aligned to LINE_BYTES, and returns its size in bytes. With NULL
+// for `memory` it only counts, and `w` must not be used. In training the memory holds zeros; in
+// inference anything, and `forward` is the caller's.
 static isize lay_out(Workspace *w, void *memory, const Model *m, isize max_rows, isize n_members,
                      int is_training) {
     Arena arena = {memory, 0};
@@ -200,27 +219,21 @@ static isize lay_out(Workspace *w, void *memory, const Model *m, isize max_rows,
     w->ld_qkv = row_stride(3 * C);
     w->ld_hidden = row_stride(4 * C);
     w->ld_logits = row_stride(m->vocab_size);
-    w->forward = take(&arena, n_layer * (isize)sizeof(Packed));
-    w->backward = take(&arena, n_layer * (isize)sizeof(Packed));
     w->traces = take(&arena, n_layer * (isize)sizeof(Trace));
     w->x = take_reals(&arena, max_rows * w->ld);
     w->embedded = take_reals(&arena, max_rows * w->ld);
     w->scale_embedded = take_reals(&arena, max_rows);
-    w->head_forward = take_panels(&arena, m->vocab_size, C, 1);
-    for (isize i = 0; i < n_layer; i++) {
-        const Packed packed = take_packed(&arena, C, 1);
-        if (memory) w->forward[i] = packed;
-    }
     Trace trace;
     for (isize i = 0; i < n_layer; i++) {
         if (i == 0 || is_training) trace = take_trace(&arena, m, w);
         if (memory) w->traces[i] = trace;
     }
+    w->logits = take_reals(&arena, max_rows * w->ld_logits);
     if (is_training) take_training_arrays(&arena, m, w);
     // Last, so that all other arrays are at the same place for any number of threads.
     w->scratch = take(&arena, n_members * (isize)sizeof(Scratch));
     for (isize i = 0; i < n_members; i++) {
-        const Scratch scratch = take_scratch(&arena, m, w);
+        const Scratch scratch = take_scratch(&arena, m, w, is_training);
         if (memory) w->scratch[i] = scratch;
     }
     w->muon = take(&arena, is_training ? n_members * (isize)sizeof(MuonScratch) : 0);
@@ -237,19 +250,30 @@ INLINE isize training_rows(const Model *m) {
     return m->block_size > CHUNK_ROWS ? m->block_size : CHUNK_ROWS;
 }
 
-// Lays out the memory of a stream, as `lay_out` does a workspace.
-static isize lay_out_cache(Cache *cache, void *memory, const Model *m) {
+// Whether vectors hold whole heads, and rows whole vectors.
+INLINE int heads_fill_vectors(const Model *m) {
+    return LANES % head_dim(m) == 0 && m->n_embd % LANES == 0;
+}
+
+// Whether short_attention.h takes texts of this model, whatever their length.
+INLINE int is_short_block(const Model *m) {
+    return m->block_size <= MAX_SHORT && heads_fill_vectors(m);
+}
+
+// Lays out the memory of a stream, zeros at first, as `lay_out` does a workspace.
+static isize lay_out_cache(Cache *cache, void *memory, const Model *m, isize length) {
     Arena arena = {memory, 0};
-    const isize C = m->n_embd;
-    cache->stride = whole_lines(m->block_size);
-    cache->keys = take_reals(&arena, m->n_layer * C * cache->stride);
-    cache->values = take_reals(&arena, m->n_layer * C * cache->stride);
-    cache->x = take_reals(&arena, C);
-    cache->normed = take_reals(&arena, C);
-    cache->mixed = take_reals(&arena, C);
-    cache->qkv = take_reals(&arena, 3 * C);
-    cache->hidden = take_reals(&arena, 4 * C);
-    cache->scores = take_reals(&arena, cache->stride);
+    const isize C = m->n_embd, T = m->block_size, stride = row_stride(T);
+    const int is_short = is_short_block(m);
+    cache->length = length;
+    cache->ld = row_stride(C);
+    cache->key_stride = is_short ? cache->ld : 1;
+    cache->feature_stride = is_short ? 1 : stride;
+    cache->layer_keys = is_short ? T * cache->ld : C * stride;
+    cache->layer_values = T * cache->ld;
+    cache->keys = take_reals(&arena, m->n_layer * cache->layer_keys);
+    cache->values = take_reals(&arena, m->n_layer * cache->layer_values);
+    take_reals(&arena, PANEL);  // a vector that begins in the last row may end after it
     return arena.n_bytes;
 }
 

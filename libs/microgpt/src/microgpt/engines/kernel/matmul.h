@@ -123,8 +123,69 @@ static void any_tile(isize n_rows, const Tile *t) {
 #undef CASE
 }
 
+#define ROW_VECTORS 8  // of columns of one row: sums that hide the time of one addition
+
+// As `tile` for one row, across panels.
+INLINE void row_tile(int n_vectors, const Tile *t) {
+    const Left a = t->a;
+    const Right b = t->b;
+    vector sums[ROW_VECTORS];
+    UNROLL for (int v = 0; v < n_vectors; v++) sums[v] = splat(0);
+    for (isize k = 0; k < t->K; k++) {
+        const vector a_k = splat(a.data[k * a.k_stride]);
+        const real *row = b.data + k * b.k_stride;
+        UNROLL for (int v = 0; v < n_vectors; v++)
+            sums[v] += a_k * load(row + v / 2 * b.panel_stride + v % 2 * LANES);
+    }
+    const int accumulate = t->c.accumulate, n_left = t->n_columns % LANES;
+    real *to = t->c.data, lanes[LANES];
+    UNROLL for (int v = 0; v < n_vectors; v++, to += LANES) {
+        if (v + 1 < n_vectors || n_left == 0) {
+            store(to, accumulate ? load(to) + sums[v] : sums[v]);
+        } else {
+            store(lanes, sums[v]);
+            store_part(lanes, n_left, accumulate, to);
+        }
+    }
+}
+
+// c (1, N) = or += a (1, K) @ b (K, N), with the same sums as `matmul`
+static void row_matmul(isize N, isize K, Left a, Right b, Output c) {
+    for (isize k = 0; k < K; k += K_BLOCK) {
+        for (isize column = 0; column < N;) {
+            const isize n_vectors = (N - column + LANES - 1) / LANES;
+            Tile t = {.a = a, .b = b, .c = c, .K = min_of(K - k, K_BLOCK)};
+            t.a.data += k * a.k_stride;
+            t.b.data += column / PANEL * b.panel_stride + column % PANEL + k * b.k_stride;
+            t.c.data += column;
+            t.c.accumulate = c.accumulate || k > 0;
+            t.n_columns = (int)min_of(N - column, ROW_VECTORS * LANES);
+#define CASE(n)            \
+    case n:                \
+        row_tile(n, &t);   \
+        break;
+            switch (n_vectors) {
+                CASE(1)
+                CASE(2)
+                CASE(3)
+                CASE(4)
+                CASE(5)
+                CASE(6)
+                CASE(7)
+                default: row_tile(ROW_VECTORS, &t);
+            }
+#undef CASE
+            column += t.n_columns;
+        }
+    }
+}
+
 // c (M, N) = or += a (M, K) @ b (K, N); writes no column beyond N.
 static void matmul(isize M, isize N, isize K, Left a, Right b, Output c) {
+    if (M == 1) {
+        row_matmul(N, K, a, b, c);
+        return;
+    }
     const isize n_tiles = (M + TILE_ROWS - 1) / TILE_ROWS;
     for (isize k = 0; k < K; k += K_BLOCK) {
         for (isize column = 0; column < N; column += PANEL) {

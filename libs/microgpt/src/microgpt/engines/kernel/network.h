@@ -20,22 +20,26 @@ static Head head_of(const Pass *pass, isize layer, isize task) {
     const Workspace *w = pass->workspace;
     const Trace *t = &w->traces[layer];
     const isize C = m->n_embd, D = head_dim(m), number = task % m->n_head;
-    const int64_t *start = pass->starts + pass->chunk.first_document + task / m->n_head;
+    const isize document = pass->chunk.first_document + task / m->n_head;
+    const int64_t *start = pass->starts + document;
     const isize row = start[0] - pass->chunk.first_row;
     const isize at = row * w->ld + number * D, at_qkv = row * w->ld_qkv + number * D;
-    Head h = {.T = start[1] - start[0], .D = D, .start = pass->position};
+    Head h = {.T = start[1] - start[0], .D = D, .start = first_position(pass, document)};
     h.q = t->qkv + at_qkv;
     h.k = h.q + C;
     h.v = h.k + C;
-    h.stride = w->ld_qkv;
+    h.stride = h.kv_stride = w->ld_qkv;
     h.mixed = t->mixed + at;
     h.mixed_stride = w->ld;
     h.largest = t->largest + number * w->max_rows + row;
     h.inverse = t->inverse + number * w->max_rows + row;
-    if (pass->cache) {
-        const isize stride = pass->cache->stride, cached = (layer * C + number * D) * stride;
-        h.keys = columns_of(pass->cache->keys + cached, stride);
-        h.values_t = rows_of(pass->cache->values + cached, stride);
+    if (pass->caches) {
+        const Cache *cache = &pass->caches[document];
+        h.k = cache->keys + layer * cache->layer_keys + number * D * cache->feature_stride;
+        h.v = cache->values + layer * cache->layer_values + number * D;
+        h.kv_stride = cache->ld;
+        h.keys = (Left){h.k, cache->key_stride, cache->feature_stride};
+        h.values_t = columns_of(h.v, cache->ld);
     } else {
         h.keys = rows_of(h.k, h.stride);
         h.values_t = columns_of(h.v, h.stride);
@@ -49,30 +53,33 @@ static Head head_of(const Pass *pass, isize layer, isize task) {
     return h;
 }
 
-// Whether the task of a document's first head computes all of its heads.
+// Whether short_attention.h takes the document of a task.
 INLINE int is_short(const Pass *pass, isize task) {
+    if (pass->caches) return is_short_block(pass->model);  // however long the text is now
     const int64_t *start = pass->starts + pass->chunk.first_document + task / pass->model->n_head;
-    return start[1] - start[0] <= MAX_SHORT && !pass->cache && heads_fill_vectors(pass->model);
+    return start[1] - start[0] <= MAX_SHORT && heads_fill_vectors(pass->model);
 }
 
+// One head; or in the task of the first head all of them, where they are computed together.
 static void heads(const Pass *pass, isize layer, isize task, const Scratch *scratch) {
-    const int together = is_short(pass, task);
-    if (together && task % pass->model->n_head > 0) return;
+    const Model *m = pass->model;
     const Head h = head_of(pass, layer, task);
-    if (together)
-        short_attention(&h, pass->model->n_embd);
-    else
+    if (is_short(pass, task)) {
+        if (task % m->n_head == 0) short_attention(&h, m->n_embd);
+    } else if (pass->caches && h.T == 1) {
+        const Cache *cache = &pass->caches[task / m->n_head];
+        if (task % m->n_head == 0) attend(&h, m->n_head, cache, scratch);
+    } else {
         attention(&h, scratch);
+    }
 }
 
 static void heads_backward(const Pass *pass, isize layer, isize task, const Scratch *scratch) {
-    const int together = is_short(pass, task);
-    if (together && task % pass->model->n_head > 0) return;
     const Head h = head_of(pass, layer, task);
-    if (together)
-        short_attention_backward(&h, pass->model->n_embd);
-    else
+    if (!is_short(pass, task))
         attention_backward(&h, scratch);
+    else if (task % pass->model->n_head == 0)
+        short_attention_backward(&h, pass->model->n_embd);
 }
 
 // ---------------------------------------------------------------- packing
@@ -91,25 +98,23 @@ static void pack_matrix(const Model *m, const Workspace *w, isize task) {
     if (layer == m->n_layer) {
         const int is_forward = task % 8 == 0;
         pack_weights(m->weights + head_at(m), m->vocab_size, C, is_forward,
-                     is_forward ? w->head_forward : w->head_backward);
+                     is_forward ? w->forward : w->backward);
         return;
     }
     const int is_forward = task % 8 < 4;
-    const Packed *p = is_forward ? &w->forward[layer] : &w->backward[layer];
+    const Packed p = panels_of(m, is_forward ? w->forward : w->backward, layer, is_forward);
     switch (task % 4) {
-        case 0: pack_weights(m->weights + qkv_at(m, layer), 3 * C, C, is_forward, p->qkv); break;
-        case 1: pack_weights(m->weights + wo_at(m, layer), C, C, is_forward, p->wo); break;
-        case 2: pack_weights(m->weights + fc1_at(m, layer), 4 * C, C, is_forward, p->fc1); break;
-        case 3: pack_weights(m->weights + fc2_at(m, layer), C, 4 * C, is_forward, p->fc2); break;
+        case 0: pack_weights(m->weights + qkv_at(m, layer), 3 * C, C, is_forward, p.qkv); break;
+        case 1: pack_weights(m->weights + wo_at(m, layer), C, C, is_forward, p.wo); break;
+        case 2: pack_weights(m->weights + fc1_at(m, layer), 4 * C, C, is_forward, p.fc1); break;
+        case 3: pack_weights(m->weights + fc2_at(m, layer), C, 4 * C, is_forward, p.fc2); break;
     }
 }
 
 static void pack_phase(Member *member, const Pass *pass) {
-    const Model *m = pass->model;
-    const int is_training = pass->targets != NULL;
-    const isize n = 8 * m->n_layer + (is_training ? 2 : 1);
+    const isize n = 8 * pass->model->n_layer + 2;
     for (isize task; (task = next_task(member, n)) >= 0;)
-        if (is_training || task % 8 < 4) pack_matrix(m, pass->workspace, task);
+        pack_matrix(pass->model, pass->workspace, task);
     end_phase(member, n);
 }
 
@@ -142,9 +147,12 @@ static void embedding_backward_phase(Member *member, const Pass *pass) {
 }
 
 static void attention_phase(Member *member, const Pass *pass, isize layer) {
-    const isize n = pass->chunk.n_documents * pass->model->n_head;
+    const isize H = pass->model->n_head, n_documents = pass->chunk.n_documents;
+    const int one_each = pass->caches && n_documents == pass->chunk.n_rows;
+    const isize step = one_each ? H : 1;  // all heads of a row are one task
+    const isize n = n_documents * H / step;
     const Scratch *scratch = &pass->workspace->scratch[member->number];
-    for (isize task; (task = next_task(member, n)) >= 0;) heads(pass, layer, task, scratch);
+    for (isize task; (task = next_task(member, n)) >= 0;) heads(pass, layer, task * step, scratch);
     end_phase(member, n);
 }
 

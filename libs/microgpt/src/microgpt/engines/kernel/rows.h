@@ -6,6 +6,8 @@
 #ifndef MICROGPT_ROWS_H
 #define MICROGPT_ROWS_H
 
+#include <string.h>
+
 #include "layout.h"
 
 #define RMSNORM_EPS REAL(1e-5)
@@ -18,7 +20,7 @@ typedef struct {
     isize first_document, n_documents;  // in starts
 } Chunk;
 
-// Arguments of one pass over a batch or, in inference, over the tokens of one stream.
+// Arguments of one pass over a batch or, in inference, over the next tokens of some texts.
 typedef struct {
     const Model *model;
     const Workspace *workspace;
@@ -28,14 +30,18 @@ typedef struct {
     real loss_scale;     // factor of the gradient of the summed loss
     int accumulate;      // add to the gradients of earlier chunks
     int loss_only;       // stop at the loss
-    const Cache *cache;  // inference: receives keys and values; NULL in training
-    isize position;      // inference: of the first row
+    const Cache *caches;  // inference: of each document, receives keys and values; else NULL
 } Pass;
 
 // A block of rows of a chunk.
 typedef struct {
     isize first, n;
 } Rows;
+
+// Position of a document's first row.
+INLINE isize first_position(const Pass *pass, isize document) {
+    return pass->caches ? pass->caches[document].length : 0;
+}
 
 // ---------------------------------------------------------------- products with weights
 
@@ -157,7 +163,7 @@ static void embed(const Pass *pass, Rows rows, real *x) {
     for (isize i = 0; i < rows.n; i++, x += pass->workspace->ld) {
         const isize at = pass->chunk.first_row + rows.first + i;
         while (at >= pass->starts[document + 1]) document++;
-        const isize position = pass->position + at - pass->starts[document];
+        const isize position = first_position(pass, document) + at - pass->starts[document];
         const real *token = m->weights + pass->inputs[at] * C;
         const real *place = m->weights + wpe_at(m) + position * C;
         for (isize c = 0; c < C; c++) x[c] = token[c] + place[c];
@@ -212,17 +218,19 @@ static void rows_from_tokens_backward(const Pass *pass, Rows rows, const Scratch
                      C, w->ld, w->d_x + at);
 }
 
-// Inference: appends keys and values of qkv (n, 3C) to the cache.
-static void extend_cache(const Pass *pass, isize layer, Rows rows, const real *qkv) {
-    const isize C = pass->model->n_embd, ld = pass->workspace->ld_qkv;
-    const isize stride = pass->cache->stride;
-    const isize first = layer * C * stride + pass->position + rows.first;
-    real *keys = pass->cache->keys + first, *values = pass->cache->values + first;
-    for (isize c = 0; c < C; c++)
-        for (isize i = 0; i < rows.n; i++) {
-            keys[c * stride + i] = qkv[i * ld + C + c];
-            values[c * stride + i] = qkv[i * ld + 2 * C + c];
-        }
+// Inference: writes keys and values of qkv (n, 3C) to the caches.
+static void extend_caches(const Pass *pass, isize layer, Rows rows, const real *qkv) {
+    const isize C = pass->model->n_embd;
+    isize document = 0;
+    for (isize at = rows.first; at < rows.first + rows.n; at++, qkv += pass->workspace->ld_qkv) {
+        while (at >= pass->starts[document + 1]) document++;
+        const Cache *cache = &pass->caches[document];
+        const isize position = cache->length + at - pass->starts[document];
+        real *key = cache->keys + layer * cache->layer_keys + position * cache->key_stride;
+        real *value = cache->values + layer * cache->layer_values + position * cache->ld;
+        for (isize c = 0; c < C; c++) key[c * cache->feature_stride] = qkv[C + c];
+        memcpy(value, qkv + 2 * C, (size_t)C * sizeof(real));
+    }
 }
 
 // Norm, then queries, keys and values: x -> qkv.
@@ -232,9 +240,9 @@ static void rows_to_qkv(const Pass *pass, isize layer, Rows rows) {
     const isize C = pass->model->n_embd, at = rows.first * w->ld;
     real *qkv = t->qkv + rows.first * w->ld_qkv;
     rmsnorm(w->x + at, rows.n, C, w->ld, t->normed_attn + at, t->scale_attn + rows.first);
-    linear(rows.n, C, 3 * C, t->normed_attn + at, w->ld, w->forward[layer].qkv,
-           into(qkv, w->ld_qkv));
-    if (pass->cache) extend_cache(pass, layer, rows, qkv);
+    linear(rows.n, C, 3 * C, t->normed_attn + at, w->ld,
+           panels_of(pass->model, w->forward, layer, 1).qkv, into(qkv, w->ld_qkv));
+    if (pass->caches) extend_caches(pass, layer, rows, qkv);
 }
 
 // d_qkv, d_middle -> d_x
@@ -242,8 +250,8 @@ static void rows_to_qkv_backward(const Pass *pass, isize layer, Rows rows, const
     const Workspace *w = pass->workspace;
     const Trace *t = &w->traces[layer];
     const isize C = pass->model->n_embd, at = rows.first * w->ld;
-    linear(rows.n, 3 * C, C, w->d_qkv + rows.first * w->ld_qkv, w->ld_qkv, w->backward[layer].qkv,
-           into(scratch->rows, w->ld));
+    linear(rows.n, 3 * C, C, w->d_qkv + rows.first * w->ld_qkv, w->ld_qkv,
+           panels_of(pass->model, w->backward, layer, 0).qkv, into(scratch->rows, w->ld));
     rmsnorm_backward(scratch->rows, t->normed_attn + at, t->scale_attn + rows.first,
                      w->d_middle + at, rows.n, C, w->ld, w->d_x + at);
 }
@@ -252,14 +260,14 @@ static void rows_to_qkv_backward(const Pass *pass, isize layer, Rows rows, const
 static void rows_through_mlp(const Pass *pass, isize layer, Rows rows) {
     const Workspace *w = pass->workspace;
     const Trace *t = &w->traces[layer];
-    const Packed *p = &w->forward[layer];
+    const Packed p = panels_of(pass->model, w->forward, layer, 1);
     const isize n = rows.n, C = pass->model->n_embd, at = rows.first * w->ld;
     real *x = w->x + at, *hidden = t->hidden + rows.first * w->ld_hidden;
-    linear(n, C, C, t->mixed + at, w->ld, p->wo, added_to(x, w->ld));
+    linear(n, C, C, t->mixed + at, w->ld, p.wo, added_to(x, w->ld));
     rmsnorm(x, n, C, w->ld, t->normed_mlp + at, t->scale_mlp + rows.first);
-    linear(n, C, 4 * C, t->normed_mlp + at, w->ld, p->fc1, into(hidden, w->ld_hidden));
+    linear(n, C, 4 * C, t->normed_mlp + at, w->ld, p.fc1, into(hidden, w->ld_hidden));
     relu(hidden, n * w->ld_hidden);
-    linear(n, 4 * C, C, hidden, w->ld_hidden, p->fc2, added_to(x, w->ld));
+    linear(n, 4 * C, C, hidden, w->ld_hidden, p.fc2, added_to(x, w->ld));
 }
 
 // d_x -> d_hidden, d_middle (of x after attention), d_mixed
@@ -267,25 +275,31 @@ static void rows_through_mlp_backward(const Pass *pass, isize layer, Rows rows,
                                       const Scratch *scratch) {
     const Workspace *w = pass->workspace;
     const Trace *t = &w->traces[layer];
-    const Packed *p = &w->backward[layer];
+    const Packed p = panels_of(pass->model, w->backward, layer, 0);
     const isize n = rows.n, C = pass->model->n_embd, at = rows.first * w->ld;
     const isize at_hidden = rows.first * w->ld_hidden;
     real *d_hidden = w->d_hidden + at_hidden;
-    linear(n, C, 4 * C, w->d_x + at, w->ld, p->fc2, into(d_hidden, w->ld_hidden));
+    linear(n, C, 4 * C, w->d_x + at, w->ld, p.fc2, into(d_hidden, w->ld_hidden));
     relu_backward(t->hidden + at_hidden, n * w->ld_hidden, d_hidden);
-    linear(n, 4 * C, C, d_hidden, w->ld_hidden, p->fc1, into(scratch->rows, w->ld));
+    linear(n, 4 * C, C, d_hidden, w->ld_hidden, p.fc1, into(scratch->rows, w->ld));
     rmsnorm_backward(scratch->rows, t->normed_mlp + at, t->scale_mlp + rows.first, w->d_x + at, n,
                      C, w->ld, w->d_middle + at);
-    linear(n, C, C, w->d_middle + at, w->ld, p->wo, into(w->d_mixed + at, w->ld));
+    linear(n, C, C, w->d_middle + at, w->ld, p.wo, into(w->d_mixed + at, w->ld));
 }
 
-// From the residual stream to the loss: x -> logits, nll.
+// From the residual stream to the logits: x -> logits.
+static void rows_to_logits(const Pass *pass, Rows rows) {
+    const Workspace *w = pass->workspace;
+    linear(rows.n, pass->model->n_embd, pass->model->vocab_size, w->x + rows.first * w->ld, w->ld,
+           w->forward, into(w->logits + rows.first * w->ld_logits, w->ld_logits));
+}
+
+// And to the loss: x -> logits, nll.
 static void rows_through_loss(const Pass *pass, Rows rows) {
     const Workspace *w = pass->workspace;
-    const isize C = pass->model->n_embd, V = pass->model->vocab_size;
+    const isize V = pass->model->vocab_size;
     real *logits = w->logits + rows.first * w->ld_logits;
-    linear(rows.n, C, V, w->x + rows.first * w->ld, w->ld, w->head_forward,
-           into(logits, w->ld_logits));
+    rows_to_logits(pass, rows);
     cross_entropy(logits, rows.n, V, w->ld_logits,
                   pass->targets + pass->chunk.first_row + rows.first, w->sum_exp + rows.first,
                   w->nll + rows.first);
@@ -299,7 +313,7 @@ static void rows_through_loss_backward(const Pass *pass, Rows rows) {
     cross_entropy_backward(logits, rows.n, V, w->ld_logits,
                            pass->targets + pass->chunk.first_row + rows.first,
                            w->sum_exp + rows.first, pass->loss_scale);
-    linear(rows.n, V, C, logits, w->ld_logits, w->head_backward,
+    linear(rows.n, V, C, logits, w->ld_logits, w->backward,
            into(w->d_x + rows.first * w->ld, w->ld));
 }
 

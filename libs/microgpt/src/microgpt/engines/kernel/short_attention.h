@@ -11,30 +11,23 @@
 
 #include "attention.h"
 
-#define MAX_SHORT 16  // positions; attention.h takes longer documents
-
-// Whether vectors hold whole heads, and rows whole vectors.
-INLINE int heads_fill_vectors(const Model *m) {
-    return LANES % head_dim(m) == 0 && m->n_embd % LANES == 0;
-}
-
 // In every lane the sum over the D lanes of its head.
 INLINE vector sum_by_head(vector v, int D) {
     UNROLL for (int half = 1; half < D; half *= 2) v += shuffle(v, v, lane_numbers() ^ half);
     return v;
 }
 
-// probs (t + 1) of the query at t, for the heads from column c on; `h` is the first head.
+// probs (start + t + 1) of query number t, for the heads from column c on; `h` is the first head.
 INLINE void short_probs(const Head *h, int D, isize c, isize t, vector *probs) {
     const vector q = load(h->q + t * h->stride + c) * (1 / sqrt_of_real((real)D));
     vector top = splat(MINUS_INFINITY), sum = splat(0);
-    for (isize j = 0; j <= t; j++) {
-        probs[j] = sum_by_head(q * load(h->k + j * h->stride + c), D);
+    for (isize j = 0; j <= h->start + t; j++) {
+        probs[j] = sum_by_head(q * load(h->k + j * h->kv_stride + c), D);
         top = larger(probs[j], top);
     }
-    for (isize j = 0; j <= t; j++) sum += probs[j] = exp_of(probs[j] - top);
+    for (isize j = 0; j <= h->start + t; j++) sum += probs[j] = exp_of(probs[j] - top);
     const vector inverse = 1 / sum;
-    for (isize j = 0; j <= t; j++) probs[j] *= inverse;
+    for (isize j = 0; j <= h->start + t; j++) probs[j] *= inverse;
 }
 
 INLINE void short_forward(const Head *h, int D, isize C) {
@@ -42,7 +35,8 @@ INLINE void short_forward(const Head *h, int D, isize C) {
         for (isize t = 0; t < h->T; t++) {
             vector probs[MAX_SHORT], mixed = splat(0);
             short_probs(h, D, c, t, probs);
-            for (isize j = 0; j <= t; j++) mixed += probs[j] * load(h->v + j * h->stride + c);
+            for (isize j = 0; j <= h->start + t; j++)
+                mixed += probs[j] * load(h->v + j * h->kv_stride + c);
             store(h->mixed + t * h->mixed_stride + c, mixed);
         }
 }

@@ -38,6 +38,18 @@ typedef real vector_in_memory
     __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
 
 #define LANES ((int)(VECTOR_BYTES / sizeof(real)))
+
+// Vectors of double, whatever `real` is: for the choice of tokens.
+typedef double wide VECTOR;
+typedef int64_t iwide VECTOR;
+typedef uint64_t uwide VECTOR;
+typedef double wide_in_memory
+    __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(double)), may_alias));
+#define WIDE_LANES ((int)(VECTOR_BYTES / sizeof(double)))
+typedef real narrow_in_memory  // as many numbers as a wide vector has
+    __attribute__((vector_size(VECTOR_BYTES / sizeof(double) * sizeof(real)),
+                   aligned(sizeof(real)), may_alias));
+
 #define INLINE static inline __attribute__((always_inline))
 
 // Unrolls the next loop, so that an array of vectors that it walks is kept in registers. Clang
@@ -51,6 +63,11 @@ typedef real vector_in_memory
 INLINE vector load(const real *x) { return *(const vector_in_memory *)x; }
 INLINE void store(real *x, vector v) { *(vector_in_memory *)x = v; }
 INLINE vector splat(real x) { return x - (vector){0}; }
+INLINE wide load_wide(const double *x) { return *(const wide_in_memory *)x; }
+INLINE void store_wide(double *x, wide v) { *(wide_in_memory *)x = v; }
+INLINE wide widened(const real *x) {
+    return __builtin_convertvector(*(const narrow_in_memory *)x, wide);
+}
 
 INLINE vector choose(ivector mask, vector yes, vector no) {
     return (vector)((mask & (ivector)yes) | (~mask & (ivector)no));
@@ -65,15 +82,22 @@ INLINE vector sqrt_of(vector x) {
 }
 
 // The lane numbers 0, 1, 2, ...; written out, so that vectors computed from them are constants.
-INLINE ivector lane_numbers(void) {
-#if VECTOR_BYTES * 8 / REAL_BITS == 16
-    return (ivector){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif VECTOR_BYTES * 8 / REAL_BITS == 8
-    return (ivector){0, 1, 2, 3, 4, 5, 6, 7};
-#elif VECTOR_BYTES * 8 / REAL_BITS == 4
-    return (ivector){0, 1, 2, 3};
+#if VECTOR_BYTES == 64
+#define WIDE_NUMBERS 0, 1, 2, 3, 4, 5, 6, 7
+#define MORE_NUMBERS 8, 9, 10, 11, 12, 13, 14, 15
+#elif VECTOR_BYTES == 32
+#define WIDE_NUMBERS 0, 1, 2, 3
+#define MORE_NUMBERS 4, 5, 6, 7
 #else
-    return (ivector){0, 1};
+#define WIDE_NUMBERS 0, 1
+#define MORE_NUMBERS 2, 3
+#endif
+INLINE iwide wide_lane_numbers(void) { return (iwide){WIDE_NUMBERS}; }
+INLINE ivector lane_numbers(void) {
+#if REAL_BITS == 64
+    return wide_lane_numbers();
+#else
+    return (ivector){WIDE_NUMBERS, MORE_NUMBERS};
 #endif
 }
 
@@ -134,32 +158,33 @@ INLINE void transpose(vector rows[LANES]) {
 //
 // x = n ln 2 + r with |r| <= ln 2 / 2. A Taylor polynomial gives e^r, with an error below the last
 // bit; n is shifted into the exponent field of 2^n. Adding `shifter` leaves n in the low bits.
-INLINE vector exp_of(vector x) {
+#define DEFINE_EXP(NAME, NUMBER, VEC, IVEC, UVEC, SHIFTER, SMALLEST, LN2_HIGH, LN2_LOW, BIAS,     \
+                   MANTISSA_BITS, ...)                                                           \
+    INLINE VEC NAME(VEC x) {                                                                     \
+        static const NUMBER coefficients[] = {__VA_ARGS__};                                      \
+        const int n_coefficients = sizeof(coefficients) / sizeof(coefficients[0]);               \
+        const VEC zeros = {0}, smallest = zeros + (NUMBER)SMALLEST, shifter = zeros + SHIFTER;   \
+        const IVEC is_tiny = x < smallest;                                                       \
+        x = (VEC)((is_tiny & (IVEC)smallest) | (~is_tiny & (IVEC)x));                            \
+        const VEC shifted = x * (NUMBER)1.44269504088896340736 + shifter;                        \
+        const VEC n = shifted - shifter;                                                         \
+        const VEC r = (x - n * LN2_HIGH) - n * LN2_LOW;                                          \
+        VEC power = zeros + coefficients[0];                                                     \
+        UNROLL for (int i = 1; i < n_coefficients; i++) power = power * r + coefficients[i];     \
+        const UVEC exponent = (UVEC)shifted - (UVEC)shifter + BIAS;                              \
+        return (VEC)(~is_tiny & (IVEC)(power * (VEC)(exponent << MANTISSA_BITS)));               \
+    }
+
+DEFINE_EXP(exp_of_wide, double, wide, iwide, uwide, 0x1.8p52, -708.0, 0x1.62e42fefa38p-1,
+           0x1.ef35793c7673p-45, 1023, 52, 1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800,
+           1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24,
+           1.0 / 6, 1.0 / 2, 1.0, 1.0)
 #if REAL_BITS == 32
-    const real shifter = 0x1.8p23f, smallest = -87.0f;
-    const real ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-    const bits bias = 127, mantissa_bits = 23;
-    static const real coefficients[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
-                                        1.0f / 6,    1.0f / 2,   1.0f,       1.0f};
+DEFINE_EXP(exp_of, float, vector, ivector, uvector, 0x1.8p23f, -87.0f, 0x1.62e4p-1f,
+           0x1.7f7d1cp-20f, 127, 23, 1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6,
+           1.0f / 2, 1.0f, 1.0f)
 #else
-    const real shifter = 0x1.8p52, smallest = -708.0;
-    const real ln2_high = 0x1.62e42fefa38p-1, ln2_low = 0x1.ef35793c7673p-45;
-    const bits bias = 1023, mantissa_bits = 52;
-    static const real coefficients[] = {
-        1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
-        1.0 / 40320,      1.0 / 5040,      1.0 / 720,      1.0 / 120,     1.0 / 24,
-        1.0 / 6,          1.0 / 2,         1.0,            1.0};
+#define exp_of exp_of_wide
 #endif
-    const int n_coefficients = sizeof(coefficients) / sizeof(coefficients[0]);
-    const ivector is_tiny = x < smallest;
-    x = choose(is_tiny, splat(smallest), x);
-    const vector shifted = x * REAL(1.44269504088896340736) + shifter;
-    const vector n = shifted - shifter;
-    const vector r = (x - n * ln2_high) - n * ln2_low;
-    vector power = splat(coefficients[0]);
-    for (int i = 1; i < n_coefficients; i++) power = power * r + coefficients[i];
-    const uvector exponent = (uvector)shifted - (uvector)splat(shifter) + bias;
-    return choose(is_tiny, splat(0), power * (vector)(exponent << mantissa_bits));
-}
 
 #endif
