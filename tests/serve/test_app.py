@@ -95,7 +95,7 @@ def test_large_answers_are_compressed_if_asked_and_streams_never(
     assert "content-encoding" not in names.post(GENERATE, json={}, headers=asked).headers
     body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
     stream = chat.post("/v1/chat/completions", json=body, headers=asked)
-    assert len(stream.content) > 5000
+    assert len(stream.content) > 500  # from here on, whole answers are compressed
     assert "content-encoding" not in stream.headers
 
 
@@ -231,4 +231,4 @@ def test_long_texts_are_read_in_the_pool(chat: TestClient, monkeypatch: pytest.M
         n_before = len(threads)
         assert chat.post(path, json=body).status_code in {200, 400}
         assert len(threads) > n_before
-    assert all(name.startswith("generate") for name in threads), set(threads)
+    assert all(name.startswith("work") for name in threads), set(threads)

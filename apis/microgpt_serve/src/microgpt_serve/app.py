@@ -15,6 +15,7 @@ from microgpt_serve.api.docs import make_document
 from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.http import error_response
 from microgpt_serve.api.routes import ENDPOINTS
+from microgpt_serve.serving.batcher import Batcher
 from microgpt_serve.serving.bodies import BodyReader
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
@@ -25,6 +26,7 @@ from microgpt_serve.serving.settings import Settings
 
 __all__ = ["create_app"]
 
+TEXTS_TOGETHER = 64  # grow at the same time, unless THREADS says otherwise
 GZIP_LEVEL = 6  # half the time of 9, for a few per cent more bytes
 
 
@@ -32,7 +34,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     """Return the application.
 
     Its state holds `settings`, `models` (to be loaded before texts can be generated), `bodies`,
-    `pool`, `is_draining` and `document`, the OpenAPI document.
+    `pool`, `batcher`, `is_draining` and `document`, the OpenAPI document.
     """
     endpoints = [
         endpoint
@@ -50,9 +52,9 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     app.state.models = ModelStore(settings.model_dir)
     app.state.bodies = BodyReader(limits.body_seconds)
     n_cores = os.cpu_count() or 1
-    app.state.pool = Pool(
-        settings.threads or n_cores, n_cores, settings.max_queue, settings.request_timeout
-    )
+    queue, timeout = settings.max_queue, settings.request_timeout
+    app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)
+    app.state.batcher = Batcher(settings.threads or TEXTS_TOGETHER, queue, timeout)
     app.state.is_draining = False
     app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
     return app

@@ -40,8 +40,10 @@ from microgpt.errors import (
     TokenError,
 )
 from microgpt.history import History, StepReport
+from microgpt.inference.batch import LiveText, TextBatch
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.loading import load
+from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import ChatPrompt, Prompt, build_prompt
 from microgpt.inference.score import Score
 from microgpt.inference.stream import ChatReply, Reply, TextStream
@@ -88,11 +90,13 @@ __all__ = [
     "InferenceGPT",
     "KVCache",
     "LanguageModel",
+    "LiveText",
     "Message",
     "MicrogptError",
     "ModelConfig",
     "NonFiniteLossError",
     "Origin",
+    "PrefixCache",
     "Prompt",
     "RankLostError",
     "Ranks",
@@ -105,6 +109,7 @@ __all__ = [
     "StepReport",
     "StopSignal",
     "SubwordTokenizer",
+    "TextBatch",
     "TextStream",
     "TokenError",
     "Tokenizer",

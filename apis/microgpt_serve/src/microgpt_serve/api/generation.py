@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,10 +12,8 @@ from microgpt import (
     LanguageModel,
     Message,
     Prompt,
-    Reply,
     SamplingConfig,
     StopSignal,
-    TextStream,
 )
 from starlette.requests import Request
 
@@ -28,6 +27,7 @@ from microgpt_serve.api.schemas import (
     Usage,
 )
 from microgpt_serve.serving import metrics
+from microgpt_serve.serving.batcher import Batcher, Grown
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.log import log
 
@@ -105,34 +105,41 @@ class Generation:
         n_prompt = len(self.prompt.token_ids)
         return Usage(n_prompt, self._n_generated, n_prompt + self._n_generated)
 
+    @property
+    def configs(self) -> list[SamplingConfig]:
+        """The sampling options of each text."""
+        seed = self.config.seed
+        return [replace(self.config, seed=seed + i) for i in range(self.n)]
+
     def documents(self, signal: StopSignal) -> list[str]:
         """Generate and return all texts, the prompt included, many per call of the engine."""
         tokenizer = self.model.tokenizer
         beginning = tokenizer.decode(self.prompt.token_ids)  # without BOS, if there is one
         if not tokenizer.chars:  # encoded again, a text of subwords may have another length
-            return [beginning + reply.content for reply in self.replies(signal)]
+            replies = [self.model.reply(self.prompt, each, signal=signal) for each in self.configs]
+            self._count(sum(reply.n_tokens for reply in replies))
+            return [beginning + reply.content for reply in replies]
         options = vars(self.config)  # `asdict` takes a third of the time of a short text
         documents = self.model.generate(self.n, prompt=self.prompt, signal=signal, **options)
         self._count(sum(map(len, documents)) - len(beginning) * len(documents))
         return documents
 
-    def replies(self, signal: StopSignal) -> list[Reply]:
-        """Generate and return all texts, each in one call of the engine."""
-        replies = [
-            self.model.reply(self.prompt, self._config(i), signal=signal) for i in range(self.n)
-        ]
-        self._count(sum(reply.n_tokens for reply in replies))
-        return replies
+    def grown(
+        self, batcher: Batcher, *, pieces: bool = False, keep_logits: bool = False
+    ) -> AsyncGenerator[Grown]:
+        """Return what `Batcher.generate` yields for all texts; `usage` counts with it."""
+        return self._counted(
+            batcher.generate(
+                self.model, self.prompt, self.configs, pieces=pieces, keep_logits=keep_logits
+            )
+        )
 
-    def streams(self) -> Iterator[TextStream]:
-        """Yield a stream per text; each must be read to its end before the next."""
-        for i in range(self.n):
-            stream = self.model.stream(self.prompt, self._config(i))
-            yield stream
-            self._count(stream.n_tokens)
-
-    def _config(self, i: int) -> SamplingConfig:
-        return replace(self.config, seed=self.config.seed + i)
+    async def _counted(self, texts: AsyncGenerator[Grown]) -> AsyncGenerator[Grown]:
+        async with aclosing(texts):
+            async for grown in texts:
+                if grown.finish_reason:
+                    self._n_generated += grown.n_tokens
+                yield grown
 
     def _count(self, n_tokens: int) -> None:
         self._n_generated += n_tokens

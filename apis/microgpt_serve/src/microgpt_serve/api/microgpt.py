@@ -1,6 +1,7 @@
 """The routes under `/microgpt/v1`."""
 
 import math
+from contextlib import aclosing
 from operator import attrgetter
 
 from starlette.requests import Request
@@ -60,13 +61,13 @@ def _is_quick(generation: Generation) -> bool:
 async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     """Generate the assistant's next turn."""
     generation = await start_generation(request, body.messages, sampling_config(body))
-    work = request.app.state.pool.run(generation.replies)
-    (reply,) = await cancel_on_disconnect(request, work)
+    async with aclosing(generation.grown(request.app.state.batcher)) as texts:
+        text = await cancel_on_disconnect(request, texts.__anext__())
     return ChatReplyBody(
         "assistant",
-        reply.content,
-        reply.finish_reason,
-        reply.tokens_dropped,
+        text.piece,
+        text.finish_reason or "stop",
+        generation.prompt.tokens_dropped,
         generation.prompt.system_dropped,
     )
 

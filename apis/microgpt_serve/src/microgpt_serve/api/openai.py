@@ -3,12 +3,12 @@
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from microgpt import MicrogptError, Reply, StopSignal
+from microgpt import MicrogptError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -45,6 +45,7 @@ from microgpt_serve.api.schemas import (
     TopLogprob,
 )
 from microgpt_serve.serving import metrics
+from microgpt_serve.serving.batcher import Batcher
 from microgpt_serve.serving.errors import ApiError
 
 __all__ = ["complete_chat", "complete_text", "list_models", "show_model"]
@@ -128,19 +129,29 @@ class _Answer(ABC, Generic[T]):
         self.head = (answer_id, int(time.time()), model_id)  # the first fields of every response
         self._n_top = n_top
 
-    def whole(self, signal: StopSignal) -> list[Piece]:
+    async def whole(self, batcher: Batcher) -> list[Piece]:
         """Generate: return each text as one piece."""
-        return [
-            Piece(i, reply.content, self._reply_logprobs(reply), reply.finish_reason)
-            for i, reply in enumerate(self.generation.replies(signal))
-        ]
+        texts = [Piece(i) for i in range(self.generation.n)]
+        async with aclosing(self.pieces(batcher, whole=True)) as pieces:
+            async for piece in pieces:
+                text = texts[piece.index]
+                text.text += piece.text
+                text.finish_reason = piece.finish_reason
+                if piece.logprobs:
+                    content = text.logprobs.content if text.logprobs else []
+                    text.logprobs = Logprobs(content + piece.logprobs.content)
+        return texts
 
-    def pieces(self) -> Iterator[Piece]:
-        """Generate: yield the pieces of all texts, one text after the other."""
-        for i, stream in enumerate(self.generation.streams()):
-            for text in stream:
-                yield Piece(i, text, self._logprobs(stream.tokens))
-            yield Piece(i, finish_reason=stream.finish_reason)
+    async def pieces(self, batcher: Batcher, *, whole: bool = False) -> AsyncGenerator[Piece]:
+        """Generate: yield pieces of all texts as they grow, or each text as a whole."""
+        with_logprobs = self._n_top is not None
+        texts = self.generation.grown(batcher, pieces=not whole, keep_logits=with_logprobs)
+        async with aclosing(texts):
+            async for grown in texts:
+                if grown.piece or whole:
+                    yield Piece(grown.index, grown.piece, self._logprobs(grown.tokens))
+                if grown.finish_reason:
+                    yield Piece(grown.index, finish_reason=grown.finish_reason)
 
     @abstractmethod
     def response(self, texts: list[Piece]) -> T:
@@ -153,14 +164,6 @@ class _Answer(ABC, Generic[T]):
     @abstractmethod
     def usage_chunk(self) -> Any:
         """Return the body of the event that reports the usage."""
-
-    def _reply_logprobs(self, reply: Reply) -> Logprobs | None:
-        """Return log-probabilities of a whole text, from one pass of the model."""
-        if self._n_top is None:
-            return None
-        model = self.generation.model
-        logits = model.reply_logits(reply)
-        return self._logprobs(zip(reply.token_ids, logits.tolist(), strict=True))
 
     def _logprobs(self, tokens: Iterable[tuple[int, Sequence[float]]]) -> Logprobs | None:
         """Return log-probabilities of tokens, before temperature, from the logits of each."""
@@ -231,13 +234,13 @@ class _TextAnswer(_Answer[Completion]):
 
 async def _send(request: Request, answer: _Answer[T], body: SamplingRequest) -> T | Response:
     """Return a whole response, or start a stream."""
-    pool = request.app.state.pool
+    batcher = request.app.state.batcher
     headers = SYSTEM_DROPPED if answer.generation.prompt.system_dropped else {}
     if not body.stream:
-        whole = answer.response(await cancel_on_disconnect(request, pool.run(answer.whole)))
+        whole = answer.response(await cancel_on_disconnect(request, answer.whole(batcher)))
         return json_response(whole, headers=headers) if headers else whole
     start = time.perf_counter()
-    pieces = pool.stream(answer.pieces)
+    pieces = answer.pieces(batcher)
     # Awaited before the response starts, so that an error until here has a status of its own.
     first = await cancel_on_disconnect(request, anext(pieces))
     metrics.FIRST_TOKEN.observe(time.perf_counter() - start)
@@ -250,16 +253,16 @@ async def _send(request: Request, answer: _Answer[T], body: SamplingRequest) -> 
 
 
 async def _events(
-    answer: _Answer[Any], first: Piece, pieces: AsyncIterator[Piece], *, with_usage: bool
+    answer: _Answer[Any], first: Piece, pieces: AsyncGenerator[Piece], *, with_usage: bool
 ) -> AsyncIterator[bytes]:
-    async with aclosing(pieces):  # type: ignore[type-var] # an async generator
+    async with aclosing(pieces):
         piece: Piece | None = first
-        index = -1
+        begun = set[int]()
         try:
             while piece:
-                for chunk in answer.chunks(piece, is_first=piece.index != index):
+                for chunk in answer.chunks(piece, is_first=piece.index not in begun):
                     yield _event(chunk)
-                index = piece.index
+                begun.add(piece.index)
                 piece = await anext(pieces, None)
         except (ApiError, MicrogptError) as error:
             yield _event(error_body(as_api_error(error), openai=True))

@@ -18,16 +18,20 @@ from prometheus_client import (
 )
 
 __all__ = [
+    "BATCH_SIZE",
     "COMPLETION_TOKENS",
     "CONTENT_TYPE_LATEST",
     "DURATION",
     "FIRST_TOKEN",
     "IN_FLIGHT",
+    "PREFIX_HITS",
+    "PREFIX_TOKENS",
     "PROMPT_TOKENS",
     "QUEUED",
     "QUEUE_WAIT",
     "REJECTED",
     "REQUESTS",
+    "TOKENS_PER_SECOND",
     "exposition",
 ]
 
@@ -38,7 +42,15 @@ DURATION = Histogram(
     "microgpt_request_seconds", "Time from request to end of response.", ["route"], buckets=BUCKETS
 )
 IN_FLIGHT = Gauge("microgpt_in_flight", "Generations in progress.", multiprocess_mode="livesum")
-QUEUED = Gauge("microgpt_queued", "Requests waiting for a thread.", multiprocess_mode="livesum")
+QUEUED = Gauge("microgpt_queued", "Requests waiting for a place.", multiprocess_mode="livesum")
+BATCH_SIZE = Gauge("microgpt_batch_size", "Texts that grow together.", multiprocess_mode="livesum")
+TOKENS_PER_SECOND = Gauge(
+    "microgpt_tokens_per_second",
+    "Tokens generated in the latest turn, by its time.",
+    multiprocess_mode="livesum",
+)
+PREFIX_HITS = Counter("microgpt_prefix_hits", "Prompts that began like one read before.")
+PREFIX_TOKENS = Counter("microgpt_prefix_tokens", "Tokens of prompts that were not read again.")
 QUEUE_WAIT = Histogram("microgpt_queue_wait_seconds", "Time in the queue.", buckets=BUCKETS)
 FIRST_TOKEN = Histogram(
     "microgpt_time_to_first_token_seconds",

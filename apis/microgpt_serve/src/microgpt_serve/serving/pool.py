@@ -1,12 +1,12 @@
-"""Threads that generate texts, with a bounded queue, deadlines and cancellation.
+"""Threads for work that would hold the event loop up, with a bounded queue and deadlines.
 
-The engine releases the interpreter lock while it computes, so several threads generate at the same
-time and the event loop stays responsive.
+The engine releases the interpreter lock while it computes, so several threads work at the same time
+and the event loop stays responsive.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -20,51 +20,21 @@ __all__ = ["Pool"]
 
 T = TypeVar("T")
 
-# How long a stream generates before another stream may: long enough that switching costs little,
-# short enough that no reader notices pieces arriving together.
-SLICE_SECONDS = 0.005
-
-
-def _in_slices(start: Callable[[], Iterator[T]], signal: StopSignal) -> Iterator[list[T]]:
-    """Yield the items of the iterator that `start` returns, one list per time slice.
-
-    The first slice ends with the first item.
-    """
-    items: list[T] = []
-    end = 0.0
-    try:
-        for item in start():
-            items.append(item)
-            if signal.is_set or time.perf_counter() >= end:
-                yield items
-                items = []
-                end = time.perf_counter() + SLICE_SECONDS
-    except Exception:  # raised after the items that came before it
-        yield items
-        raise
-    yield items
-
 
 class Pool:
     """Runs work in threads.
 
-    Streams share the cores in time slices of a few milliseconds, at most one stream per core at a
-    time: the threads of all streams together would starve the event loop. The event loop starts
-    each slice, so streams wait while the event loop is late.
-
     Args:
         n_threads: work that runs at the same time.
-        n_cores: streams that generate at the same time.
         max_queue: work that waits; more is refused.
         timeout: seconds until the deadline of any work, waiting included.
     """
 
-    def __init__(self, n_threads: int, n_cores: int, max_queue: int, timeout: float) -> None:
-        self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="generate")
+    def __init__(self, n_threads: int, max_queue: int, timeout: float) -> None:
+        self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="work")
         self._capacity = n_threads + max_queue
         self._timeout = timeout
         self._places = asyncio.Semaphore(n_threads)
-        self._cores = asyncio.Semaphore(min(n_threads, n_cores))
         self._signals: set[StopSignal] = set()  # of the work that runs or waits
         self._is_shutting_down = False
 
@@ -98,7 +68,7 @@ class Pool:
             return result
 
     def run_inline(self, work: Callable[[StopSignal], T]) -> T:
-        """Return the result of `work`, run by the event loop itself: for less than a time slice.
+        """Return the result of `work`, run by the event loop itself: for less than a millisecond.
 
         Raises:
             ShuttingDownError: `abort_all` was called.
@@ -107,46 +77,6 @@ class Pool:
             raise ShuttingDownError
         metrics.QUEUE_WAIT.observe(0.0)
         return work(StopSignal())
-
-    async def stream(self, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """Yield the items of the iterator that `start` returns, as they are generated.
-
-        Raises:
-            As `run`.
-        """
-        queue: asyncio.Queue[list[T] | Exception | None] = asyncio.Queue()
-        producer = asyncio.create_task(self._produce(start, queue))
-        try:
-            while (items := await queue.get()) is not None:
-                if isinstance(items, Exception):
-                    raise items
-                for item in items:
-                    if self._is_shutting_down:  # even if the reader is slow
-                        raise ShuttingDownError
-                    yield item
-        finally:
-            producer.cancel()
-            await asyncio.wait((producer,))
-
-    async def _produce(
-        self,
-        start: Callable[[], Iterator[T]],
-        queue: "asyncio.Queue[list[T] | Exception | None]",
-    ) -> None:
-        """Put the items of a stream into `queue`, then the error that ended it, or None.
-
-        A task of its own, so that a reader who stops reading keeps no place in the pool.
-        """
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        try:
-            async with self._place(deadline) as signal:
-                slices = _in_slices(start, signal)
-                while (items := await self._next_slice(slices, signal, deadline)) is not None:
-                    queue.put_nowait(items)
-        except Exception as error:  # noqa: BLE001 - the reader raises it
-            queue.put_nowait(error)
-        else:
-            queue.put_nowait(None)
 
     @asynccontextmanager
     async def _place(self, deadline: float) -> AsyncIterator[StopSignal]:
@@ -170,16 +100,6 @@ class Pool:
                 self._places.release()
         finally:
             self._signals.discard(signal)
-
-    async def _next_slice(
-        self, slices: Iterator[list[T]], signal: StopSignal, deadline: float
-    ) -> list[T] | None:
-        """Return the items of a stream's next time slice, None at its end."""
-        await self._until(deadline, self._cores.acquire())
-        try:
-            return await self._in_thread(lambda: next(slices, None), signal, deadline)
-        finally:
-            self._cores.release()
 
     async def _in_thread(self, work: Callable[[], T], signal: StopSignal, deadline: float) -> T:
         """Return the result of `work`; abort it at the deadline, or if the caller is cancelled."""

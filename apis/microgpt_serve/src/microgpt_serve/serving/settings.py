@@ -54,7 +54,7 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 1
     threads: Annotated[
         int,
-        Meta(ge=0, le=256, description="Concurrent generations per worker; 0 for one per core."),
+        Meta(ge=0, le=256, description="Texts generated at once per worker; 0 for 64."),
     ] = 0
     max_queue: Annotated[
         int, Meta(ge=0, description="Waiting requests per worker; more are rejected with 503.")

@@ -189,6 +189,7 @@ class _Worker:
         margin = min(SECONDS_BEFORE_GRACE_END, self._settings.grace_period / 2)
         await _wait_until(end - margin, serving)
         state.pool.abort_all()
+        state.batcher.abort_all()
         await _wait_until(end + SECONDS_AFTER_GRACE_END, serving)
         serving.cancel()
         try:
