@@ -49,9 +49,9 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
         exception_handlers=dict.fromkeys(handled, error_response),
     )
     app.state.settings = settings
-    app.state.models = ModelStore(settings.model_dir)
-    app.state.bodies = BodyReader(limits.body_seconds)
     n_cores = os.cpu_count() or 1
+    app.state.models = ModelStore(settings.model_dir, max(1, n_cores // settings.workers))
+    app.state.bodies = BodyReader(limits.body_seconds)
     queue, timeout = settings.max_queue, settings.request_timeout
     app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)
     app.state.batcher = Batcher(settings.threads or TEXTS_TOGETHER, queue, timeout)

@@ -17,14 +17,15 @@ class ModelStore:
 
     Args:
         directory: a model directory.
+        threads: cores to use; None for all.
 
     Attributes:
         id: name of the model for clients.
         created: time of loading, in seconds since 1970.
     """
 
-    def __init__(self, directory: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: str, threads: int | None = None) -> None:
+        self._directory, self._threads = directory, threads
         self._model: LanguageModel | None = None
         self.id = Path(directory).resolve().name or "microgpt"
         self.created = int(time.time())
@@ -51,7 +52,7 @@ class ModelStore:
         Raises:
             CheckpointError: the model cannot be read; the previous one is kept.
         """
-        model = load(self._directory, threads=1)  # the pool generates many texts, one core each
+        model = load(self._directory, threads=self._threads)
         model.generate(1, max_tokens=1)  # a model that cannot generate is refused
         self._model, self.created = model, int(time.time())
         return model

@@ -149,25 +149,33 @@ EXPORT int64_t OF_KIND(extension_bytes)(const Model *model, int64_t n_tokens, in
 
 static void extend_program(Member *member, void *pass) { forward(member, pass); }
 
-// Appends tokens to a stream; logits of the tokens that follow.
+// Appends tokens to a stream; logits of the tokens that follow. Of the last layer, rows that no
+// logits are asked of need keys and values only.
 EXPORT void OF_KIND(extend)(const Model *model, Stream *s) {
-    const isize n = s->n_tokens, C = model->n_embd;
+    const isize n = s->n_tokens, n_skipped = n - s->n_logits, C = model->n_embd;
     Workspace workspace;
-    Cache cache;
+    Cache cache, later;
     lay_out(&workspace, s->workspace, model, n, s->n_members, 0);
     workspace.forward = (real *)s->panels;
     lay_out_cache(&cache, s->memory, model, s->length);
-    const int64_t starts[] = {0, n};
+    lay_out_cache(&later, s->memory, model, s->length + n_skipped);
+    const int64_t starts[] = {0, n}, last_starts[] = {n_skipped, n};
     Pass pass = {.model = model,
                  .workspace = &workspace,
                  .inputs = s->tokens,
                  .starts = starts,
                  .chunk = {0, n, 0, 1},
                  .caches = &cache};
+    Pass last = pass;
+    last.starts = last_starts;
+    last.chunk.n_rows = s->n_logits;
+    last.caches = &later;
+    last.n_skipped = n_skipped;
+    pass.last = &last;
     run_team(s->n_members, extend_program, &pass);
     s->length += n;
     matmul(s->n_logits, model->vocab_size, C,
-           rows_of(workspace.x + (n - s->n_logits) * workspace.ld, workspace.ld),
+           rows_of(workspace.x + n_skipped * workspace.ld, workspace.ld),
            packed(workspace.forward, C), into(s->logits, model->vocab_size));
 }
 

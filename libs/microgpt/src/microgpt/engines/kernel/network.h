@@ -126,7 +126,7 @@ INLINE isize row_blocks(const Pass *pass) {
 }
 INLINE Rows block(const Pass *pass, isize task) {
     const isize n = row_blocks(pass), first = task * pass->chunk.n_rows / n;
-    return (Rows){first, (task + 1) * pass->chunk.n_rows / n - first};
+    return (Rows){pass->n_skipped + first, (task + 1) * pass->chunk.n_rows / n - first};
 }
 
 // Residual stream, and queries, keys and values of the first layer.
@@ -231,6 +231,7 @@ static void qkv_backward_phase(Member *member, const Pass *pass, isize layer) {
 static void forward(Member *member, const Pass *pass) {
     begin_phase(member, pass);
     for (isize layer = 0; layer < pass->model->n_layer; layer++) {
+        if (pass->last && layer + 1 == pass->model->n_layer) pass = pass->last;
         attention_phase(member, pass, layer);
         mlp_phase(member, pass, layer);
     }

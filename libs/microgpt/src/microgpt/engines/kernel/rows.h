@@ -21,7 +21,7 @@ typedef struct {
 } Chunk;
 
 // Arguments of one pass over a batch or, in inference, over the next tokens of some texts.
-typedef struct {
+typedef struct Pass {
     const Model *model;
     const Workspace *workspace;
     const int32_t *inputs, *targets;  // (rows of all documents); no targets in inference
@@ -31,6 +31,8 @@ typedef struct {
     int accumulate;      // add to the gradients of earlier chunks
     int loss_only;       // stop at the loss
     const Cache *caches;  // inference: of each document, receives keys and values; else NULL
+    isize n_skipped;      // rows of the workspace before those of the pass
+    const struct Pass *last;  // for the last layer after its keys and values: the rows that count
 } Pass;
 
 // A block of rows of a chunk.
