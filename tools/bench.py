@@ -35,6 +35,7 @@ ORIGINAL_SECONDS = 200  # microgpt.py, 1000 steps
 WIDTH = 48  # of the first column
 TINY, LARGE = Shape(16, 4, 1, 16, 1, 7), Shape(128, 8, 4, 256, 1, 256)
 LARGE_BATCH = Shape(128, 8, 4, 256, 8, 256)
+CHAT = Shape(128, 4, 3, 192, 1, 192)
 WIDE, WIDER = Shape(256, 8, 6, 256, 4, 256), Shape(384, 6, 6, 256, 4, 256)
 AGAINST_TORCH = [  # shape, threads, at least
     (TINY, 1, 75),
@@ -163,6 +164,17 @@ def stream_rate(model: microgpt.LanguageModel) -> float:
     return n_tokens / (time.perf_counter() - start)
 
 
+def lockstep_rates(model: microgpt.LanguageModel) -> tuple[float, float]:
+    """Return tokens per second of 64 texts in one call, and of one text, to the block's end."""
+    rates = []
+    for n_texts in (64, 1):
+        uniforms = np.random.default_rng(42).random((n_texts, model.config.block_size))
+        start = time.perf_counter()
+        model.engine.sample([0], uniforms, microgpt.SamplingConfig(), stop=-1)
+        rates.append(uniforms.size / (time.perf_counter() - start))
+    return rates[0], rates[1]
+
+
 def compare_sampling() -> None:
     """Print tokens per second of sampling."""
     print("\nsampling, 1 thread")
@@ -170,12 +182,18 @@ def compare_sampling() -> None:
     trainer.advance(1000)
     large, _ = prepare(LARGE, "native", 1)
     for label, rate, model, at_least in (
-        (f"{TINY.model}, many samples in one call", kernel_rate, tiny, 500_000),
-        (f"{TINY.model}, LanguageModel.generate", facade_rate, tiny, 200_000),
+        (f"{TINY.model}, many samples in one call", kernel_rate, tiny, 2_500_000),
+        (f"{TINY.model}, LanguageModel.generate", facade_rate, tiny, 1_500_000),
         (f"{LARGE.model}, one stream, full context", stream_rate, large, 10 * RUST_RATE),
     ):
         figure = statistics.median(rate(model) for _ in range(2 * ROUNDS))
         print(f"{label:<{WIDTH}} {figure:12,.0f} tokens/s (at least {at_least:,})", flush=True)
+    chat, _ = prepare(CHAT, "native", 1)
+    rounds = (lockstep_rates(chat) for _ in range(ROUNDS))
+    many, one = map(statistics.median, zip(*rounds, strict=True))
+    label = f"{CHAT.model}, 64 texts / one"
+    times = f"{many:12,.0f} tokens/s {one:12,.0f} tokens/s"
+    print(f"{label:<{WIDTH}} {times} {many / one:8.2f} x (at least 1.8)", flush=True)
 
 
 def compare_whole_command() -> None:
