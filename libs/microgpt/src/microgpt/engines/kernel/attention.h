@@ -20,7 +20,8 @@ typedef struct {
     real *mixed;                  // (T, D), rows mixed_stride apart, as are those of d_mixed
     const real *d_mixed;          // (T, D)
     isize stride, mixed_stride;
-    Left keys, values_t;          // (start + T, D), (D, start + T)
+    Left keys;                    // (start + T, D), unless the keys are panels: see `scores_of`
+    Left values_t;                // (D, start + T)
     real *largest, *inverse;      // (T)
 } Head;
 
@@ -101,6 +102,15 @@ static void softmax_columns_backward(real *scores, real *d_probs, isize n_keys, 
     }
 }
 
+// scores (n_keys, PANEL) = keys @ q, q (D, PANEL) packed; without `keys`, k has the panels of a cache
+static void scores_of(const Head *h, isize n_keys, isize n_lanes, const real *q, real *scores) {
+    const isize D = h->D, step = h->keys.data ? n_keys : PANEL;
+    for (isize j = 0; j < n_keys; j += step)
+        matmul(min_of(step, n_keys - j), n_lanes, D,
+               h->keys.data ? h->keys : columns_of(h->k + j * D, PANEL), packed(q, D),
+               into(scores + j * PANEL, PANEL));
+}
+
 // mixed = softmax(q @ keys^T / sqrt(D)) @ values
 static void attention(const Head *h, const Scratch *scratch) {
     const isize D = h->D;
@@ -109,7 +119,7 @@ static void attention(const Head *h, const Scratch *scratch) {
         const isize n = min_of(PANEL, h->T - i), n_lanes = round_up(n, LANES);
         const isize first = h->start + i, n_keys = first + n;
         pack_transposed(h->q + i * h->stride, h->stride, D, n, scale, scratch->q);
-        matmul(n_keys, n_lanes, D, h->keys, packed(scratch->q, D), into(scratch->scores, PANEL));
+        scores_of(h, n_keys, n_lanes, scratch->q, scratch->scores);
         softmax_columns(scratch->scores, n_keys, first, n, h->largest + i, h->inverse + i);
         matmul(D, n_lanes, n_keys, h->values_t, packed(scratch->scores, n_keys),
                into(scratch->product, PANEL));
@@ -162,16 +172,16 @@ INLINE void add_up(int n_heads, const real *rows, isize stride, isize n, real *s
 
 // All H heads of one query; `h` is the first of them. The sums are those of `attention`.
 static void attend(const Head *h, isize H, const Cache *cache, const Scratch *scratch) {
-    const isize D = h->D, n = h->start + 1, n_vectors = round_up(n, LANES);
-    const isize stride = cache->feature_stride;
+    const isize D = h->D, n = h->start + 1, n_lanes = round_up(n, LANES);
+    const isize stride = cache->head_keys / D;
     const real scale = 1 / sqrt_of_real((real)D);
     real *scores = scratch->scores, *q = scratch->q;
     for (isize c = 0; c < H * D; c++) q[c] = h->q[c] * scale;
     for (isize i = 0; i < H; i++) {
         real *row = scores + i * stride;
-        matmul(1, n_vectors, D, rows_of(q + i * D, D),
-               unpacked(h->keys.data + i * D * stride, stride), into(row, stride));
-        for (isize j = n; j < n_vectors; j++) row[j] = MINUS_INFINITY;
+        matmul(1, n_lanes, D, rows_of(q + i * D, D), packed(h->k + i * cache->head_keys, D),
+               into(row, stride));
+        for (isize j = n; j < n_lanes; j++) row[j] = MINUS_INFINITY;
         vector tops = load(row);
         for (isize j = LANES; j < n; j += LANES) tops = larger(load(row + j), tops);
         const real top = max_of(tops);

@@ -52,16 +52,15 @@ static isize lay_out_lockstep(Lockstep *l, void *memory, const Model *m, isize n
 
 // to becomes a copy of from, of the same length
 static void copy_cache(const Model *m, const Cache *from, const Cache *to) {
-    const isize C = m->n_embd, n = from->length;
+    const isize n_values = from->length * from->ld;
+    const isize n_keys = panels(from->length) * PANEL * head_dim(m);  // of a head
     for (isize layer = 0; layer < m->n_layer; layer++) {
-        const isize keys = layer * from->layer_keys, values = layer * from->layer_values;
-        memcpy(to->values + values, from->values + values, (size_t)(n * from->ld) * sizeof(real));
-        if (from->key_stride > 1)
-            memcpy(to->keys + keys, from->keys + keys, (size_t)(n * from->ld) * sizeof(real));
-        else
-            for (isize c = 0; c < C; c++)
-                memcpy(to->keys + keys + c * from->feature_stride,
-                       from->keys + keys + c * from->feature_stride, (size_t)n * sizeof(real));
+        const isize values = layer * from->layer_values, keys = layer * from->layer_keys;
+        memcpy(to->values + values, from->values + values, (size_t)n_values * sizeof(real));
+        if (!from->head_keys)
+            memcpy(to->keys + keys, from->keys + keys, (size_t)n_values * sizeof(real));
+        for (isize at = keys; at < keys + m->n_head * from->head_keys; at += from->head_keys)
+            memcpy(to->keys + at, from->keys + at, (size_t)n_keys * sizeof(real));
     }
 }
 

@@ -90,13 +90,14 @@ typedef struct {
 } Workspace;
 
 // Keys and values of a text that is read, and the number of its positions. Values are rows of
-// features. Keys are stored feature by feature, so that the scores of LANES positions are computed
-// at once; those of a short block (see `is_short_block`) are rows of features too.
+// features. Keys are panels of positions, those of each head as `packed(keys, D)` takes them, so
+// that the scores of LANES positions are computed at once; those of a short block (see
+// `is_short_block`) are rows of features too.
 typedef struct {
     isize length;
-    isize ld;                         // of rows of C
-    isize key_stride, feature_stride;  // from a key to the next, from a feature to the next
-    isize layer_keys, layer_values;   // elements of a layer
+    isize ld;         // of rows of C
+    isize head_keys;  // elements of a head's panels; 0: rows
+    isize layer_keys, layer_values;  // elements of a layer
     real *keys, *values;
 } Cache;
 
@@ -171,7 +172,9 @@ static Trace take_trace(Arena *arena, const Model *m, const Workspace *w) {
 static Scratch take_scratch(Arena *arena, const Model *m, const Workspace *w, int is_training) {
     const isize lanes = head_dim(m) * PANEL;
     Scratch scratch = {0};
-    scratch.scores = take_reals(arena, m->block_size * PANEL + m->n_head * whole_lines(m->block_size));
+    const isize T = m->block_size;
+    const isize n_rows = m->n_head * panels(T) > T ? m->n_head * panels(T) : T;
+    scratch.scores = take_reals(arena, n_rows * PANEL);
     scratch.q = take_reals(arena, lanes > w->ld ? lanes : w->ld);
     scratch.product = take_reals(arena, lanes > w->ld ? lanes : w->ld);
     if (!is_training) return scratch;
@@ -263,13 +266,11 @@ INLINE int is_short_block(const Model *m) {
 // Lays out the memory of a stream, zeros at first, as `lay_out` does a workspace.
 static isize lay_out_cache(Cache *cache, void *memory, const Model *m, isize length) {
     Arena arena = {memory, 0};
-    const isize C = m->n_embd, T = m->block_size, stride = row_stride(T);
-    const int is_short = is_short_block(m);
+    const isize T = m->block_size;
     cache->length = length;
-    cache->ld = row_stride(C);
-    cache->key_stride = is_short ? cache->ld : 1;
-    cache->feature_stride = is_short ? 1 : stride;
-    cache->layer_keys = is_short ? T * cache->ld : C * stride;
+    cache->ld = row_stride(m->n_embd);
+    cache->head_keys = is_short_block(m) ? 0 : panels(T) * PANEL * head_dim(m);
+    cache->layer_keys = cache->head_keys ? m->n_head * cache->head_keys : T * cache->ld;
     cache->layer_values = T * cache->ld;
     cache->keys = take_reals(&arena, m->n_layer * cache->layer_keys);
     cache->values = take_reals(&arena, m->n_layer * cache->layer_values);

@@ -204,7 +204,7 @@ static void matmul(isize M, isize N, isize K, Left a, Right b, Output c) {
     }
 }
 
-// Address of packed column `first` (a multiple of LANES) of a (K, N) matrix.
+// Address of packed column `first` of a (K, N) matrix.
 INLINE real *in_panel(real *panels_of_w, isize K, isize first) {
     return panels_of_w + first / PANEL * PANEL * K + first % PANEL;
 }

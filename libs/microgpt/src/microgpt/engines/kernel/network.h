@@ -35,10 +35,10 @@ static Head head_of(const Pass *pass, isize layer, isize task) {
     h.inverse = t->inverse + number * w->max_rows + row;
     if (pass->caches) {
         const Cache *cache = &pass->caches[document];
-        h.k = cache->keys + layer * cache->layer_keys + number * D * cache->feature_stride;
+        h.k = cache->keys + layer * cache->layer_keys +
+              number * (cache->head_keys ? cache->head_keys : D);
         h.v = cache->values + layer * cache->layer_values + number * D;
         h.kv_stride = cache->ld;
-        h.keys = (Left){h.k, cache->key_stride, cache->feature_stride};
         h.values_t = columns_of(h.v, cache->ld);
     } else {
         h.keys = rows_of(h.k, h.stride);

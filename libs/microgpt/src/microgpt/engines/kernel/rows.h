@@ -222,16 +222,20 @@ static void rows_from_tokens_backward(const Pass *pass, Rows rows, const Scratch
 
 // Inference: writes keys and values of qkv (n, 3C) to the caches.
 static void extend_caches(const Pass *pass, isize layer, Rows rows, const real *qkv) {
-    const isize C = pass->model->n_embd;
+    const isize C = pass->model->n_embd, D = head_dim(pass->model);
     isize document = 0;
     for (isize at = rows.first; at < rows.first + rows.n; at++, qkv += pass->workspace->ld_qkv) {
         while (at >= pass->starts[document + 1]) document++;
         const Cache *cache = &pass->caches[document];
         const isize position = cache->length + at - pass->starts[document];
-        real *key = cache->keys + layer * cache->layer_keys + position * cache->key_stride;
-        real *value = cache->values + layer * cache->layer_values + position * cache->ld;
-        for (isize c = 0; c < C; c++) key[c * cache->feature_stride] = qkv[C + c];
-        memcpy(value, qkv + 2 * C, (size_t)C * sizeof(real));
+        real *keys = cache->keys + layer * cache->layer_keys;
+        real *values = cache->values + layer * cache->layer_values;
+        memcpy(values + position * cache->ld, qkv + 2 * C, (size_t)C * sizeof(real));
+        if (!cache->head_keys) memcpy(keys + position * cache->ld, qkv + C, (size_t)C * sizeof(real));
+        for (isize c = 0; cache->head_keys && c < C; c += D) {
+            real *key = in_panel(keys + c / D * cache->head_keys, D, position);
+            for (isize d = 0; d < D; d++) key[d * PANEL] = qkv[C + c + d];
+        }
     }
 }
 
