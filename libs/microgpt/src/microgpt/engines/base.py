@@ -83,10 +83,13 @@ class Engine(InputChecks, ABC):
 
     Attributes:
         name: value of `--engine`.
+        has_exact_prefixes: whether logits are the same bit for bit, however many tokens `prefill`
+            reads at once.
         n_updates: optimizer steps taken so far; Adam's bias correction depends on it.
     """
 
     name: ClassVar[str]
+    has_exact_prefixes: ClassVar[bool] = True
 
     def __init__(self, parameters: Parameters, threads: int | None = None) -> None:
         self.parameters = parameters
@@ -386,8 +389,10 @@ class Engine(InputChecks, ABC):
             keep_logits: keep what each token is chosen from, in its `chosen_from`.
 
         Raises:
-            As `prefill`; ShapeError for more draws than there is room.
+            As `prefill`; ShapeError for more draws than there is room; TokenError if all tokens
+            are forbidden.
         """
+        forbidden = self.checked_forbidden(forbidden)
         logits = self.prefill(prompt, cache)
         self.check_draws(draws, cache.length)
         kept = np.empty((draws.size, self.config.vocab_size), self.parameters.dtype)

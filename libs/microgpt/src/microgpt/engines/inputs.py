@@ -1,6 +1,6 @@
 """What engines are given, checked before they compute."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class InputChecks:
         room = self.config.block_size - n_before + 1
         if draws.ndim != 1 or draws.size > room:
             raise ShapeError(f"got draws of shape {draws.shape}, expected (at most {room},)")
+
+    def checked_forbidden(self, forbidden: Collection[int]) -> list[int]:
+        """Return the forbidden ids that are tokens, or raise TokenError if all tokens are."""
+        ids = sorted({token_id for token_id in forbidden if 0 <= token_id < self.config.vocab_size})
+        if len(ids) == self.config.vocab_size:
+            raise TokenError(
+                f"all {len(ids)} tokens are forbidden, expected at least one to choose from"
+            )
+        return ids
 
     def check_batch(self, batch: Batch) -> None:
         """Raise unless the parts of `batch` fit each other and the model (see `loss_and_grads`)."""

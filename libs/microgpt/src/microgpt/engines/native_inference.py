@@ -39,6 +39,7 @@ MIN_SLOTS, MAX_SLOTS = 8, 64  # texts of a thread that are continued together
 SLOTS_BYTES = 8 << 20  # of their caches: more leave the processor's own cache
 
 FIELDS = np.dtype(Fields)
+NO_SIGNAL = StopSignal()  # never set
 
 _T = TypeVar("_T")
 
@@ -87,7 +88,8 @@ class NativeStream:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        return len(self.memory)
+        workspace = 0 if self._workspace is None else len(self._workspace)
+        return len(self.memory) + self.logits.nbytes + workspace
 
     def clear(self, panels: NDArray[np.uint8]) -> None:
         """Forget all tokens; read others with these weights."""
@@ -124,7 +126,7 @@ class NativeText(Text):
         draws: FloatArray,
         config: SamplingConfig,
         stop: int,
-        forbidden: Collection[int],
+        forbidden: Sequence[int],
         signal: StopSignal | None,
     ) -> None:
         """Continue what the stream has read; see `Text`."""
@@ -135,12 +137,12 @@ class NativeText(Text):
         record.length, record.n_tokens, record.state = self.cache.length, 0, RUNNING
         record.temperature, record.top_p = config.temperature, config.top_p
         record.top_k = min(config.top_k or 0, len(self.cache.logits))  # may exceed 64 bits
-        record.stop, record.n_forbidden = stop, len(forbidden)
+        is_token = 0 <= stop < len(self.cache.logits)  # a larger one may exceed 64 bits
+        record.stop, record.n_forbidden = stop if is_token else -1, len(forbidden)
         if forbidden:
-            self._never: IntArray = np.array(sorted(forbidden), np.int32)
+            self._never: IntArray = np.array(forbidden, np.int32)
             record.forbidden = address(self._never)
-        if signal or self.signal.is_set:
-            self.signal = signal or StopSignal()
+        self.signal = signal or NO_SIGNAL  # not that of the text before, which may be set any time
         record.ended = addressof(self.signal.flag)
 
     def update(self) -> None:
@@ -316,6 +318,7 @@ class NativeInference(Engine):
     ) -> NativeText:
         """See `Engine.begin`."""
         self._check_cache(cache)
+        never = self.checked_forbidden(forbidden) if forbidden else ()
         self._read(prompt, cache)
         self.check_draws(draws, cache.length)
         text = NativeText(cache, len(draws))
@@ -323,7 +326,7 @@ class NativeInference(Engine):
             shape = len(draws), self.config.vocab_size
             text.chosen_from = np.empty(shape, cache.logits.dtype)
             text.record.chosen_from = address(text.chosen_from)
-        text.begin(draws, config, stop, forbidden, signal)
+        text.begin(draws, config, stop, never, signal)
         return text
 
     def draw(
@@ -338,19 +341,20 @@ class NativeInference(Engine):
     ) -> tuple[IntArray, IntArray]:
         """See `Engine.draw`; each text begins with a copy of the prompt's cache."""
         self.check_uniforms(uniforms, prompt)
+        never = self.checked_forbidden(forbidden) if forbidden else ()
         text = pop_or(
             self._texts, lambda n: NativeText(self.new_cache(), n), self.config.block_size
         )
         text.cache.clear(self.panels())
         self._read(prompt, text.cache)
         if len(uniforms) == 1:  # in half the time
-            text.begin(uniforms[0], config, stop, forbidden, signal)
+            text.begin(uniforms[0], config, stop, never, signal)
             self.advance([text], len(text.draws))
             tokens, lengths = text.tokens[None, : len(text.draws)].copy(), np.array([text.n_tokens])
             has_failed = text.has_failed
         else:
             draws = np.ascontiguousarray(uniforms, np.float64)
-            text.begin(draws.ravel(), config, stop, forbidden, signal)
+            text.begin(draws.ravel(), config, stop, never, signal)
             tokens, lengths, has_failed = self._draw_rows(text, draws)
         self._texts.append(text)
         if has_failed:

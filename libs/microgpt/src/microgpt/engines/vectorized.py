@@ -131,6 +131,7 @@ class VectorizedEngine(Engine):
     """NumPy on padded batches; runs wherever NumPy does."""
 
     name = "vectorized"
+    has_exact_prefixes = False  # products sum in another order for one row than for many
 
     def __init__(self, parameters: Parameters, threads: int | None = None) -> None:
         super().__init__(parameters, threads)
