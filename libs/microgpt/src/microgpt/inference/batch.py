@@ -7,6 +7,7 @@ from itertools import islice
 
 import numpy as np
 
+from microgpt.checks import check_type, checked_integer
 from microgpt.data import BaseTokenizer
 from microgpt.engines.base import Engine
 from microgpt.engines.decoding import (
@@ -18,7 +19,7 @@ from microgpt.engines.decoding import (
     slid,
 )
 from microgpt.engines.texts import Text
-from microgpt.errors import SamplingError
+from microgpt.errors import ConfigError, SamplingError
 from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt
 from microgpt.inference.stream import FinishReason, Pieces, Reply
@@ -47,7 +48,7 @@ class GrowingText:
         prefixes: beginnings that were read before.
 
     Attributes:
-        part: the tokens that come next, for `Engine.advance`.
+        part: the tokens that come next, for `Engine.advance`, until the text is finished.
         max_tokens: the most tokens of the text.
         is_finished: whether no token follows; see `collect`.
     """
@@ -64,67 +65,76 @@ class GrowingText:
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.max_tokens = max_tokens_after(prompt, config, engine.config.block_size)
-        self.is_finished = False
+        self.is_finished = self._has_failed = False
         self._engine, self._prompt, self._rng, self._config = engine, prompt, rng, config
         self._signal, self._keeps_logits, self._prefixes = signal, keep_logits, prefixes
-        self._n_taken = 0  # of the tokens of `part`
-        self._n_tokens = 0
+        self._n_taken, self._n_left = 0, self.max_tokens  # tokens of `part`; tokens to come
+        self._draws: list[float] = []  # of a part that is not begun yet
         self._context = list(prompt.token_ids)
-        self.part = self._begin()
+        self.part = self._begin(self._context, self._n_left)
 
-    def _begin(self) -> Text:
-        """Return a text of the engine that continues the context."""
-        engine, context = self._engine, self._context
+    def _begin(self, context: list[int], n_left: int) -> Text:
+        """Return a text of the engine that continues a context; after an error, try again."""
+        engine = self._engine
         room = room_after(context, engine.config.block_size)
-        n_draws = min(self.max_tokens - self._n_tokens, room)
         cache = (
             engine.new_cache()
             if self._prefixes is None
             else self._prefixes.cache_for(engine, context)
         )
-        return engine.begin(
+        n_draws = min(n_left, room)
+        self._draws += [self._rng.random() for _ in range(n_draws - len(self._draws))]
+        text = engine.begin(
             context[cache.length :],
             cache,
-            np.array([self._rng.random() for _ in range(n_draws)]),
+            np.array(self._draws),
             self._config,
             stop=self._prompt.stop_token,
             forbidden=self._prompt.forbidden,
             signal=self._signal,
             keep_logits=self._keeps_logits,
         )
+        self._draws = []
+        return text
 
     def collect(self) -> list[ChosenToken]:
-        """Return the tokens since the last call; begin the next part where one is full."""
-        part, first = self.part, self._n_taken
-        ids = part.tokens[first : part.n_tokens].tolist()
-        self._n_taken = part.n_tokens
-        self._n_tokens += len(ids)
-        self._context += ids
+        """Return the tokens since the last call; begin the next part where one is full.
+
+        An error, such as a lack of memory, changes nothing: the next call tries again.
+        """
+        if self.is_finished:
+            return []
+        part, first, n_taken = self.part, self._n_taken, self.part.n_tokens
+        ids = part.tokens[first:n_taken].tolist()
         tokens = (
             list(map(ChosenToken, ids))
             if part.chosen_from is None
-            else list(map(ChosenToken, ids, part.chosen_from[first : part.n_tokens].tolist()))
+            else list(map(ChosenToken, ids, part.chosen_from[first:n_taken].tolist()))
         )
-        if part.is_finished:
-            is_full = part.n_tokens == len(part.draws) and not part.signal.is_set
+        context, n_left = [*self._context, *ids], self._n_left - len(ids)
+        if n_left and n_taken == len(part.draws) and not part.signal.is_set:
+            self._keep(context)
+            context = slid(context, self._engine.config.block_size, self._prompt.first)
+            self.part, n_taken = self._begin(context, n_left), 0
+        self._context, self._n_left, self._n_taken = context, n_left, n_taken
+        if self.part.is_finished:
             self.close()
-            if is_full and self._n_tokens < self.max_tokens:
-                self.is_finished = False
-                self._context = slid(
-                    self._context, self._engine.config.block_size, self._prompt.first
-                )
-                self.part, self._n_taken = self._begin(), 0
         return tokens
 
+    def _keep(self, context: list[int]) -> None:
+        if self._prefixes is not None and not self.part.has_failed:
+            self._prefixes.keep(context, self.part.cache)
+
     def close(self) -> None:
-        """End the text; what was read of it may be the beginning of another one's prompt."""
-        if self._prefixes is not None and not self.is_finished and not self.part.has_failed:
-            self._prefixes.keep(self._context, self.part.cache)
-        self.is_finished = True
+        """End the text, and free the memory of its part."""
+        if not self.is_finished:
+            self._keep(self._context)
+            self.is_finished, self._has_failed = True, self.part.has_failed
+            del self.part
 
     def check(self) -> None:
         """Raise SamplingError if logits that are not finite have ended the text."""
-        if self.part.has_failed:
+        if self._has_failed:
             raise SamplingError(NOT_FINITE_LOGITS)
 
 
@@ -141,74 +151,85 @@ def grown_tokens(growing: GrowingText, engine: Engine) -> Iterator[ChosenToken]:
 
 
 class LiveText:
-    """A text of a `TextBatch`, which makes it and lets it grow.
+    """A text of a `TextBatch`, which `TextBatch.add` returns and `TextBatch.advance` continues.
+
+    Args:
+        growing: its tokens.
+        pieces: from tokens to text.
+        prompt: the tokens before the text.
 
     Attributes:
-        piece: what the latest steps have added to the text; may be empty.
-        tokens: those that begin in `piece`, each with its logits if they are kept.
-        token_ids: all tokens of the text so far.
-        prompt: the tokens before.
+        piece: the end of the text that the latest call of `advance` added; may be empty.
+        tokens: the tokens that begin in `piece`, with their logits if `add` was to keep them.
     """
 
     def __init__(self, growing: GrowingText, pieces: Pieces, prompt: Prompt) -> None:
         self.prompt = prompt
         self.piece = ""
         self.tokens: list[ChosenToken] = []
-        self.token_ids: list[int] = []
         self._growing, self._pieces = growing, pieces
         self._content: list[str] = []
 
     @property
+    def token_ids(self) -> list[int]:
+        """Tokens of all pieces so far."""
+        return self._pieces.token_ids
+
+    @property
     def n_tokens(self) -> int:
-        """Tokens so far."""
+        """Number of tokens chosen so far."""
         return self._pieces.n_tokens
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """See `TextStream.finish_reason`."""
+        """Reason for the end, None before it; see `TextStream.finish_reason`."""
         return self._pieces.finish_reason
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing follows: see `finish_reason`, and `reply` for errors."""
+        """Whether the text has ended; `reply` raises the error that has ended it, if any."""
         return self.finish_reason is not None
 
     @property
     def part(self) -> Text:
-        """What `Engine.advance` takes."""
+        """Text of the engine, for `TextBatch`."""
         return self._growing.part
 
     def collect(self) -> None:
-        """Take the tokens that were chosen since the last call."""
-        pieces = self._pieces
+        """Take the tokens chosen since the last call; for `TextBatch`."""
         self.piece, self.tokens = "", []
+        if self.is_finished:
+            return
         for token in self._growing.collect():
-            self._add(pieces.push(token))
-            if pieces.finish_reason:
+            self._add(self._pieces.push(token))
+            if self.is_finished:
                 self._growing.close()
                 return
         if self._growing.is_finished:
-            self._add(pieces.finish())
+            self._add(self._pieces.finish())
 
     def _add(self, piece: str) -> None:
-        if piece:
-            self.piece += piece
-            self.tokens += self._pieces.tokens
-            self.token_ids += [token.token_id for token in self._pieces.tokens]
-            self._content.append(piece)
+        self.piece += piece
+        self.tokens += self._pieces.tokens
+        self._content.append(piece)
 
     def close(self) -> None:
-        """End the text where it is."""
-        self._growing.close()
+        """End the text where it is; for `TextBatch`, see its `remove`."""
+        if not self.is_finished:
+            self._growing.close()
+            self.collect()
 
     def reply(self) -> Reply:
-        """Return the text as a whole, once it is finished.
+        """Return the whole finished text.
 
         Raises:
-            SamplingError: the model's logits were not finite.
+            SamplingError: the model's logits were not finite, or the text is not finished.
         """
         self._growing.check()
-        assert self.finish_reason, "a finished text"
+        if self.finish_reason is None:
+            raise SamplingError(
+                "the text is not finished; call `advance` or `remove` of its batch first"
+            )
         content = "".join(self._content)
         return Reply(content, self.finish_reason, self.n_tokens, self.prompt, self.token_ids)
 
@@ -216,19 +237,21 @@ class LiveText:
 class TextBatch:
     """Texts that a model continues together; made by `LanguageModel.batch`.
 
-    Texts may join and leave between two steps. Each is the text that the model gives alone, and
-    many take little longer than a few: the weights are read once for all of them. A batch is for
-    one thread at a time.
+    Texts may join and leave between two steps. Each text equals the `LanguageModel.reply` to its
+    prompt. Many texts take little longer than a few, because a step reads the weights once for all
+    of them. Only one thread at a time may use a batch.
 
     Args:
         engine: of the model.
         tokenizer: of the model.
-        prefixes: beginnings that were read before; None to read every prompt anew.
+        prefixes: beginnings of earlier prompts; None to read each prompt from its beginning.
     """
 
     def __init__(
         self, engine: Engine, tokenizer: BaseTokenizer, prefixes: PrefixCache | None = None
     ) -> None:
+        if prefixes is not None:
+            check_type("prefixes", prefixes, PrefixCache)
         self._engine, self._tokenizer, self.prefixes = engine, tokenizer, prefixes
         self._texts: list[LiveText] = []
 
@@ -244,7 +267,7 @@ class TextBatch:
         signal: StopSignal | None = None,
         keep_logits: bool = False,
     ) -> LiveText:
-        """Read a prompt; its text grows with the next steps.
+        """Read a prompt, and return the text that the next steps add to it.
 
         Args:
             prompt: made by `LanguageModel.prompt`.
@@ -253,9 +276,14 @@ class TextBatch:
             keep_logits: keep the logits that each token was chosen from.
 
         Raises:
+            ConfigError: an argument is of another type.
             ContextLengthError: the prompt does not fit into block_size.
         """
-        config = config or SamplingConfig()
+        config = SamplingConfig() if config is None else config
+        check_type("prompt", prompt, Prompt)
+        check_type("config", config, SamplingConfig)
+        if signal is not None:
+            check_type("signal", signal, StopSignal)
         growing = GrowingText(
             self._engine,
             prompt,
@@ -270,14 +298,26 @@ class TextBatch:
         return self._texts[-1]
 
     def remove(self, text: LiveText) -> None:
-        """End a text where it is; one that is finished has left already."""
+        """End a text where it is; a finished text stays as it is.
+
+        Args:
+            text: from `add` of this batch.
+        """
         if text in self._texts:
             self._texts.remove(text)
             text.close()
 
     def advance(self, n_tokens: int = 1) -> list[LiveText]:
-        """Let all texts grow by up to `n_tokens` tokens each; return those that did, or ended."""
-        self._engine.advance([text.part for text in self._texts], n_tokens)
+        """Continue all texts; return those that grew or ended.
+
+        Args:
+            n_tokens: most tokens to add to each text; a text at the end of its block gets fewer.
+
+        Raises:
+            ConfigError: `n_tokens` is below 1.
+        """
+        n_steps = min(checked_integer("n_tokens", n_tokens, 1), self._engine.config.block_size)
+        self._engine.advance([text.part for text in self._texts if not text.is_finished], n_steps)
         for text in self._texts:
             text.collect()
         changed = [text for text in self._texts if text.piece or text.is_finished]
@@ -287,14 +327,33 @@ class TextBatch:
     def replies(
         self, prompts: Iterable[Prompt], configs: Iterable[SamplingConfig], n_together: int
     ) -> Iterator[Reply]:
-        """Yield the replies to prompts in their order, `n_together` of them at a time."""
-        waiting = zip(prompts, configs, strict=False)
+        """Yield the replies to prompts in their order.
+
+        Args:
+            prompts: read as room becomes free.
+            configs: one for each prompt; further ones are not used.
+            n_together: most prompts that are continued at a time.
+
+        Raises:
+            ConfigError: `n_together` is below 1, or there are fewer configs than prompts.
+            ContextLengthError: a prompt does not fit into block_size.
+            SamplingError: the model's logits are not finite.
+        """
+        checked_integer("n_together", n_together, 1)
+        waiting, options = iter(prompts), iter(configs)
         texts: deque[LiveText] = deque()
-        while True:
-            for prompt, config in islice(waiting, n_together - len(self)):
-                texts.append(self.add(prompt, config))
-            if not texts:
-                return
-            self.advance(STEPS_TOGETHER)
-            while texts and texts[0].is_finished:
-                yield texts.popleft().reply()
+        try:
+            while True:
+                n_live = sum(not text.is_finished for text in texts)
+                for prompt in islice(waiting, n_together - n_live):
+                    if (config := next(options, None)) is None:
+                        raise ConfigError("there are fewer configs than prompts, expected as many")
+                    texts.append(self.add(prompt, config))
+                if not texts:
+                    return
+                self.advance(STEPS_TOGETHER)
+                while texts and texts[0].is_finished:
+                    yield texts.popleft().reply()
+        finally:
+            for text in texts:
+                self.remove(text)

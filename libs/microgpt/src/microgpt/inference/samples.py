@@ -96,7 +96,8 @@ def _grown(
     texts = [GrowingText(engine, prompt, rng, config, signal) for rng in generators]
     token_ids: list[list[int]] = [[] for _ in texts]
     while any(not text.is_finished for text in texts):
-        engine.advance([text.part for text in texts], engine.config.block_size)
+        going_on = [text.part for text in texts if not text.is_finished]
+        engine.advance(going_on, engine.config.block_size)
         for ids, text in zip(token_ids, texts, strict=True):
             ids += [token.token_id for token in text.collect()]
             text.check()

@@ -78,12 +78,14 @@ class Pieces:
     Attributes:
         n_tokens: tokens so far.
         tokens: the tokens of the latest piece: those that begin in it.
+        token_ids: the tokens of all pieces.
         finish_reason: see `TextStream.finish_reason`.
     """
 
     def __init__(self, tokenizer: BaseTokenizer, max_tokens: int, stop: Sequence[str] = ()) -> None:
         self.n_tokens = 0
         self.tokens: list[ChosenToken] = []
+        self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._tokenizer, self._max_tokens, self._stop = tokenizer, max_tokens, stop
         self._pending: deque[tuple[int, ChosenToken]] = deque()  # each with where its text begins
@@ -111,15 +113,16 @@ class Pieces:
         """Return the last piece of a text that no stop text has ended."""
         self.finish_reason = "length" if self.n_tokens == self._max_tokens else "stop"
         self._text += self._utf8.decode(b"", final=True)
-        return self._piece(len(self._text))
+        return self._piece(len(self._text), is_last=True)
 
-    def _piece(self, n_ready: int) -> str:
+    def _piece(self, n_ready: int, *, is_last: bool = False) -> str:
         """Return so many characters, and take as `tokens` those that begin in them."""
         ready, self._text = self._text[:n_ready], self._text[n_ready:]
         self._n_given += n_ready
         self.tokens = []
-        while self._pending and self._pending[0][0] < self._n_given:
+        while self._pending and (is_last or self._pending[0][0] < self._n_given):
             self.tokens.append(self._pending.popleft()[1])
+            self.token_ids.append(self.tokens[-1].token_id)
         return ready
 
 
@@ -183,12 +186,10 @@ class TextStream(Iterator[str]):
 
     def reply(self) -> Reply:
         """Return the text as a whole; to be called instead of reading pieces."""
-        content, token_ids = "", []
-        for piece in self:
-            content += piece
-            token_ids += [token.token_id for token in self.tokens]
+        content = "".join(self)
         assert self.finish_reason, "a text that was read to its end"
         assert self.prompt, "of a model's stream"
+        token_ids = self._pieces.token_ids
         return Reply(content, self.finish_reason, self.n_tokens, self.prompt, token_ids)
 
 
