@@ -38,6 +38,8 @@ NAMES = [name for name in ENGINES if name != "auto" and name not in unavailable_
 EXACT = [name for name in NAMES if name != "vectorized"]
 FORBIDDEN = tuple(range(CHARACTERS.n_plain, CHARACTERS.vocab_size))
 SHORT = SamplingConfig(max_tokens=4)
+WIDE = model_of(SUBWORDS).engine
+TOKEN_IDS = st.sampled_from([1, 255, 256])
 
 
 def with_logits(model: LanguageModel, prefixes: PrefixCache | None, request: Request) -> Any:
@@ -200,6 +202,16 @@ def test_removed_text_is_kept() -> None:
     assert known(model.engine, prefixes, [*token_ids, 0]) == len(token_ids)
 
 
+def test_text_that_a_stop_text_ends_is_kept() -> None:
+    model = model_of(CHARACTERS)
+    content = model.reply(Prompt([0] * 6, forbidden=FORBIDDEN), SHORT).content
+    prefixes = PrefixCache()
+    config = SamplingConfig(max_tokens=10, stop=(content[:2],))
+    replies_of(model.batch(prefixes), [Request(Prompt([0] * 6, forbidden=FORBIDDEN), config)])
+    token_ids = [0] * 6 + model.tokenizer.encode(content[:2])
+    assert known(model.engine, prefixes, [*token_ids, 0]) == len(token_ids)
+
+
 def test_engine_of_other_sums_reuses_nothing() -> None:
     engine = engine_of(name="vectorized")
     prefixes = PrefixCache()
@@ -230,16 +242,15 @@ def test_longest_known_beginning_is_taken_but_for_the_last_token(name: str) -> N
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=12),
-    st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    st.lists(st.lists(TOKEN_IDS, min_size=1, max_size=12), max_size=12),
+    st.lists(TOKEN_IDS, min_size=1, max_size=12),
 )
 def test_known_beginning_is_the_longest_of_all_texts(
     texts: list[list[int]], prompt: list[int]
 ) -> None:
-    engine = KEPT_ENGINE
     prefixes = PrefixCache()
     for text in texts:
-        filled(engine, prefixes, text)
+        filled(WIDE, prefixes, text)
     n_common = [
         next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), None)
         or (min(len(text), len(prompt)) if text[0] == prompt[0] else 0)
@@ -247,18 +258,15 @@ def test_known_beginning_is_the_longest_of_all_texts(
     ]
     expected = min(max(n_common, default=0), len(prompt) - 1)
     n_hits, n_reused = prefixes.n_hits, prefixes.n_reused
-    cache = prefixes.cache_for(engine, prompt)
+    cache = prefixes.cache_for(WIDE, prompt)
     assert cache.length == (expected if expected >= MIN_REUSED else 0)
     assert prefixes.n_hits - n_hits == (cache.length > 0)
     assert prefixes.n_reused - n_reused == cache.length
-    logits = engine.prefill(prompt[cache.length :], cache)
-    assert logits == engine.prefill(prompt, engine.new_cache())
+    logits = WIDE.prefill(prompt[cache.length :], cache)
+    assert logits == WIDE.prefill(prompt, WIDE.new_cache())
     kept = {tuple(text) for text in texts}
     kept -= {a for a in kept for b in kept if a != b and b[: len(a)] == a}
     assert len(prefixes) == len(kept)
-
-
-KEPT_ENGINE = engine_of()
 
 
 def test_beginning_of_a_longer_text_is_replaced_by_it_and_not_kept_after_it() -> None:
@@ -313,7 +321,7 @@ def test_cache_without_memory_keeps_nothing() -> None:
 @pytest.mark.parametrize("block_size", [8, 200])
 def test_memory_is_within_max_bytes(name: str, block_size: int) -> None:
     """What is counted is what is allocated, also where the objects are larger than the numbers."""
-    engine = engine_of(block_size, name)
+    engine = model_of(SUBWORDS if name == "native" else CHARACTERS, name, block_size).engine
     rng = random.Random(1)
     texts = [[rng.randrange(8) for _ in range(7)] for _ in range(60)]
     prefixes = PrefixCache(max_bytes := 10**6 if name == "scalar" else 600_000)

@@ -112,7 +112,7 @@ class GrowingText:
             else list(map(ChosenToken, ids, part.chosen_from[first:n_taken].tolist()))
         )
         context, n_left = [*self._context, *ids], self._n_left - len(ids)
-        if n_left and n_taken == len(part.draws) and not part.signal.is_set:
+        if n_left and n_taken == len(part.draws):
             self._keep(context)
             context = slid(context, self._engine.config.block_size, self._prompt.first)
             self.part, n_taken = self._begin(context, n_left), 0
