@@ -2,7 +2,7 @@
 //
 // The generator is the Mersenne Twister MT19937 (Matsumoto & Nishimura 1998). Seeding computes each
 // word of a state from the word before it, so a lane of a vector holds the state of one seed. A
-// group of seeds fills several vectors: while one waits for a product, the others use the processor.
+// group of seeds fills several vectors: while one waits for a product, others use the processor.
 
 #ifndef MICROGPT_DRAWS_H
 #define MICROGPT_DRAWS_H
@@ -74,10 +74,12 @@ static void draw_group(const uint32_t start[STATE_WORDS], const uint64_t *seeds,
     for (isize draw = 0; draw < n_draws; draw++) {
         const isize i = 2 * draw % STATE_WORDS;
         for (int v = 0; v < SEED_VECTORS; v++) {
-            const words upper = next_word(state, i, v) >> 5, lower = next_word(state, i + 1, v) >> 6;
+            const words upper = next_word(state, i, v) >> 5;
+            const words lower = next_word(state, i + 1, v) >> 6;
             const isize first = v * SEED_LANES, n = min_of(n_seeds - first, SEED_LANES);
+            double *row = to + first * n_draws + draw;
             for (isize lane = 0; lane < n; lane++)  // 53 bits: 27 and 26
-                to[(first + lane) * n_draws + draw] = (upper[lane] * 0x1p26 + lower[lane]) * 0x1p-53;
+                row[lane * n_draws] = (upper[lane] * 0x1p26 + lower[lane]) * 0x1p-53;
         }
     }
 }

@@ -1,4 +1,4 @@
-// Many texts in lockstep: each step chooses a token for each text, and reads all of them in one pass.
+// Many texts in lockstep: a step chooses a token for each, and reads all of them in one pass.
 //
 // Every member of a team has texts of its own, in slots. A text that ends makes room for the next
 // one that waits. Its tokens depend on no other text: a pass computes each row by itself, with the

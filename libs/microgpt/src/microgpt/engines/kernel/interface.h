@@ -40,7 +40,7 @@ typedef struct {
 
 // A stream of text: its cache of keys and values, and the arguments of `extend`.
 typedef struct {
-    void *memory;        // stream_bytes; zeros at first
+    void *memory;        // stream_bytes
     int64_t length;      // in and out: positions in the cache
     const void *panels;  // panels_bytes, written by `pack`
     void *workspace;     // extension_bytes
@@ -56,7 +56,7 @@ typedef struct {
     void *memory;            // its cache; NULL: begins as a copy of `prompt`
     const void *prompt;      // the cache of a stream
     int64_t length;          // in and out: positions in the cache
-    real *logits;            // (V), of the next token: in; out where the text has its own memory
+    real *logits;            // (V, and a vector more), of the next token: in; with memory out too
     const double *uniforms;  // (max_tokens): draws in [0, 1)
     int32_t *tokens;         // out (max_tokens)
     real *chosen_from;       // out (max_tokens, V): the logits of each token; NULL: not kept

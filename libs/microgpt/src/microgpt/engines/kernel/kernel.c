@@ -128,10 +128,12 @@ EXPORT void OF_KIND(pack)(const Model *model, void *panels) {
 // A vector of numbers that changes with any weight.
 EXPORT void OF_KIND(digest)(const Model *model, void *to) {
     const isize n = n_params(model);
+    const bits factor = 2654435761;  // odd: no step forgets a bit
+    const real *weights = model->weights;
     uvector digest = {0};
     isize i = 0;
-    for (; i + LANES <= n; i += LANES) digest = digest * 2654435761u + (uvector)load(model->weights + i);
-    for (; i < n; i++) digest = digest * 2654435761u + (uvector)splat(model->weights[i]);
+    for (; i + LANES <= n; i += LANES) digest = digest * factor + (uvector)load(weights + i);
+    for (; i < n; i++) digest = digest * factor + (uvector)splat(weights[i]);
     store(to, (vector)digest);
 }
 
@@ -205,7 +207,7 @@ EXPORT void OF_KIND(generate)(const Model *model, const void *panels, Text *cons
     run_team(n_members, generate_program, &arguments);
 }
 
-// The first n_draws numbers of random.Random(seed).random() for each seed; `to`: (n_seeds, n_draws).
+// The first n_draws numbers of random.Random(seed).random(); `to` is (n_seeds, n_draws).
 EXPORT void OF_KIND(draws)(const uint64_t *seeds, int64_t n_seeds, int64_t n_draws, double *to) {
     uint32_t start[STATE_WORDS];
     start_state(start);

@@ -230,8 +230,9 @@ static void extend_caches(const Pass *pass, isize layer, Rows rows, const real *
         const isize position = cache->length + at - pass->starts[document];
         real *keys = cache->keys + layer * cache->layer_keys;
         real *values = cache->values + layer * cache->layer_values;
-        memcpy(values + position * cache->ld, qkv + 2 * C, (size_t)C * sizeof(real));
-        if (!cache->head_keys) memcpy(keys + position * cache->ld, qkv + C, (size_t)C * sizeof(real));
+        const isize n_bytes = C * (isize)sizeof(real), row = position * cache->ld;
+        memcpy(values + row, qkv + 2 * C, (size_t)n_bytes);
+        if (!cache->head_keys) memcpy(keys + row, qkv + C, (size_t)n_bytes);
         for (isize c = 0; cache->head_keys && c < C; c += D) {
             real *key = in_panel(keys + c / D * cache->head_keys, D, position);
             for (isize d = 0; d < D; d++) key[d * PANEL] = qkv[C + c + d];
