@@ -102,8 +102,7 @@ static void softmax_columns_backward(real *scores, real *d_probs, isize n_keys, 
     }
 }
 
-// scores (n_keys, PANEL) = keys @ q, q (D, PANEL) packed; without `keys`, k has those of a cache, in
-// panels
+// scores (n_keys, PANEL) = keys @ q, q (D, PANEL) packed; without `keys`, k has panels of a cache
 static void scores_of(const Head *h, isize n_keys, isize n_lanes, const real *q, real *scores) {
     const isize D = h->D, step = h->keys.data ? n_keys : PANEL;
     for (isize j = 0; j < n_keys; j += step)
