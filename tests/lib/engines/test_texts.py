@@ -124,7 +124,7 @@ def test_logits_are_the_same_however_tokens_are_read() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("n_embd", [136, 520])  # sums of more numbers than one pass takes
+@pytest.mark.parametrize("n_embd", [64, 136, 528])  # sums of more numbers than one pass takes
 def test_wide_model_reads_rows_together_as_it_reads_them_alone(n_embd: int) -> None:
     case = Case(sizes(11, n_embd, 1, 1, 530), [1])
     engine = NativeEngine(case.parameters("float32"), 1)
