@@ -247,8 +247,8 @@ def test_a_disconnect_cancels_the_generation(slow: Server, path: str, stream: by
     asyncio.run(scenario())
 
 
-async def leave_at_random(server: Server, n_clients: int) -> None:
-    rng = random.Random(7)
+async def leave_at_random(server: Server, n_clients: int, seed: int = 7) -> None:
+    rng = random.Random(seed)
     together = asyncio.Semaphore(20)
 
     async def one() -> None:
@@ -260,20 +260,33 @@ async def leave_at_random(server: Server, n_clients: int) -> None:
             await leave_after(server.port, body, path, rng.expovariate(50))
 
     await asyncio.gather(*(one() for _ in range(n_clients)))
-    await server.until_metrics(microgpt_in_flight=0, microgpt_queued=0)
-    assert server.metric("microgpt_requests_total") >= n_clients / 2
+
+
+async def check_that_all_is_over(server: Server) -> None:
+    await server.until_metrics(
+        microgpt_in_flight=0,
+        microgpt_queued=0,
+        microgpt_batch_size=0,
+        microgpt_tokens_per_second=0,
+    )
     assert "Traceback" not in server.log
+
+
+async def leave_and_check(server: Server, n_clients: int) -> None:
+    await leave_at_random(server, n_clients)
+    await check_that_all_is_over(server)
+    assert server.metric("microgpt_requests_total") >= n_clients / 2
 
 
 def test_random_disconnects_leave_gauges_at_zero(chat_dir: Path) -> None:
     with running(chat_dir, threads=2, max_queue=3) as server:
-        asyncio.run(leave_at_random(server, 200))
+        asyncio.run(leave_and_check(server, 200))
 
 
 @pytest.mark.long
 def test_1000_random_disconnects_leave_gauges_at_zero(slow_dir: Path) -> None:
     with running(slow_dir, threads=2, max_queue=3) as server:
-        asyncio.run(leave_at_random(server, 1000))
+        asyncio.run(leave_and_check(server, 1000))
 
 
 # ---------------------------------------------------------------- for long
@@ -307,14 +320,13 @@ async def ask(server: Server, requests: list[bytes], n_requests: int) -> None:
     await asyncio.gather(*(one() for _ in range(16)))
 
 
-@pytest.mark.long
-def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
+def mixed_requests() -> list[bytes]:
     def post(path: str, body: bytes) -> bytes:
         head = HEAD.replace(GENERATE, path)
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     hello = b'"messages": [{"role": "user", "content": "hello"}]'
-    requests = [
+    return [
         post(GENERATE, b'{"num_samples": 1}'),
         post(GENERATE, b'{"num_samples": 9}'),
         post(GENERATE, b'{"num_samples": -1}'),
@@ -323,10 +335,34 @@ def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
         b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n",
     ]
-    with running(chat_dir) as server:
-        asyncio.run(ask(server, requests, 10_000))
+
+
+@pytest.mark.long
+def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
+    with running(chat_dir, prefix_mb=1) as server:
+        asyncio.run(ask(server, mixed_requests(), 10_000))
         before = kib_in_use(server)
-        asyncio.run(ask(server, requests, 90_000))
+        asyncio.run(ask(server, mixed_requests(), 90_000))
         grown = kib_in_use(server) - before
     print(f"{grown} KiB more after 100,000 requests than after 10,000")  # noqa: T201 - hatch run long -s
+    assert grown <= 2 * 1024
+
+
+@pytest.mark.long
+def test_two_minutes_of_load_and_disconnects_leave_nothing_behind(chat_dir: Path) -> None:
+    async def load(seconds: float) -> None:
+        end, seed = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            seed += 1
+            await asyncio.gather(
+                ask(server, mixed_requests(), 1600), leave_at_random(server, 300, seed)
+            )
+        await check_that_all_is_over(server)
+
+    with running(chat_dir, prefix_mb=1) as server:
+        asyncio.run(load(20))
+        before = kib_in_use(server)
+        asyncio.run(load(100))
+        grown = kib_in_use(server) - before
+    print(f"{grown} KiB more after two minutes than after 20 s")  # noqa: T201 - hatch run long -s
     assert grown <= 2 * 1024

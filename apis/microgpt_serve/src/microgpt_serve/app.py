@@ -54,7 +54,9 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     app.state.bodies = BodyReader(limits.body_seconds)
     queue, timeout = settings.max_queue, settings.request_timeout
     app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)
-    app.state.batcher = Batcher(settings.threads or TEXTS_TOGETHER, queue, timeout)
+    app.state.batcher = Batcher(
+        settings.threads or TEXTS_TOGETHER, queue, timeout, settings.prefix_mb << 20
+    )
     app.state.is_draining = False
     app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
     return app

@@ -92,11 +92,15 @@ class Batcher:
         n_texts: texts that grow at the same time.
         max_queue: requests that wait; more are refused.
         timeout: seconds until the deadline of any request, waiting included.
+        prefix_bytes: memory for the beginnings of prompts that were read.
     """
 
-    def __init__(self, n_texts: int, max_queue: int, timeout: float) -> None:
+    def __init__(
+        self, n_texts: int, max_queue: int, timeout: float, prefix_bytes: int = 1 << 20
+    ) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._n_texts, self._max_queue, self._timeout = n_texts, max_queue, timeout
+        self._prefix_bytes = prefix_bytes
         self._jobs: deque[_Job] = deque()  # in the order in which their next texts begin
         self._live: dict[LiveText, tuple[_Job, int]] = {}
         self._batches: dict[LanguageModel, tuple[TextBatch, PrefixCache]] = {}
@@ -268,7 +272,7 @@ class Batcher:
         if model not in self._batches:
             used = {job.model for job, _ in self._live.values()}
             self._batches = {each: self._batches[each] for each in used}
-            prefixes = PrefixCache()
+            prefixes = PrefixCache(self._prefix_bytes)
             self._batches[model] = model.batch(prefixes), prefixes
         return self._batches[model]
 

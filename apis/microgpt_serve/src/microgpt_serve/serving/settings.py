@@ -59,6 +59,10 @@ class Settings(msgspec.Struct, frozen=True):
     max_queue: Annotated[
         int, Meta(ge=0, description="Waiting requests per worker; more are rejected with 503.")
     ] = 64
+    prefix_mb: Annotated[
+        int,
+        Meta(ge=0, description="Memory per worker for what prompts have in common, in MiB."),
+    ] = 64
     rate_limit: Annotated[
         int, Meta(ge=0, description="Requests per minute, client and worker; 0 for no limit.")
     ] = 0

@@ -200,12 +200,10 @@ class LiveText:
         self.piece, self.tokens = "", []
         if self.is_finished:
             return
-        for token in self._growing.collect():
-            self._add(self._pieces.push(token))
-            if self.is_finished:
-                self._growing.close()
-                return
-        if self._growing.is_finished:
+        self._add(self._pieces.push(self._growing.collect()))
+        if self.is_finished:
+            self._growing.close()
+        elif self._growing.is_finished:
             self._add(self._pieces.finish())
 
     def _add(self, piece: str) -> None:

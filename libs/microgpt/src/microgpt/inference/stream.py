@@ -94,8 +94,29 @@ class Pieces:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")  # holds half a character back
         self._is_whole = bool(tokenizer.chars)  # each token is a character: half the time
 
-    def push(self, token: ChosenToken) -> str:
+    def push(self, tokens: Sequence[ChosenToken]) -> str:
         """Return the next piece, empty where no character is certain yet."""
+        if self._is_whole and not self._stop:  # at once: a fifth of the time
+            return self._push_characters(tokens)
+        text, begun = "", list[ChosenToken]()
+        for token in tokens:
+            text += self._push_one(token)
+            begun += self.tokens
+            if self.finish_reason:
+                break
+        self.tokens = begun
+        return text
+
+    def _push_characters(self, tokens: Sequence[ChosenToken]) -> str:
+        self.n_tokens += len(tokens)
+        at, n_plain = self._n_given, self._tokenizer.n_plain
+        for token in tokens:
+            self._pending.append((at, token))
+            at += token.token_id < n_plain
+        self._text = self._tokenizer.decode([token.token_id for token in tokens])
+        return self._piece(len(self._text))
+
+    def _push_one(self, token: ChosenToken) -> str:
         self.n_tokens += 1
         self._pending.append((self._n_given + len(self._text), token))
         self._text += (
@@ -177,7 +198,8 @@ class TextStream(Iterator[str]):
     def _decoded(self, token_ids: Iterator[int] | Iterator[ChosenToken]) -> Iterator[str]:
         pieces = self._pieces
         for token in token_ids:
-            if text := pieces.push(token if isinstance(token, ChosenToken) else ChosenToken(token)):
+            chosen = token if isinstance(token, ChosenToken) else ChosenToken(token)
+            if text := pieces.push([chosen]):
                 yield text
             if pieces.finish_reason:
                 return
