@@ -18,7 +18,6 @@ from microgpt.inference.stream import text_of, texts_of
 from microgpt.parameters import FloatArray
 
 __all__ = [
-    "WORK_TOGETHER",
     "draw_samples",
     "draw_texts",
     "logits_of_text",

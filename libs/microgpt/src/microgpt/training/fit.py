@@ -16,7 +16,6 @@ from microgpt.data import BaseTokenizer, Message
 from microgpt.errors import ConfigError, DataError, TokenError
 from microgpt.history import History, StepReport
 from microgpt.inference.language_model import LanguageModel
-from microgpt.inference.samples import WORK_TOGETHER
 from microgpt.parameters import Parameters
 from microgpt.training.chat_options import chat_setup
 from microgpt.training.continuation import (
@@ -41,6 +40,7 @@ from microgpt.training.validation import Validation
 
 __all__ = ["fit", "fit_chat", "prepare"]
 
+WORK_TOGETHER = 1_000_000_000  # multiplications of one call: some 0.1 s, before Ctrl-C is obeyed
 MIN_BOS_SHARE = 0.5  # of the windows: below it, prompts of the model have no BOS
 
 Ordered: TypeAlias = tuple[Dataset, Sequence[int]]  # documents, and indices in their order
