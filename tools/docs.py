@@ -42,8 +42,8 @@ TOPICS = {
     "Prompts, replies, sampling": (
         "What `LanguageModel` reads before a text and returns, and how a token is chosen.",
         (
-            "SamplingConfig Prompt ChatPrompt build_prompt Reply ChatReply TextStream TextBatch "
-            "LiveText PrefixCache ChosenToken StopSignal generate generate_from_prompt"
+            "SamplingConfig Prompt ChatPrompt build_prompt Turns Reply ChatReply TextStream "
+            "TextBatch LiveText PrefixCache ChosenToken StopSignal generate generate_from_prompt"
         ),
     ),
     "Directories and snapshots": (

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import microgpt
+import numpy as np
 import pytest
 from biased import biased
 from measuring import unmeasured
@@ -402,6 +404,58 @@ def test_separate_lines_know_nothing_of_each_other(
     piped(f"hello\nand you\n/save {tmp_path / 'talk'}\n", "--separate")
     (talk,) = microgpt.read_conversations(tmp_path / "talk").conversations
     assert [turn["content"] for turn in talk][::2] == ["and you"]
+
+
+def test_long_conversation_through_a_pipe_is_the_librarys(
+    piped: Piped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = biased("abcdefghij \n", {"end_turn": 1.0}, block_size=64)
+    model.parameters.flat[:] += np.random.default_rng(1).normal(size=model.parameters.flat.size)
+    model.save(tmp_path)
+    replies, rng, expected, lines = Replies(tmp_path), random.Random(1), [], []
+    for k in range(150):
+        if k % 10 == 9:
+            lines.append("/regen")
+            replies.said.pop()
+            expected.append(replies.again(seed=42 + k))
+            continue
+        if k % 70 == 35:
+            lines.append("/clear")
+            replies.said.clear()
+        lines.append("a" + "".join(rng.choices("abcdefghij ", k=rng.randint(0, 30))).rstrip())
+        expected.append(replies.to(lines[-1], seed=42 + k))
+    encoded, encode = list[str](), microgpt.Tokenizer._encode
+
+    def count(*arguments: Any) -> list[int]:
+        encoded.append(arguments[1])
+        return encode(*arguments)
+
+    monkeypatch.setattr(microgpt.Tokenizer, "_encode", count)
+    result = piped("\n".join(lines), model_dir=tmp_path)
+    assert result.out == "".join(reply.replace("\n", r"\n") + "\n" for reply in expected)
+    assert "old turns left out to fit" in result.err
+    assert len(encoded) < 4 * 150  # each message a few times, not once for each line after it
+
+
+def test_each_line_is_answered_before_the_next_is_written(program: Path, talkative: Path) -> None:
+    replies = Replies(talkative)
+    with subprocess.Popen(
+        [program, "chat", "--model-dir", talkative],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=unmeasured() | {"PYTHONUNBUFFERED": ""},
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for k, line in enumerate(["hello", "how are you"]):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], 30)[0]
+            answer = process.stdout.readline()
+            assert answer == replies.to(line, seed=42 + k).replace("\n", r"\n") + "\n"
+        process.stdin.close()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(

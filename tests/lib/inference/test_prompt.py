@@ -1,5 +1,6 @@
 import json
 import random
+import re
 from itertools import chain
 from pathlib import Path
 from time import process_time
@@ -19,6 +20,7 @@ from microgpt import (
     Message,
     TokenError,
     Tokenizer,
+    Turns,
 )
 from microgpt import build_prompt as prompt_of
 from microgpt.inference.prompt import text_prompt
@@ -377,3 +379,74 @@ def test_prompt_of_messages_ends_at_end_turn_and_forbids_roles_and_bos() -> None
     prompt = prompt_of([{"role": "user", "content": "a"}], tokenizer, 16)
     assert prompt.stop_token == tokenizer.special_id("end_turn")
     assert prompt.forbidden == (2, 3, tokenizer.bos)
+
+
+# ---------------------------------------------------------------- a conversation that goes on
+
+changes = st.one_of(
+    messages, st.sampled_from(["pop", "clear"]), st.text("abx", max_size=4).map(list)
+)
+
+
+@given(st.lists(changes, max_size=20), st.integers(8, 40), st.sampled_from([True, False]))
+def test_turns_have_the_prompt_of_their_messages(
+    done: list[Any], block_size: int, has_system: Any
+) -> None:
+    tokenizer = Tokenizer(("a", "b", "c"), is_chat=True, has_system=has_system)
+    turns, system, talk = Turns(tokenizer), list[Message](), list[Message]()
+    for change in done:
+        if isinstance(change, dict):
+            turns.add(change["role"], change["content"])
+            talk.append(change)
+        elif isinstance(change, list):
+            text = "".join(change)
+            turns.instruct(text or None)
+            system = [{"role": "system", "content": text}] if text else []
+        elif change == "clear":
+            turns.clear()
+            talk.clear()
+        elif talk:
+            turns.pop()
+            talk.pop()
+        try:
+            expected = prompt_of(system + talk, tokenizer, block_size, too_long="truncate")
+        except (ChatError, ContextLengthError) as error:
+            with pytest.raises(type(error), match=f"^{re.escape(str(error))}$"):
+                turns.prompt(block_size, "truncate")
+        else:
+            assert turns.prompt(block_size, "truncate") == expected
+
+
+def test_prompt_of_turns_takes_the_same_time_however_many_there_are() -> None:
+    seconds = {}
+    for n_turns in (100, 100_000):
+        turns = Turns(TOKENIZER)
+        for _ in range(n_turns):
+            turns.add("user", "ab")
+        start = process_time()
+        for _ in range(200):
+            assert turns.prompt(64).turns_dropped == n_turns - 11
+        seconds[n_turns] = process_time() - start
+    # To look at each turn would take hundreds of times as long; 5 is for other work meanwhile.
+    assert seconds[100_000] < 5 * seconds[100]
+
+
+def test_turns_refuse_what_is_no_turn() -> None:
+    turns = Turns(TOKENIZER, unknown="error")
+    with pytest.raises(ChatError, match=r"^there is no message to remove$"):
+        turns.pop()
+    with pytest.raises(ChatError, match=r"^messages must not be empty$"):
+        turns.prompt(64)
+    for role in ("system", "end_turn", None):
+        with pytest.raises(ChatError, match=f"^unknown role: {role}$"):
+            turns.add(role, "a")  # type: ignore[arg-type]
+    with pytest.raises(TokenError, match="does not know: 'x'"):
+        turns.add("user", "ax")
+    turns.instruct("a")
+    assert turns.system_dropped
+    with pytest.raises(ChatError, match=r"^the messages are of the system only"):
+        turns.prompt(64)
+    turns.add("user", "a")
+    assert turns.prompt(64).token_ids == [BOS, USER, 0, END, ASSISTANT]  # of the others, nothing
+    with pytest.raises(ChatError, match="not trained with chat tokens"):
+        Turns(Tokenizer(("a",)))

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Conversation:
     def __init__(self, model: microgpt.LanguageModel, config: microgpt.SamplingConfig) -> None:
         self.model = model
         self.messages: list[microgpt.Message] = []
+        self._turns = microgpt.Turns(model.tokenizer)  # the same, encoded
+        self._batch = model.batch(microgpt.PrefixCache())
         self._config = config
         self._n_replies = 0
         self._saved: set[Path] = set()
@@ -96,8 +98,12 @@ class Conversation:
         """Add a user message; return the number of characters that the model does not know."""
         tokenizer = self.model.tokenizer
         known = tokenizer.decode(tokenizer.encode(text, unknown="skip"))
-        self.messages.append({"role": "user", "content": known})
+        self._add("user", known)
         return len(text) - len(known)
+
+    def _add(self, role: str, content: str) -> None:
+        self._turns.add(role, content)
+        self.messages.append({"role": role, "content": content})
 
     def instruct(self, text: str) -> None:
         """Set the message of the system, which precedes all others; an empty one removes it.
@@ -109,6 +115,7 @@ class Conversation:
             raise microgpt.ConfigError(
                 "the model was trained without messages of the system, expected one that knows them"
             )
+        self._turns.instruct(text or None)
         del self.messages[: self._has_system]
         self.messages[:0] = [{"role": "system", "content": text}] if text else []
 
@@ -116,26 +123,42 @@ class Conversation:
     def _has_system(self) -> bool:
         return bool(self.messages) and self.messages[0]["role"] == "system"
 
-    def reply(self) -> microgpt.TextStream:
-        """Return the next reply as a stream; `keep` its text afterwards."""
-        prompt = self.model.prompt(self.messages, unknown="skip", too_long="truncate")
+    def begin(self) -> microgpt.LiveText:
+        """Return the next reply, to be read as `pieces`; `keep` its text afterwards."""
+        prompt = self._turns.prompt(self.model.config.block_size, too_long="truncate")
         config = replace(self._config, seed=self._config.seed + self._n_replies)
         self._n_replies += 1
-        return self.model.stream(prompt, config)
+        return self._batch.add(prompt, config)
+
+    def pieces(self, reply: microgpt.LiveText, n_tokens: int) -> Generator[str]:
+        """Yield a reply in pieces of so many tokens, as it is generated; close to stop it.
+
+        Raises:
+            SamplingError: the model's logits are not finite.
+        """
+        try:
+            while not reply.is_finished:
+                self._batch.advance(n_tokens)
+                yield reply.piece
+            reply.reply()  # raises if logits have ended it
+        finally:
+            self._batch.remove(reply)
 
     def keep(self, content: str) -> None:
         """Add an assistant message."""
-        self.messages.append({"role": "assistant", "content": content})
+        self._add("assistant", content)
 
     def take_back(self) -> bool:
         """Remove the latest reply; return whether a user message is left to reply to."""
         if self.messages and self.messages[-1]["role"] == "assistant":
             del self.messages[-1]
+            self._turns.pop()
         return len(self.messages) > self._has_system
 
     def clear(self) -> None:
         """Remove all messages but that of the system."""
         del self.messages[self._has_system :]
+        self._turns.clear()
 
     def save(self, path: Path) -> None:
         """Write the conversation as one line of JSON, the format of the training data.

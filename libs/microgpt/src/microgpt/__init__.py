@@ -44,7 +44,7 @@ from microgpt.inference.batch import LiveText, TextBatch
 from microgpt.inference.language_model import LanguageModel
 from microgpt.inference.loading import load
 from microgpt.inference.prefixes import PrefixCache
-from microgpt.inference.prompt import ChatPrompt, Prompt, build_prompt
+from microgpt.inference.prompt import ChatPrompt, Prompt, Turns, build_prompt
 from microgpt.inference.score import Score
 from microgpt.inference.stream import ChatReply, Reply, TextStream
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
@@ -116,6 +116,7 @@ __all__ = [
     "TrainConfig",
     "Trainer",
     "TrainingRecord",
+    "Turns",
     "Validation",
     "Value",
     "build_prompt",

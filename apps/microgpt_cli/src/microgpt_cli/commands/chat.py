@@ -3,7 +3,7 @@
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +33,7 @@ __all__ = ["command"]
 
 USER, ASSISTANT, MORE = "you> ", "microgpt> ", "...  "
 QUOTES = '"""'
+PIPED_TOKENS = 64  # of a reply at once; an interrupt waits for them
 
 
 def command(
@@ -115,17 +116,20 @@ def _obey(
 
 
 def _reply(conversation: Conversation, *, at_terminal: bool) -> None:
-    """Stream one reply to stdout; at a terminal, Ctrl-C stops it."""
-    stream = conversation.reply()
-    if stream.prompt:
-        _note_left_out(conversation, stream.prompt)
+    """Write one reply to stdout, at a terminal as it grows; there Ctrl-C stops it."""
+    reply = conversation.begin()
+    _note_left_out(conversation, reply.prompt)
     sys.stdout.write(ASSISTANT if at_terminal else "")
     content = ""
-    with _stoppable(at_terminal=at_terminal) as stopped:
-        for piece in stream:
+    with (
+        _stoppable(at_terminal=at_terminal) as stopped,
+        closing(conversation.pieces(reply, 1 if at_terminal else PIPED_TOKENS)) as pieces,
+    ):
+        for piece in pieces:
             content += piece
             sys.stdout.write(printable(piece, one_line=not at_terminal))
-            sys.stdout.flush()
+            if at_terminal:
+                sys.stdout.flush()
             if stopped:
                 break
     sys.stdout.write("\n")

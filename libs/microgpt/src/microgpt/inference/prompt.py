@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
-from typing import Literal, TypeAlias, get_args
+from itertools import chain
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from microgpt.checks import check_choice, checked_integer, checked_messages
+from microgpt.checks import ROLES, check_choice, checked_integer, checked_messages
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
 
-__all__ = ["ChatPrompt", "Prompt", "TooLong", "build_prompt", "text_prompt"]
+__all__ = ["ChatPrompt", "Prompt", "TooLong", "Turns", "build_prompt", "text_prompt"]
 
 TooLong: TypeAlias = Literal["error", "truncate"]
 
@@ -124,55 +124,157 @@ def build_prompt(
         >>> prompt.token_ids, prompt.n_unknown, prompt.stop_token
         ([5, 2, 0, 1, 4, 3], 1, 4)
     """
-    if not tokenizer.is_chat:
-        raise ChatError(
-            "this model was not trained with chat tokens",
-            hint="retrain with --chat to enable chat support",
-        )
-    check_choice("too_long", too_long, get_args(TooLong))
-    checked_integer("block_size", block_size)
+    turns = Turns(tokenizer, unknown)
     if isinstance(messages, str | dict) or not isinstance(messages, Sequence):
         raise ChatError(f"messages is {messages!r:.80}, expected a list of messages")
-    if not messages:
-        raise ChatError("messages must not be empty")
-    turns, n_unknown = [], 0
-    system: list[int] = []
-    system_dropped = False
     for role, content in checked_messages(messages):
-        if role == "system" and not tokenizer.has_system:
-            system_dropped = True
-            continue
-        turn = tokenizer.encode_turn(role, content, unknown=unknown)
-        n_unknown += _n_left_out(content, turn, tokenizer)
         if role == "system":
-            system = turn
+            turns.instruct(content)
         else:
-            turns.append(turn)
-    if not turns:
-        raise ChatError("the messages are of the system only, expected one to reply to")
-    room = block_size - max(1, block_size // 4) - MARKS - len(system)
-    if system and room < MARKS:
-        raise ContextLengthError(
-            f"the message of the system has {len(system)} tokens, expected at most "
-            f"{room + len(system) - MARKS} of block_size={block_size}; shorten it"
+            turns.add(role, content)
+    return turns.prompt(block_size, too_long)
+
+
+class _Turn(NamedTuple):
+    token_ids: list[int]
+    n_unknown: int
+
+
+class Turns:
+    """A conversation that goes on: each message is encoded once, when it is added.
+
+    A prompt is made in the same time however long the conversation has become.
+
+    Args:
+        tokenizer: of a chat model.
+        unknown: see `build_prompt`.
+
+    Attributes:
+        system_dropped: see `Prompt`.
+
+    Raises:
+        ChatError: the tokenizer has no chat tokens.
+
+    Example:
+        >>> import microgpt
+        >>> turns = Turns(microgpt.Tokenizer.from_texts(["hi"], is_chat=True))
+        >>> turns.add("user", "hi!")
+        >>> turns.prompt(block_size=16).token_ids
+        [5, 2, 0, 1, 4, 3]
+    """
+
+    def __init__(self, tokenizer: BaseTokenizer, unknown: Unknown = "skip") -> None:
+        if not tokenizer.is_chat:
+            raise ChatError(
+                "this model was not trained with chat tokens",
+                hint="retrain with --chat to enable chat support",
+            )
+        self.system_dropped = False
+        self._tokenizer, self._unknown = tokenizer, unknown
+        self._roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
+        self._system = _Turn([], 0)
+        self.clear()
+
+    def clear(self) -> None:
+        """Remove all messages but that of the system."""
+        self._turns: list[_Turn] = []
+        self._n_tokens = self._n_unknown = 0  # of the turns
+
+    def instruct(self, content: str | None) -> None:
+        """Set the message of the system, which precedes all others.
+
+        Args:
+            content: its text; None for no message.
+
+        Raises:
+            TokenError: see `build_prompt`.
+        """
+        self.system_dropped = content is not None and not self._tokenizer.has_system
+        self._system = _Turn([], 0)
+        if content is not None and not self.system_dropped:
+            self._system = self._encoded("system", content)
+
+    def add(self, role: str, content: str) -> None:
+        """Append a message.
+
+        Args:
+            role: "user" or "assistant".
+            content: its text.
+
+        Raises:
+            ChatError: `role` has another value.
+            TokenError: see `build_prompt`.
+        """
+        if role not in ROLES:
+            raise ChatError(f"unknown role: {role!s:.80}", hint='expected "user" or "assistant"')
+        turn = self._encoded(role, content)
+        self._turns.append(turn)
+        self._n_tokens += len(turn.token_ids)
+        self._n_unknown += turn.n_unknown
+
+    def pop(self) -> None:
+        """Remove the latest message that was added.
+
+        Raises:
+            ChatError: there is none.
+        """
+        if not self._turns:
+            raise ChatError("there is no message to remove")
+        turn = self._turns.pop()
+        self._n_tokens -= len(turn.token_ids)
+        self._n_unknown -= turn.n_unknown
+
+    def _encoded(self, role: str, content: str) -> _Turn:
+        token_ids = self._tokenizer.encode_turn(role, content, unknown=self._unknown)
+        return _Turn(token_ids, _n_left_out(content, token_ids, self._tokenizer))
+
+    def prompt(self, block_size: int, too_long: TooLong = "error") -> Prompt:
+        """Return the prompt of a reply.
+
+        Args:
+            block_size: see `build_prompt`.
+            too_long: see `build_prompt`.
+
+        Raises:
+            ChatError: there is no message to reply to.
+            ConfigError, ContextLengthError: see `build_prompt`.
+        """
+        check_choice("too_long", too_long, get_args(TooLong))
+        checked_integer("block_size", block_size)
+        system, n_unknown = self._system
+        if not self._turns:
+            if system or self.system_dropped:
+                raise ChatError("the messages are of the system only, expected one to reply to")
+            raise ChatError("messages must not be empty")
+        room = block_size - max(1, block_size // 4) - MARKS - len(system)
+        if system and room < MARKS:
+            raise ContextLengthError(
+                f"the message of the system has {len(system)} tokens, expected at most "
+                f"{room + len(system) - MARKS} of block_size={block_size}; shorten it"
+            )
+        kept = [turn.token_ids for turn in self._turns[self._first_kept(room) :]]
+        kept = kept or [_truncated(self._turns[-1].token_ids, room, block_size, too_long)]
+        roles, bos = self._roles, self._tokenizer.bos
+        return Prompt(
+            [bos, *system, *chain.from_iterable(kept), roles["assistant"]],
+            turns_dropped=len(self._turns) - len(kept),
+            tokens_dropped=self._n_tokens - sum(map(len, kept)),
+            n_unknown=self._n_unknown + n_unknown,
+            stop_token=roles["end_turn"],
+            forbidden=(*(roles[role] for role in roles if role != "end_turn"), bos),
+            first=(bos,),
+            system_dropped=self.system_dropped,
         )
-    n_that_fit = sum(used <= room for used in accumulate(map(len, reversed(turns))))
-    roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
-    first = len(turns) - n_that_fit
-    while 0 < first < len(turns) - 1 and turns[first][0] == roles["assistant"]:
-        first += 1  # an answer is dropped together with its question
-    kept = turns[first:] or [_truncated(turns[-1], room, block_size, too_long)]
-    end_turn = roles.pop("end_turn")
-    return Prompt(
-        [tokenizer.bos, *system, *chain.from_iterable(kept), roles["assistant"]],
-        turns_dropped=len(turns) - len(kept),
-        tokens_dropped=sum(map(len, turns)) - sum(map(len, kept)),
-        n_unknown=n_unknown,
-        stop_token=end_turn,
-        forbidden=(*roles.values(), tokenizer.bos),
-        first=(tokenizer.bos,),
-        system_dropped=system_dropped,
-    )
+
+    def _first_kept(self, room: int) -> int:
+        """Return the index of the first of the newest turns that fit into so many tokens."""
+        turns, first, used = self._turns, len(self._turns), 0
+        while first and (used := used + len(turns[first - 1].token_ids)) <= room:
+            first -= 1
+        assistant = self._roles["assistant"]
+        while 0 < first < len(turns) - 1 and turns[first].token_ids[0] == assistant:
+            first += 1  # an answer is dropped together with its question
+        return first
 
 
 def _n_left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> int:
