@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import microgpt
+import numpy as np
 import pytest
 from biased import biased
 
@@ -94,6 +95,37 @@ def test_answers_are_the_likeliest_ones_whatever_the_seed(cli: "Cli", tmp_path: 
     asked = write(tmp_path / "questions", *[question("hi", "hey")] * 20)
     result = cli("evaluate", tmp_path / "model", "--questions", asked)
     assert result.lines == ["questions    20 of   20   100.0%", "all          20 of   20   100.0%"]
+
+
+def test_questions_asked_together_have_the_answers_of_each_alone(
+    cli: "Cli", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = biased("abcdef", {"end_turn": 1.0}, block_size=48)
+    model.parameters.flat[:] += np.random.default_rng(1).normal(size=model.parameters.flat.size)
+    model.save(tmp_path)
+    rng, config, asked = random.Random(1), microgpt.SamplingConfig(temperature=0), []
+    for _ in range(300):
+        text = "".join(rng.choices("abcdef", k=rng.randint(0, 40)))  # some do not fit
+        try:
+            answer = model.reply(model.prompt([{"role": "user", "content": text}]), config).content
+        except microgpt.ContextLengthError:
+            answer = "none"
+        asked.append(question(text, answer, task="short" if answer != "none" else "long"))
+    n_short = sum(each["task"] == "short" for each in asked)
+    assert len({len(each["answer"]) for each in asked}) > 10
+    advance, n_together = type(model.engine).advance, list[int]()
+
+    def count(engine: Any, texts: Any, n_steps: int) -> None:
+        n_together.append(len(texts))
+        advance(engine, texts, n_steps)
+
+    monkeypatch.setattr(type(model.engine), "advance", count)
+    result = cli("evaluate", tmp_path, "--questions", write(tmp_path / "asked", *asked), "--json")
+    assert json.loads(result.out)["tasks"] == {
+        "short": {"asked": n_short, "right": n_short},
+        "long": {"asked": 300 - n_short, "right": 0},
+    }
+    assert max(n_together) == 64
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
-"""Questions from the conversations that a chat model was trained on, and its answers."""
+"""Questions for a chat model, such as those that it was trained on, and its answers."""
 
+from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import microgpt
 
-__all__ = ["Answer", "ask_trained"]
+__all__ = ["Answer", "ask_trained", "likeliest_replies"]
+
+N_TOGETHER = 64  # texts that grow at a time
 
 
 class Answer(NamedTuple):
@@ -13,6 +17,17 @@ class Answer(NamedTuple):
     question: str
     reply: str
     is_right: bool
+
+
+def likeliest_replies(
+    model: microgpt.LanguageModel, prompts: Sequence[microgpt.Prompt | None]
+) -> Iterator[str | None]:
+    """Yield the likeliest reply to each prompt; None where there is no prompt."""
+    asked = (prompt for prompt in prompts if prompt)
+    config = microgpt.SamplingConfig(temperature=0)
+    replies = model.batch(microgpt.PrefixCache()).replies(asked, repeat(config), N_TOGETHER)
+    for prompt in prompts:
+        yield next(replies).content if prompt else None
 
 
 def ask_trained(
@@ -28,8 +43,7 @@ def ask_trained(
     """
     order, dataset = trainer.order, trainer.dataset
     n = min(n_questions, len(order))
-    config = microgpt.SamplingConfig(temperature=0)
-    answers = []
+    exchanges, prompts = [], list[microgpt.Prompt | None]()
     for index in (order[i * len(order) // n] for i in range(n)):
         start, length = int(dataset.starts[index]), int(dataset.lengths[index])
         end = start + length + 1
@@ -37,13 +51,17 @@ def ask_trained(
         messages = _first_exchange(model.tokenizer, dataset.tokens[start:end].tolist(), counted)
         if not messages:
             continue
-        *asked, answer = messages
+        exchanges.append(messages)
         try:
-            reply = model.reply(model.prompt(asked), config).content
+            prompts.append(model.prompt(messages[:-1]))
         except microgpt.ContextLengthError:  # the question leaves no room for an answer
-            reply = ""
-        answers.append(Answer(asked[-1]["content"], reply, reply == answer["content"]))
-    return answers
+            prompts.append(None)
+    return [
+        Answer(question["content"], reply or "", (reply or "") == answer["content"])
+        for (*_, question, answer), reply in zip(
+            exchanges, likeliest_replies(model, prompts), strict=True
+        )
+    ]
 
 
 def _first_exchange(

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from microgpt_cli.options import Directory, ModelDir, Threads, chosen_directory
+from microgpt_cli.questions import likeliest_replies
 from microgpt_cli.terminal import counted, printable, warn
 
 __all__ = ["command"]
@@ -48,9 +49,9 @@ def command(
     asked: Counter[str] = Counter()
     right: Counter[str] = Counter()
     model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
-    config = microgpt.SamplingConfig(temperature=0)
-    for question in _read(questions, model):
-        reply = model.reply(question.prompt, config).content if question.prompt else None
+    read = _read(questions, model)
+    replies = likeliest_replies(model, [question.prompt for question in read])
+    for question, reply in zip(read, replies, strict=True):
         asked[question.task] += 1
         right[question.task] += reply == question.answer
         if show_wrong and reply != question.answer:
