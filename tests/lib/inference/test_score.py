@@ -1,9 +1,14 @@
 import dataclasses
 import math
+import random
+from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 from microgpt import (
+    ENGINES,
     Batch,
+    Batches,
     ConfigError,
     DataError,
     Dataset,
@@ -67,9 +72,8 @@ def test_long_document_is_scored_in_parts_that_an_interrupt_may_wait_for(
         n_positions.append(batch.inputs.size)
         return loss(batch)
 
-    monkeypatch.setattr(model.engine, "loss", count)
     (expected,) = model.score(["hannah" * 100])
-    assert n_positions == [pytest.approx(1200, abs=20)]
+    monkeypatch.setattr(model.engine, "loss", count)
     assert model.score(["hannah" * 5000]) == pytest.approx([expected], rel=1e-2)
     assert max(n_positions) <= 4096
 
@@ -84,6 +88,49 @@ def test_scores_come_in_order_and_do_not_depend_on_neighbours(model: LanguageMod
 def test_scores_in_float32_are_those_in_float64_rounded(model: LanguageModel) -> None:
     texts = [*DOCUMENTS, "hannah" * 5]
     assert in_float32(model).score(texts) == pytest.approx(model.score(texts), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", [*sorted(set(ENGINES) - {"auto"}), "float32"])
+def test_each_text_has_the_score_that_it_has_alone(model: LanguageModel, engine: str) -> None:
+    if engine == "float32":
+        model = in_float32(model)
+    else:
+        model = LanguageModel(model.tokenizer, model.parameters, engine=engine)
+    rng = random.Random(1)
+    n_texts, longest = (5, 9) if engine == "scalar" else (300, 200)
+    texts = ["".join(rng.choices("anhoZ", k=rng.randint(0, longest))) for _ in range(n_texts)]
+    if engine != "scalar":
+        texts[5] = "hannah" * 2000  # longer than one call of the engine
+    each = list(model.measure_each(iter(texts), unknown="worst"))
+    assert each == [next(model.measure_each([text], unknown="worst")) for text in texts]
+    for score, text in zip(each, texts, strict=True):
+        alone = model.measure([text], unknown="worst")
+        assert score == alone  # one loss of the engine, to the bit
+    assert model.score(texts, unknown="worst") == [score.nats_per_token for score in each]
+
+
+def test_each_text_is_scored_in_a_few_calls_and_read_little_ahead(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses, n_positions, n_read = model.engine.losses, list[int](), 0
+
+    def count(batches: Batches) -> list[float]:
+        n_positions.append(batches.together.inputs.size)
+        return losses(batches)
+
+    def read() -> Iterator[str]:
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield "hannah" * 5
+
+    monkeypatch.setattr(model.engine, "losses", count)
+    scores = model.measure_each(read())
+    (alone,) = model.measure_each(["hannah" * 5])
+    assert list(islice(scores, 1000)) == [alone] * 1000
+    assert n_read < 1200
+    assert len(n_positions) < 12
+    assert max(n_positions) < 3 * 4096
 
 
 def test_training_data_scores_better_than_what_was_never_seen(model: LanguageModel) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -86,9 +88,10 @@ def command(
         each = [model.measure(dataset.only(i)) for i in range(len(dataset))] if needs_each else []
     else:
         texts = _Texts(source)
-        rows = list(_rows(model, texts, unknown)) if needs_each else []
-        each = [score for _, score in rows]
-        total = _total(each) if needs_each else texts.measured(model, texts, unknown)
+        with texts.named():
+            rows = list(_rows(model, texts, unknown)) if needs_each else []
+            each = [score for _, score in rows]
+            total = _total(each) if needs_each else model.measure(texts, unknown=unknown)
         warn_of_texts(texts.documents, source)
         if output:
             write_whole(output, _table([row for row, _ in rows], output).encode())
@@ -117,12 +120,11 @@ class _Texts:
             self.file, self.line = file, line
             yield text
 
-    def measured(
-        self, model: microgpt.LanguageModel, texts: Iterable[str], unknown: Unknown
-    ) -> microgpt.Score:
-        """Return the score of texts; an error names the latest text."""
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Let an error name the latest text."""
         try:
-            return model.measure(texts, unknown=unknown)
+            yield
         except microgpt.TokenError as error:
             message = f"line {self.line} of {self.file}: {error}"
             raise microgpt.TokenError(message, hint=HINT) from error
@@ -131,10 +133,16 @@ class _Texts:
 def _rows(
     model: microgpt.LanguageModel, texts: _Texts, unknown: Unknown
 ) -> Iterator[tuple[Row, microgpt.Score]]:
-    for text in texts:
-        score = texts.measured(model, [text], unknown)
-        figures = score.nats_per_token, score.n_tokens, score.n_unknown
-        yield Row(texts.line, text, *figures, texts.file), score
+    read = deque[tuple[int, str, str]]()  # texts are read before the scores of those before
+
+    def remembered() -> Iterator[str]:
+        for text in texts:
+            read.append((texts.line, text, texts.file))
+            yield text
+
+    for score in model.measure_each(remembered(), unknown=unknown):
+        line, text, file = read.popleft()
+        yield Row(line, text, score.nats_per_token, score.n_tokens, score.n_unknown, file), score
 
 
 def _total(scores: Sequence[microgpt.Score]) -> microgpt.Score:

@@ -144,6 +144,10 @@ class Engine(InputChecks, ABC):
         """Compute the loss of a batch as `loss_and_grads` does; `grads` is undefined afterwards."""
         return self.loss_and_grads(batch)
 
+    def losses(self, batches: Batches) -> list[float]:
+        """Return the summed loss of each batch in nats, to the bit as `loss` computes it alone."""
+        return [self.loss(batch)[0] for batch in batches]
+
     def update(
         self,
         learning_rate: float,

@@ -63,6 +63,11 @@ class NativeEngine(NativeInference):
         arrays = self._train("train", [batch], loss_only=True)
         return float(arrays["losses"][0]), int(arrays["n_targets"][0])
 
+    def losses(self, batches: Batches) -> list[float]:
+        """See `Engine.losses`."""
+        losses: list[float] = self._train("train", batches, loss_only=True)["losses"].tolist()
+        return losses
+
     def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss_and_grads`."""
         self._prepare_training()

@@ -243,6 +243,16 @@ class TextBatch:
         engine: of the model.
         tokenizer: of the model.
         prefixes: beginnings of earlier prompts; None to read each prompt from its beginning.
+
+    Example:
+        >>> import microgpt
+        >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+        >>> batch = model.batch()
+        >>> first, second = (batch.add(model.prompt(text)) for text in ("h", "b"))
+        >>> while len(batch):
+        ...     _ = batch.advance(2)
+        >>> first.reply().content, second.reply().content
+        ('annah', 'ob')
     """
 
     def __init__(

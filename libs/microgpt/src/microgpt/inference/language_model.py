@@ -1,7 +1,7 @@
 """The library from outside: one object that holds sizes, tokenizer and weights, and uses them."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from microgpt.inference.batch import GrowingText, TextBatch, grown_tokens, max_t
 from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
 from microgpt.inference.samples import draw_samples, draw_texts, logits_of_text
-from microgpt.inference.score import IfUnknown, Score, score_dataset, score_texts
+from microgpt.inference.score import IfUnknown, Score, score_dataset, score_each, score_texts
 from microgpt.inference.stream import Reply, TextStream, reply_of
 from microgpt.inference.summary import one_line, rows_of
 from microgpt.model import ModelConfig
@@ -371,16 +371,6 @@ class LanguageModel:
 
         Args:
             prefixes: beginnings that were read before, and those to come; None to keep none.
-
-        Example:
-            >>> import microgpt
-            >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
-            >>> batch = model.batch()
-            >>> first, second = (batch.add(model.prompt(text)) for text in ("h", "b"))
-            >>> while len(batch):
-            ...     _ = batch.advance(2)
-            >>> first.reply().content, second.reply().content
-            ('annah', 'ob')
         """
         return TextBatch(self.engine, self.tokenizer, prefixes)
 
@@ -420,9 +410,21 @@ class LanguageModel:
             TokenError: a document holds such a character and `unknown` is "error".
             DataError: a document is no string; its position is named.
         """
-        texts = checked_texts(documents)
-        scores = (score_texts(self.engine, self.tokenizer, [text], unknown) for text in texts)
-        return [score.nats_per_token for score in scores]
+        return [score.nats_per_token for score in self.measure_each(documents, unknown=unknown)]
+
+    def measure_each(
+        self, documents: Iterable[str], *, unknown: IfUnknown = "error"
+    ) -> Iterator[Score]:
+        """Yield what `measure` returns for each text alone.
+
+        Args:
+            documents: see `score`.
+            unknown: see `score`.
+
+        Raises:
+            TokenError, DataError: see `score`.
+        """
+        return score_each(self.engine, self.tokenizer, checked_texts(documents), unknown)
 
     def measure(self, dataset: Dataset | Iterable[str], *, unknown: IfUnknown = "error") -> Score:
         """Return how well the model predicts documents; long documents as in `score`.

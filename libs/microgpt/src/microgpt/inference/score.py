@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
 from microgpt.checks import check_choice
-from microgpt.corpus.batches import Batch
+from microgpt.corpus.batches import Batch, Batches
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer
 from microgpt.engines.base import Engine
@@ -16,11 +16,14 @@ from microgpt.errors import DataError
 from microgpt.notebook import table
 from microgpt.parameters import IntArray
 
-__all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_dataset", "score_texts"]
+__all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_dataset", "score_each", "score_texts"]
 
 IfUnknown: TypeAlias = Literal["error", "skip", "worst"]
 
 ROWS_TOGETHER = 4096  # positions of one call of an engine, documents together
+MAX_SHORT = ROWS_TOGETHER // 2  # tokens; the windows of such a document fit into one call
+
+_Window: TypeAlias = tuple[IntArray, int, int, int]  # a document, and see `_windows`
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
         seen = end
 
 
-def _batch(windows: Sequence[tuple[IntArray, int, int, int]]) -> Batch:
+def _batch(windows: Sequence[_Window]) -> Batch:
     """Lay windows of documents end to end."""
     inputs, targets = [], []
     for ids, start, seen, end in windows:
@@ -90,19 +93,32 @@ def _batch(windows: Sequence[tuple[IntArray, int, int, int]]) -> Batch:
     return Batch(np.concatenate(inputs), np.concatenate(targets), lengths)
 
 
+def _windows_of(ids: IntArray, block_size: int) -> list[_Window]:
+    return [(ids, *window) for window in _windows(len(ids) - 1, block_size)]
+
+
 def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
     """Return the summed loss in nats of documents, each at least two ids."""
-    windows = [
-        (ids, *window)
-        for ids in documents
-        for window in _windows(len(ids) - 1, engine.config.block_size)
-    ]
+    windows = [window for ids in documents for window in _windows_of(ids, engine.config.block_size)]
     n_together = max(1, ROWS_TOGETHER // max(end - start for _, start, _, end in windows))
     total = 0.0
     for first in range(0, len(windows), n_together):
         loss, _ = engine.loss(_batch(windows[first : first + n_together]))
         total += loss
     return total
+
+
+def _loss_of_each(engine: Engine, documents: Sequence[IntArray]) -> list[float]:
+    """Return the summed loss of each document, to the bit as it is alone."""
+    short = [ids for ids in documents if len(ids) <= MAX_SHORT]
+    losses: Iterator[float] = iter([])
+    if short:
+        windows = [_windows_of(ids, engine.config.block_size) for ids in short]
+        together = _batch([window for each in windows for window in each])
+        losses = iter(engine.losses(Batches(together, list(map(len, windows)))))
+    return [
+        next(losses) if len(ids) <= MAX_SHORT else summed_loss(engine, [ids]) for ids in documents
+    ]
 
 
 def score_dataset(engine: Engine, dataset: Dataset) -> Score:
@@ -121,6 +137,36 @@ def score_dataset(engine: Engine, dataset: Dataset) -> Score:
     return Score(n_tokens, total / n_tokens, n_bytes)
 
 
+class _Document(NamedTuple):
+    ids: IntArray  # BOS at both ends
+    n_bytes: int
+    n_unknown: int
+
+
+def _encoded(tokenizer: BaseTokenizer, text: str, unknown: IfUnknown) -> _Document:
+    ids = tokenizer.encode(text, unknown="error" if unknown == "error" else "skip")
+    known = text if unknown == "error" else tokenizer.decode(ids)
+    n_bytes = len((text if unknown == "worst" else known).encode("utf-8", "surrogatepass"))
+    document = np.array([tokenizer.bos, *ids, tokenizer.bos])
+    return _Document(document, n_bytes, len(text) - len(known))
+
+
+def _parts(
+    tokenizer: BaseTokenizer, texts: Iterable[str], unknown: IfUnknown
+) -> Iterator[list[_Document]]:
+    """Yield documents, some ROWS_TOGETHER tokens of them at a time."""
+    check_choice("unknown", unknown, get_args(IfUnknown))
+    part, n_rows = list[_Document](), 0
+    for text in texts:
+        part.append(_encoded(tokenizer, text, unknown))
+        n_rows += len(part[-1].ids) - 1
+        if n_rows >= ROWS_TOGETHER:
+            yield part
+            part, n_rows = [], 0
+    if part:
+        yield part
+
+
 def score_texts(
     engine: Engine, tokenizer: BaseTokenizer, texts: Iterable[str], unknown: IfUnknown = "error"
 ) -> Score:
@@ -130,25 +176,39 @@ def score_texts(
         TokenError: a text holds an unknown character and `unknown` is "error".
         DataError: there is no text.
     """
-    check_choice("unknown", unknown, get_args(IfUnknown))
-    together: list[IntArray] = []
-    total, n_rows, n_tokens, n_bytes, n_unknown = 0.0, 0, 0, 0, 0
-    for text in texts:
-        ids = tokenizer.encode(text, unknown="error" if unknown == "error" else "skip")
-        known = text if unknown == "error" else tokenizer.decode(ids)
-        n_unknown += len(text) - len(known)
-        n_bytes += len((text if unknown == "worst" else known).encode("utf-8", "surrogatepass"))
-        n_tokens += len(ids) + 1
-        together.append(np.array([tokenizer.bos, *ids, tokenizer.bos]))
-        n_rows += len(ids) + 1
-        if n_rows >= ROWS_TOGETHER:
-            total += summed_loss(engine, together)
-            together, n_rows = [], 0
-    if together:
-        total += summed_loss(engine, together)
+    total, n_tokens, n_bytes, n_unknown = 0.0, 0, 0, 0
+    for part in _parts(tokenizer, texts, unknown):
+        total += summed_loss(engine, [document.ids for document in part])
+        n_tokens += sum(len(document.ids) - 1 for document in part)
+        n_bytes += sum(document.n_bytes for document in part)
+        n_unknown += sum(document.n_unknown for document in part)
     if not n_tokens:
         raise DataError("dataset is empty")
-    if unknown == "worst":
-        total += n_unknown * 2 * math.log(tokenizer.vocab_size)
+    return _score(total, n_tokens, n_bytes, n_unknown, _per_unknown(tokenizer, unknown))
+
+
+def score_each(
+    engine: Engine, tokenizer: BaseTokenizer, texts: Iterable[str], unknown: IfUnknown = "error"
+) -> Iterator[Score]:
+    """Yield the score of each text alone; texts are read ahead, some thousand tokens of them.
+
+    Raises:
+        TokenError: see `score_texts`.
+    """
+    per_unknown = _per_unknown(tokenizer, unknown)
+    for part in _parts(tokenizer, texts, unknown):
+        losses = _loss_of_each(engine, [document.ids for document in part])
+        for (ids, n_bytes, n_unknown), loss in zip(part, losses, strict=True):
+            yield _score(loss, len(ids) - 1, n_bytes, n_unknown, per_unknown)
+
+
+def _per_unknown(tokenizer: BaseTokenizer, unknown: IfUnknown) -> float:
+    """Return what an unknown character costs in nats, 0 where it is left out."""
+    return 2 * math.log(tokenizer.vocab_size) if unknown == "worst" else 0.0
+
+
+def _score(total: float, n_tokens: int, n_bytes: int, n_unknown: int, per_unknown: float) -> Score:
+    if per_unknown:
+        total += n_unknown * per_unknown
         n_tokens += n_unknown
     return Score(n_tokens, total / n_tokens, n_bytes, n_unknown)

@@ -82,10 +82,11 @@ static void train_program(Member *member, void *given) {
                  .targets = t->targets,
                  .starts = t->starts,
                  .loss_only = (int)t->loss_only};
-    for (isize step = t->n_done; step < t->n_steps; step++) {
+    const isize first = t->n_done;
+    for (isize step = first; step < t->n_steps; step++) {
         const double n_targets = t->learning_rates ? (double)t->n_targets[step] : 1;
         pass.loss_scale = (real)(1 / n_targets);
-        pack_phase(member, &pass);
+        if (t->learning_rates || step == first) pack_phase(member, &pass);
         const double loss = loss_and_gradient(member, &pass, t->first_documents[step],
                                               t->first_documents[step + 1]) / n_targets;
         if (member->number == 0) t->losses[step] = loss;
