@@ -36,7 +36,7 @@ __all__ = ["NativeInference", "NativeStream", "pop_or"]
 FLOPS_PER_THREAD = 3e7  # of a step: below some 300 us, threads wait more than they work
 MUON_FLOPS = 62.0  # per iteration and layer, times n_embd^3; see kernel/muon.h
 MIN_SLOTS, MAX_SLOTS = 8, 64  # texts of a thread that are continued together
-SLOTS_BYTES = 8 << 20  # of their caches: more leave the processor's own cache
+SLOTS_BYTES = 4 << 20  # of their caches: more leave the processor's own cache
 
 FIELDS = np.dtype(Fields)
 NO_SIGNAL = StopSignal()  # never set
