@@ -147,6 +147,7 @@ typedef struct {
     isize n_bytes;  // of each member
 } GenerateArguments;
 
+// The only phase of its team: `run_team` waits for the members, without using a processor.
 static void generate_program(Member *member, void *given) {
     const GenerateArguments *a = given;
     const Model *m = a->model;
@@ -167,7 +168,6 @@ static void generate_program(Member *member, void *given) {
         n = n_going_on;
         if (n > 0) read_tokens(m, &l, n);
     }
-    end_phase(member, a->n_texts);
 }
 
 #endif
