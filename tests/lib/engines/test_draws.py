@@ -48,7 +48,7 @@ def test_draws_are_those_of_python(n_draws: int) -> None:
 
 
 @pytest.mark.usefixtures("width")
-@pytest.mark.parametrize("n_seeds", [*range(6), *range(7, 66, 8), *range(8, 73, 8), 129])
+@pytest.mark.parametrize("n_seeds", [0, *range(2, 6), *range(7, 66, 8), *range(8, 73, 8), 129])
 def test_seeds_need_not_fill_a_group(n_seeds: int) -> None:
     check(SEEDS[3 : 3 + n_seeds], 3)
     check(range(n_seeds), 3)
@@ -58,6 +58,11 @@ def test_seeds_need_not_fill_a_group(n_seeds: int) -> None:
 @pytest.mark.parametrize("seeds", [range(-40, 40), range(9, -9, -2), range(2**64 - 9, 2**64)])
 def test_seeds_may_be_a_range(seeds: range) -> None:
     check(seeds, 3)
+
+
+def test_python_draws_for_a_single_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(draws, "functions_for")
+    check([7], 20)
 
 
 @pytest.mark.parametrize("wide", [2**64, -(2**64), 2**96 + 5, 3**400])

@@ -115,7 +115,8 @@ class Generation:
         """Generate and return all texts, the prompt included, many per call of the engine."""
         tokenizer = self.model.tokenizer
         beginning = tokenizer.decode(self.prompt.token_ids)  # without BOS, if there is one
-        if not tokenizer.chars:  # encoded again, a text of subwords may have another length
+        # One text takes less so; encoded again, a text of subwords may have another length.
+        if self.n == 1 or not tokenizer.chars:
             replies = [self.model.reply(self.prompt, each, signal=signal) for each in self.configs]
             self._count(sum(reply.n_tokens for reply in replies))
             return [beginning + reply.content for reply in replies]

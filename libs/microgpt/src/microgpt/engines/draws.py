@@ -33,7 +33,8 @@ def uniforms(seeds: Sequence[int], n_draws: int) -> FloatArray:
     Returns:
         Numbers from 0 to below 1, float64, shape (len(seeds), n_draws).
     """
-    keys = None if why_unavailable() else _keys(seeds)
+    is_one = len(seeds) == 1  # of a group that the kernel computes in one go
+    keys = None if is_one or why_unavailable() else _keys(seeds)
     if keys is None:
         rows = [[rng.random() for _ in range(n_draws)] for rng in map(random.Random, seeds)]
         return np.array(rows, np.float64).reshape(len(seeds), n_draws)
