@@ -272,7 +272,10 @@ def test_texts_of_a_replaced_model_go_on(model: LanguageModel) -> None:
         )
         await asyncio.sleep(0.003)
         new = await read(batcher.generate(other, other.prompt("c"), configs(2)))
-        for texts, each, options in ((await old, model, 3000), (new, other, 40)):
+        await old
+        await read(batcher.generate(other, other.prompt("c"), configs(1)))
+        assert set(batcher._batches) == {other}  # the old model's memory is free
+        for texts, each, options in ((old.result(), model, 3000), (new, other, 40)):
             expected = [each.reply(each.prompt("c"), config) for config in configs(2, options)]
             by_index = sorted(texts, key=lambda grown: grown.index)
             assert [grown.piece for grown in by_index] == [reply.content for reply in expected]

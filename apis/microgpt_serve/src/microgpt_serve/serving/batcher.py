@@ -270,10 +270,11 @@ class Batcher:
     def _batch_of(self, model: LanguageModel) -> tuple[TextBatch, PrefixCache]:
         """Return the batch of a model; those of models that were replaced end with their texts."""
         if model not in self._batches:
-            used = {job.model for job, _ in self._live.values()}
-            self._batches = {each: self._batches[each] for each in used}
             prefixes = PrefixCache(self._prefix_bytes)
             self._batches[model] = model.batch(prefixes), prefixes
+        for each in [each for each in self._batches if each is not model]:
+            if not len(self._batches[each][0]):
+                del self._batches[each]
         return self._batches[model]
 
     def _deliver(self, failed: list[tuple[_Job, MicrogptError]]) -> None:

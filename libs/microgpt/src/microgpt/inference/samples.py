@@ -17,11 +17,7 @@ from microgpt.inference.prompt import Prompt
 from microgpt.inference.stream import text_of, texts_of
 from microgpt.parameters import FloatArray
 
-__all__ = [
-    "draw_samples",
-    "draw_texts",
-    "logits_of_text",
-]
+__all__ = ["draw_samples", "draw_texts", "logits_of_text"]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
 SAMPLES_TOGETHER = 8192  # at most, since their draws are in memory
@@ -64,8 +60,8 @@ def draw_texts(
     if n_tokens > room:
         return _grown(engine, prompt, generators, config, signal)
     draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
-    uniforms = np.array(draws, np.float64).reshape(-1, n_tokens)
-    return engine.sample(prompt.token_ids, uniforms, config, **_ends(prompt, signal))
+    drawn = np.array(draws, np.float64).reshape(-1, n_tokens)
+    return engine.sample(prompt.token_ids, drawn, config, **_ends(prompt, signal))
 
 
 def _check_signal(signal: StopSignal | None) -> None:
