@@ -139,7 +139,7 @@ def test_internal_errors_are_500_with_an_id_and_one_traceback(
         raise ZeroDivisionError("a bug")
 
     start_log("text")
-    monkeypatch.setattr("microgpt.LanguageModel.generate", fail)
+    monkeypatch.setattr("microgpt.LanguageModel.reply", fail)
     response = names.post(GENERATE, json={}, headers={"X-Request-ID": "id-7"})
     assert (response.status_code, response.json()) == (500, {"error": "internal error"})
     assert response.headers["x-request-id"] == "id-7"
