@@ -35,6 +35,7 @@ def forget_library() -> None:
     """Make the next engine open the library anew."""
     library.open_library.cache_clear()
     library.functions_for.cache_clear()
+    library.max_members.cache_clear()
 
 
 @contextmanager
