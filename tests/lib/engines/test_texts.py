@@ -220,6 +220,18 @@ def test_text_begun_after_a_change_of_weights_reads_them() -> None:
     assert before[1:] == after[1:]
 
 
+@needs_native
+@pytest.mark.parametrize("factor", [-1.0, 2.0, 256.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_change_of_one_bit_in_each_weight_of_a_matrix_is_seen(dtype: str, factor: float) -> None:
+    engine = Case(sizes(7, 64, 4, 1, 5), [3]).engine("native", dtype)
+    engine.prefill([1, 2], engine.new_cache())
+    engine.parameters["layer0.mlp_fc1"][:] *= factor
+    after = engine.prefill([1, 2], engine.new_cache())
+    other = NativeEngine(engine.parameters)
+    assert after == other.prefill([1, 2], other.new_cache())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fork_goes_on_as_its_source_would_and_leaves_it_alone(name: str) -> None:
     engine = RAGGED.engine(name)

@@ -126,15 +126,21 @@ EXPORT void OF_KIND(pack)(const Model *model, void *panels) {
         if (task % 8 < 4) pack_matrix(model, &workspace, task);
 }
 
+// Mixes some weights into a digest. Without the shift, changes of signs would cancel each other: a
+// product moves the highest bit nowhere.
+static uvector digest_of(uvector before, vector weights) {
+    const uvector mixed = (before ^ (uvector)weights) * 2654435761;  // odd: forgets no bit
+    return mixed ^ (mixed >> (4 * sizeof(real) - 1));
+}
+
 // A vector of numbers that changes with any weight.
 EXPORT void OF_KIND(digest)(const Model *model, void *to) {
     const isize n = n_params(model);
-    const bits factor = 2654435761;  // odd: no step forgets a bit
     const real *weights = model->weights;
     uvector digest = {0};
     isize i = 0;
-    for (; i + LANES <= n; i += LANES) digest = digest * factor + (uvector)load(weights + i);
-    for (; i < n; i++) digest = digest * factor + (uvector)splat(weights[i]);
+    for (; i + LANES <= n; i += LANES) digest = digest_of(digest, load(weights + i));
+    for (; i < n; i++) digest = digest_of(digest, splat(weights[i]));
     store(to, (vector)digest);
 }
 
