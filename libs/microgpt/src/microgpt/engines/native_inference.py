@@ -38,6 +38,7 @@ MUON_FLOPS = 62.0  # per iteration and layer, times n_embd^3; see kernel/muon.h
 MIN_SLOTS, MAX_SLOTS = 8, 64  # texts of a thread that are continued together
 SLOTS_BYTES = 4 << 20  # of their caches: more leave the processor's own cache
 
+DIGEST_BYTES = 256  # of the widest vectors
 FIELDS = np.dtype(Fields)
 NO_SIGNAL = StopSignal()  # never set
 
@@ -214,7 +215,7 @@ class NativeInference(Engine):
 
     def panels(self) -> NDArray[np.uint8]:
         """Return the weights in panels, packed again where they have changed."""
-        digest = np.zeros(64, np.uint8)
+        digest = np.zeros(DIGEST_BYTES, np.uint8)
         self.functions["digest"](self.model_pointer, address(digest))
         known, panels = self._packed
         if digest.tobytes() != known:

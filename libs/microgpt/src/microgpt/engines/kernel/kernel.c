@@ -126,6 +126,8 @@ EXPORT void OF_KIND(pack)(const Model *model, void *panels) {
         if (task % 8 < 4) pack_matrix(model, &workspace, task);
 }
 
+#define DIGEST_VECTORS 4
+
 // Mixes some weights into a digest. Without the shift, changes of signs would cancel each other: a
 // product moves the highest bit nowhere.
 static uvector digest_of(uvector before, vector weights) {
@@ -133,15 +135,17 @@ static uvector digest_of(uvector before, vector weights) {
     return mixed ^ (mixed >> (4 * sizeof(real) - 1));
 }
 
-// A vector of numbers that changes with any weight.
+// DIGEST_VECTORS of numbers that change with any weight; several, since one waits for its product.
 EXPORT void OF_KIND(digest)(const Model *model, void *to) {
-    const isize n = n_params(model);
+    const isize n = n_params(model), step = DIGEST_VECTORS * LANES;
     const real *weights = model->weights;
-    uvector digest = {0};
+    uvector digest[DIGEST_VECTORS] = {0};
     isize i = 0;
-    for (; i + LANES <= n; i += LANES) digest = digest_of(digest, load(weights + i));
-    for (; i < n; i++) digest = digest_of(digest, splat(weights[i]));
-    store(to, (vector)digest);
+    for (; i + step <= n; i += step)
+        UNROLL for (int v = 0; v < DIGEST_VECTORS; v++)
+            digest[v] = digest_of(digest[v], load(weights + i + v * LANES));
+    for (; i < n; i++) digest[0] = digest_of(digest[0], splat(weights[i]));
+    memcpy(to, digest, sizeof(digest));
 }
 
 // Bytes of the memory of a stream.
