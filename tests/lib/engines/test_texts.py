@@ -232,6 +232,21 @@ def test_change_of_one_bit_in_each_weight_of_a_matrix_is_seen(dtype: str, factor
     assert after == other.prefill([1, 2], other.new_cache())
 
 
+@needs_native
+def test_texts_begun_before_and_after_a_change_of_weights_are_those_alone() -> None:
+    def texts_of(*, together: bool) -> list[list[int]]:
+        engine = RAGGED.engine("native")
+        texts = []
+        for seed in range(4):
+            texts.append(begin(engine, [1], np.random.default_rng(seed).random(5)))
+            engine.parameters["lm_head"][:] *= -3
+        for each in [texts] if together else [[text] for text in texts]:
+            engine.advance(each, 5)
+        return [ids_of(text) for text in texts]
+
+    assert texts_of(together=True) == texts_of(together=False)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_fork_goes_on_as_its_source_would_and_leaves_it_alone(name: str) -> None:
     engine = RAGGED.engine(name)

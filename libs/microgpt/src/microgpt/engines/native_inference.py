@@ -394,10 +394,16 @@ class NativeInference(Engine):
         if len(going_on) == 1:
             going_on[0].advance(n_steps)
         elif going_on:
-            pointers = np.array([text.pointer for text in going_on], np.int64)
-            self._generate(pointers, n_steps, going_on[0].cache.panels, has_memory=True)
-            for text in going_on:
+            panels = going_on[0].cache.panels
+            together = [text for text in going_on if text.cache.panels is panels]
+            pointers = np.array([text.pointer for text in together], np.int64)
+            self._generate(pointers, n_steps, panels, has_memory=True)
+            for text in together:
                 text.update()
+            if len(together) < len(going_on):  # begun before or after a change of the weights
+                self.advance(
+                    [text for text in going_on if text.cache.panels is not panels], n_steps
+                )
 
     def _checked_text(self, text: Text) -> NativeText:
         """Return a text, or raise ShapeError for one of another engine."""
