@@ -450,3 +450,13 @@ def test_turns_refuse_what_is_no_turn() -> None:
     assert turns.prompt(64).token_ids == [BOS, USER, 0, END, ASSISTANT]  # of the others, nothing
     with pytest.raises(ChatError, match="not trained with chat tokens"):
         Turns(Tokenizer(("a",)))
+
+
+def test_message_of_the_system_that_is_refused_leaves_the_one_before() -> None:
+    turns = Turns(Tokenizer(("a",), is_chat=True, has_system=True), "error")
+    turns.instruct("a")
+    turns.add("user", "a")
+    before = turns.prompt(64)
+    with pytest.raises(TokenError):
+        turns.instruct("?")
+    assert turns.prompt(64) == before

@@ -189,10 +189,10 @@ class Turns:
         Raises:
             TokenError: see `build_prompt`.
         """
-        self.system_dropped = content is not None and not self._tokenizer.has_system
-        self._system = _Turn([], 0)
-        if content is not None and not self.system_dropped:
-            self._system = self._encoded("system", content)
+        knows = self._tokenizer.has_system
+        is_read = content is not None and knows
+        self._system = self._encoded("system", content) if is_read else _Turn([], 0)
+        self.system_dropped = content is not None and not knows
 
     def add(self, role: str, content: str) -> None:
         """Append a message.
