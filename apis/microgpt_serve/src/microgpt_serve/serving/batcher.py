@@ -264,6 +264,7 @@ class Batcher:
         seconds = time.perf_counter() - read
         gained = [text.n_tokens - n_before.get(text, 0) for text in self._live]
         self._step_seconds = max(seconds / max(*gained, 1, 1), 1e-6)
+        metrics.COMPLETION_TOKENS.inc(sum(gained))
         metrics.TOKENS_PER_SECOND.set(sum(gained) / (time.perf_counter() - start))
         return failed
 
@@ -307,7 +308,6 @@ class Batcher:
     def _leave(self, text: LiveText) -> None:
         job, _ = self._live.pop(text)
         job.n_live -= 1
-        metrics.COMPLETION_TOKENS.inc(text.n_tokens)
 
     def _show(self) -> None:
         """Update the gauges."""

@@ -46,7 +46,7 @@ QUEUED = Gauge("microgpt_queued", "Requests waiting for a place.", multiprocess_
 BATCH_SIZE = Gauge("microgpt_batch_size", "Texts that grow together.", multiprocess_mode="livesum")
 TOKENS_PER_SECOND = Gauge(
     "microgpt_tokens_per_second",
-    "Tokens generated in the latest turn, by its time.",
+    "Tokens of the latest turn by its time; 0 at rest.",
     multiprocess_mode="livesum",
 )
 PREFIX_HITS = Counter("microgpt_prefix_hits", "Prompts that began like one read before.")

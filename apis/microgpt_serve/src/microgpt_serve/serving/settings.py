@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 64
     prefix_mb: Annotated[
         int,
-        Meta(ge=0, description="Memory per worker for what prompts have in common, in MiB."),
+        Meta(ge=0, description="Memory per worker for what prompts share, in MiB; 0 for none."),
     ] = 64
     rate_limit: Annotated[
         int, Meta(ge=0, description="Requests per minute, client and worker; 0 for no limit.")
