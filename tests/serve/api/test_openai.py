@@ -2,12 +2,15 @@
 
 import json
 import math
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import microgpt
 import openai
 import pytest
+from microgpt_serve.api.generation import log_softmax
 from serve.service import MakeClient, running
 from starlette.testclient import TestClient
 
@@ -259,6 +262,23 @@ def test_streamed_logprobs_take_no_pass_of_the_model_besides_the_texts_own(
     monkeypatch.setattr(microgpt.LanguageModel, "logits", fail)
     *_, done = events(chat, "/v1/chat/completions", messages=HELLO, logprobs=True)
     assert done == "[DONE]"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_are_computed_beside_the_event_loop(
+    chat: TestClient, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
+    """A large vocabulary holds no other request up, and its logits wait for no slow reader."""
+    threads = []
+
+    def counted(logits: Sequence[float]) -> list[float]:
+        threads.append(threading.current_thread().name)
+        return log_softmax(logits)
+
+    monkeypatch.setattr("microgpt_serve.api.openai.log_softmax", counted)
+    body = {"messages": HELLO, "logprobs": True, "max_tokens": 6, "stream": stream}
+    assert chat.post("/v1/chat/completions", json=body).status_code == 200
+    assert {name.partition("_")[0] for name in threads} == {"generate"}
 
 
 def test_an_error_before_the_first_piece_has_a_status(chat: TestClient) -> None:

@@ -91,7 +91,7 @@ def test_logits_come_with_the_tokens(model: LanguageModel) -> None:
         batcher = Batcher(2, 0, TIMEOUT)
         prompt = model.prompt("ab")
         (config,) = configs(1)
-        grown = await read(batcher.generate(model, prompt, [config], keep_logits=True))
+        grown = await read(batcher.generate(model, prompt, [config], of_token=lambda token: token))
         tokens = [token for each in grown for token in each.tokens]
         reply = model.reply(prompt, config)
         assert [token.token_id for token in tokens] == list(reply.token_ids)

@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from microgpt import (
+    ChosenToken,
     LanguageModel,
     Message,
     Prompt,
@@ -126,12 +127,16 @@ class Generation:
         return documents
 
     def grown(
-        self, batcher: Batcher, *, pieces: bool = False, keep_logits: bool = False
+        self,
+        batcher: Batcher,
+        *,
+        pieces: bool = False,
+        of_token: Callable[[ChosenToken], Any] | None = None,
     ) -> AsyncGenerator[Grown]:
         """Return what `Batcher.generate` yields for all texts; `usage` counts with it."""
         return self._counted(
             batcher.generate(
-                self.model, self.prompt, self.configs, pieces=pieces, keep_logits=keep_logits
+                self.model, self.prompt, self.configs, pieces=pieces, of_token=of_token
             )
         )
 

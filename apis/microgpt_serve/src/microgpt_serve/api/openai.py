@@ -3,12 +3,13 @@
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from heapq import nlargest
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from microgpt import MicrogptError
+from microgpt import ChosenToken, MicrogptError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -144,12 +145,13 @@ class _Answer(ABC, Generic[T]):
 
     async def pieces(self, batcher: Batcher, *, whole: bool = False) -> AsyncGenerator[Piece]:
         """Generate: yield pieces of all texts as they grow, or each text as a whole."""
-        with_logprobs = self._n_top is not None
-        texts = self.generation.grown(batcher, pieces=not whole, keep_logits=with_logprobs)
+        of_token = None if self._n_top is None else self._logprob
+        texts = self.generation.grown(batcher, pieces=not whole, of_token=of_token)
         async with aclosing(texts):
             async for grown in texts:
                 if grown.piece or whole:
-                    yield Piece(grown.index, grown.piece, self._logprobs(grown.tokens))
+                    logprobs = Logprobs(list(grown.tokens)) if of_token else None
+                    yield Piece(grown.index, grown.piece, logprobs)
                 if grown.finish_reason:
                     yield Piece(grown.index, finish_reason=grown.finish_reason)
 
@@ -165,17 +167,12 @@ class _Answer(ABC, Generic[T]):
     def usage_chunk(self) -> Any:
         """Return the body of the event that reports the usage."""
 
-    def _logprobs(self, tokens: Iterable[tuple[int, Sequence[float]]]) -> Logprobs | None:
-        """Return log-probabilities of tokens, before temperature, from the logits of each."""
-        if self._n_top is None:
-            return None
-        content = []
-        for token_id, logits in tokens:
-            row = log_softmax(logits)
-            likeliest = sorted(range(len(row)), key=lambda i: -row[i])[: self._n_top]
-            top = [TopLogprob(*self._named(i, row)) for i in likeliest]
-            content.append(TokenLogprob(*self._named(token_id, row), top))
-        return Logprobs(content)
+    def _logprob(self, token: ChosenToken) -> TokenLogprob:
+        """Return the log-probability of a token, before temperature, and the largest ones."""
+        row = log_softmax(token.logits)
+        likeliest = nlargest(self._n_top or 0, range(len(row)), key=row.__getitem__)
+        top = [TopLogprob(*self._named(i, row)) for i in likeliest]
+        return TokenLogprob(*self._named(token.token_id, row), top)
 
     def _named(self, token_id: int, row: list[float]) -> tuple[str, float, list[int]]:
         tokenizer = self.generation.model.tokenizer

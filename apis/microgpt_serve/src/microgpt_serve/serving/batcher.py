@@ -8,10 +8,10 @@ thread, without the interpreter lock; what comes of it is delivered by the event
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from microgpt import (
     ChosenToken,
@@ -44,14 +44,14 @@ class Grown:
     Args:
         index: number of the text in the request.
         piece: of the text; the whole text where only its end is delivered.
-        tokens: those that begin in the piece, with the logits that they were chosen from.
+        tokens: what `of_token` returned for those that begin in the piece.
         n_tokens: of the text so far.
         finish_reason: why the text has ended; None while it goes on.
     """
 
     index: int
     piece: str
-    tokens: Sequence[ChosenToken]
+    tokens: Sequence[Any]
     n_tokens: int
     finish_reason: Literal["stop", "length"] | None
 
@@ -64,7 +64,7 @@ class _Job:
     prompt: Prompt
     waiting: deque[tuple[int, SamplingConfig]]
     is_streamed: bool
-    keeps_logits: bool
+    of_token: Callable[[ChosenToken], Any] | None
     since: float = field(default_factory=time.perf_counter)
     n_live: int = 0
     is_started: bool = False
@@ -127,7 +127,7 @@ class Batcher:
         configs: Sequence[SamplingConfig],
         *,
         pieces: bool = False,
-        keep_logits: bool = False,
+        of_token: Callable[[ChosenToken], Any] | None = None,
     ) -> AsyncGenerator[Grown]:
         """Yield what the texts of a request gain; to be closed, which ends them.
 
@@ -136,7 +136,8 @@ class Batcher:
             prompt: the tokens that every text continues.
             configs: sampling options of each text.
             pieces: whether to yield texts as they grow; else each as a whole, at its end.
-            keep_logits: whether tokens come with the logits that they were chosen from.
+            of_token: returns what is kept of a token and the logits that it was chosen from, which
+                may be large; called in the thread of the texts. None to keep nothing.
 
         Raises:
             BusyError: the queue is full.
@@ -150,7 +151,7 @@ class Batcher:
             metrics.REJECTED.labels("busy").inc()
             raise BusyError
         waiting = deque(enumerate(configs))
-        job = _Job(model, prompt, waiting, pieces or keep_logits, keep_logits)
+        job = _Job(model, prompt, waiting, pieces or of_token is not None, of_token)
         self._jobs.append(job)
         metrics.QUEUED.inc()
         loop = asyncio.get_running_loop()
@@ -182,10 +183,10 @@ class Batcher:
                 joining = self._joining()
                 if self._live or joining:
                     n_steps = self._n_steps() if self._live else 1  # the first token comes at once
-                    failed = await loop.run_in_executor(
+                    failed, tokens = await loop.run_in_executor(
                         self._executor, self._turn, joining, n_steps
                     )
-                    self._deliver(failed)
+                    self._deliver(failed, tokens)
                 self._show()
         except Exception as error:  # noqa: BLE001 - the readers raise it
             self._batches.clear()
@@ -234,8 +235,12 @@ class Batcher:
 
     def _turn(
         self, joining: list[tuple[_Job, int, SamplingConfig]], n_steps: int
-    ) -> list[tuple[_Job, MicrogptError]]:
-        """Let texts join, and all of them grow; return the requests that failed."""
+    ) -> tuple[list[tuple[_Job, MicrogptError]], dict[LiveText, list[Any]]]:
+        """Let texts join, and all of them grow.
+
+        Returns:
+            The requests that failed, and what is kept of the tokens of each text.
+        """
         start = time.perf_counter()
         n_before = {text: text.n_tokens for text in self._live}
         failed = []
@@ -249,7 +254,7 @@ class Batcher:
             n_hits, n_reused = prefixes.n_hits, prefixes.n_reused
             try:
                 text = batch.add(
-                    job.prompt, config, signal=job.signal, keep_logits=job.keeps_logits
+                    job.prompt, config, signal=job.signal, keep_logits=job.of_token is not None
                 )
             except MicrogptError as error:
                 failed.append((job, error))
@@ -261,12 +266,17 @@ class Batcher:
         read = time.perf_counter()
         for batch, _ in self._batches.values():
             batch.advance(n_steps)
+        tokens = {
+            text: list(map(job.of_token, text.tokens))
+            for text, (job, _) in self._live.items()
+            if job.of_token and not job.is_closed
+        }
         seconds = time.perf_counter() - read
         gained = [text.n_tokens - n_before.get(text, 0) for text in self._live]
         self._step_seconds = max(seconds / max(*gained, 1, 1), 1e-6)
         metrics.COMPLETION_TOKENS.inc(sum(gained))
         metrics.TOKENS_PER_SECOND.set(sum(gained) / (time.perf_counter() - start))
-        return failed
+        return failed, tokens
 
     def _batch_of(self, model: LanguageModel) -> tuple[TextBatch, PrefixCache]:
         """Return the batch of a model; those of models that were replaced end with their texts."""
@@ -278,13 +288,15 @@ class Batcher:
                 del self._batches[each]
         return self._batches[model]
 
-    def _deliver(self, failed: list[tuple[_Job, MicrogptError]]) -> None:
+    def _deliver(
+        self, failed: list[tuple[_Job, MicrogptError]], tokens: dict[LiveText, list[Any]]
+    ) -> None:
         """Give each request what its texts have gained."""
         for job, error in failed:
             job.fail(error)
         grown: dict[_Job, list[Grown]] = {}
         for text, (job, index) in list(self._live.items()):
-            piece, tokens = text.piece, text.tokens
+            piece = text.piece
             if text.is_finished:
                 self._leave(text)
                 try:
@@ -296,7 +308,7 @@ class Batcher:
             elif not piece or not job.is_streamed:
                 continue
             grown.setdefault(job, []).append(
-                Grown(index, piece, tokens, text.n_tokens, text.finish_reason)
+                Grown(index, piece, tokens.get(text, ()), text.n_tokens, text.finish_reason)
             )
         for job, each in grown.items():
             if not job.is_closed:
