@@ -189,10 +189,10 @@ class Turns:
         Raises:
             TokenError: see `build_prompt`.
         """
-        knows = self._tokenizer.has_system
-        is_read = content is not None and knows
-        self._system = self._encoded("system", content) if is_read else _Turn([], 0)
-        self.system_dropped = content is not None and not knows
+        knows, system = self._tokenizer.has_system, _Turn([], 0)
+        if content is not None and knows:
+            system = self._encoded("system", content)  # may raise: the one before stays
+        self._system, self.system_dropped = system, content is not None and not knows
 
     def add(self, role: str, content: str) -> None:
         """Append a message.
