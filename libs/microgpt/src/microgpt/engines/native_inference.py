@@ -38,6 +38,7 @@ MUON_FLOPS = 62.0  # per iteration and layer, times n_embd^3; see kernel/muon.h
 MIN_SLOTS, MAX_SLOTS = 8, 64  # texts of a thread that are continued together
 SLOTS_BYTES = 4 << 20  # of their caches: more leave the processor's own cache
 
+WORK_ALONE = 30_000  # multiplications that tokens one by one take less time for than together
 DIGEST_BYTES = 256  # of the widest vectors
 FIELDS = np.dtype(Fields)
 NO_SIGNAL = StopSignal()  # never set
@@ -248,8 +249,12 @@ class NativeInference(Engine):
         """Append tokens to `cache`, whose `logits` are then those of the next."""
         if len(token_ids) == 1:
             self._append(token_ids[0], cache)
+            return
+        ids = self.check_tokens(token_ids, cache.length)
+        if ids.size * self.config.n_params < WORK_ALONE:
+            for token_id in ids.tolist():
+                cache.append(token_id)
         else:
-            ids = self.check_tokens(token_ids, cache.length)
             self._extend(ids, cache, cache.logits)
 
     def decode(self, token_id: int, cache: NativeStream) -> list[float]:

@@ -259,6 +259,10 @@ def reply_of(
 ) -> Reply:
     """Return the reply of tokens that are all chosen, as `TextStream.reply` does."""
     if stop:
-        return TextStream(iter(token_ids), tokenizer, max_tokens, stop, prompt).reply()
+        pieces = Pieces(tokenizer, max_tokens, stop)
+        content = pieces.push(list(map(ChosenToken, token_ids)))
+        content += "" if pieces.finish_reason else pieces.finish()
+        assert pieces.finish_reason, "after the last token"
+        return Reply(content, pieces.finish_reason, pieces.n_tokens, prompt, pieces.token_ids)
     reason: FinishReason = "length" if len(token_ids) == max_tokens else "stop"
     return Reply(tokenizer.decode(token_ids), reason, len(token_ids), prompt, token_ids)
