@@ -381,7 +381,7 @@ def test_prompt_of_messages_ends_at_end_turn_and_forbids_roles_and_bos() -> None
     assert prompt.forbidden == (2, 3, tokenizer.bos)
 
 
-# ---------------------------------------------------------------- a conversation that goes on
+# ---------------------------------------------------------------- a growing conversation
 
 changes = st.one_of(
     messages, st.sampled_from(["pop", "clear"]), st.text("abx", max_size=4).map(list)

@@ -138,9 +138,10 @@ class _Answer(ABC, Generic[T]):
                 text = texts[piece.index]
                 text.text += piece.text
                 text.finish_reason = piece.finish_reason
-                if piece.logprobs:
-                    content = text.logprobs.content if text.logprobs else []
-                    text.logprobs = Logprobs(content + piece.logprobs.content)
+                if text.logprobs and piece.logprobs:
+                    text.logprobs.content.extend(piece.logprobs.content)
+                else:
+                    text.logprobs = text.logprobs or piece.logprobs
         return texts
 
     async def pieces(self, batcher: Batcher, *, whole: bool = False) -> AsyncGenerator[Piece]:
@@ -168,7 +169,7 @@ class _Answer(ABC, Generic[T]):
         """Return the body of the event that reports the usage."""
 
     def _logprob(self, token: ChosenToken) -> TokenLogprob:
-        """Return the log-probability of a token, before temperature, and the largest ones."""
+        """Return log-probabilities, before temperature: of a token, and of the likeliest tokens."""
         row = log_softmax(token.logits)
         likeliest = nlargest(self._n_top or 0, range(len(row)), key=row.__getitem__)
         top = [TopLogprob(*self._named(i, row)) for i in likeliest]

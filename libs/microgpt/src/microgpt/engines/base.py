@@ -399,7 +399,7 @@ class Engine(InputChecks, ABC):
         forbidden = self.checked_forbidden(forbidden)
         logits = self.prefill(prompt, cache)
         self.check_draws(draws, cache.length)
-        kept = np.empty((draws.size, self.config.vocab_size), self.parameters.dtype)
+        shape = draws.size, self.config.vocab_size
         return Text(
             cache,
             logits,
@@ -408,11 +408,11 @@ class Engine(InputChecks, ABC):
             stop,
             forbidden,
             signal or StopSignal(),
-            kept if keep_logits else None,
+            np.empty(shape, self.parameters.dtype) if keep_logits else None,
         )
 
     def advance(self, texts: Sequence[Text], n_steps: int) -> None:
-        """Continue texts by up to `n_steps` tokens each; finished ones stay as they are.
+        """Continue texts by up to `n_steps` tokens each; finished texts stay as they are.
 
         A text has the same tokens in any company, on any number of threads.
         """

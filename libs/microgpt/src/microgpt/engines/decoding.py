@@ -27,7 +27,6 @@ __all__ = [
     "SamplingConfig",
     "StopSignal",
     "choose_token",
-    "chosen_tokens",
     "generate",
     "generate_from_prompt",
     "room_after",
@@ -241,43 +240,6 @@ def slid(token_ids: Sequence[int], block_size: int, first: Sequence[int] = ()) -
     return [*first, *token_ids[-n_kept:]][-block_size:]
 
 
-def chosen_tokens(
-    model: Decoder,
-    prompt: Sequence[int],
-    rng: Draws,
-    config: SamplingConfig,
-    *,
-    stop: int,
-    forbidden: Collection[int] = (),
-    first: Sequence[int] = (),
-) -> Iterator[ChosenToken]:
-    """Yield the tokens of `generate_from_prompt`, each with its logits."""
-    block_size = model.config.block_size
-    room = room_after(prompt, block_size)
-    n_tokens = room if config.max_tokens is None else config.max_tokens
-
-    def tokens() -> Iterator[ChosenToken]:  # apart, so that the checks above run at the call
-        context = list(prompt)
-        cache = model.new_cache()
-        logits = model.prefill(context, cache)
-        for n_left in reversed(range(n_tokens)):
-            token_id = choose_token(logits, config, rng, forbidden)
-            if token_id == stop:
-                return
-            yield ChosenToken(token_id, logits)
-            if not n_left:
-                return
-            context.append(token_id)
-            if len(context) <= block_size:
-                logits = model.decode(token_id, cache)
-            else:
-                context = slid(context, block_size, first)
-                cache = model.new_cache()
-                logits = model.prefill(context, cache)
-
-    return tokens()
-
-
 def generate_from_prompt(
     model: Decoder,
     prompt: Sequence[int],
@@ -306,10 +268,32 @@ def generate_from_prompt(
         ShapeError: the prompt is empty.
         ContextLengthError: the prompt is longer than block_size.
     """
-    tokens = chosen_tokens(model, prompt, rng, config, stop=stop, forbidden=forbidden, first=first)
+    block_size = model.config.block_size
+    room = room_after(prompt, block_size)
+    n_tokens = room if config.max_tokens is None else config.max_tokens
+
+    def tokens() -> Iterator[int]:  # apart, so that the checks above run at the call
+        context = list(prompt)
+        cache = model.new_cache()
+        logits = model.prefill(context, cache)
+        for n_left in reversed(range(n_tokens)):
+            token_id = choose_token(logits, config, rng, forbidden)
+            if token_id == stop:
+                return
+            yield token_id
+            if not n_left:
+                return
+            context.append(token_id)
+            if len(context) <= block_size:
+                logits = model.decode(token_id, cache)
+            else:
+                context = slid(context, block_size, first)
+                cache = model.new_cache()
+                logits = model.prefill(context, cache)
+
     if max_tokens is not None:
         max_tokens = max(0, min(max_tokens, sys.maxsize))
-    return (token.token_id for token in islice(tokens, max_tokens))
+    return islice(tokens(), max_tokens)
 
 
 def generate(

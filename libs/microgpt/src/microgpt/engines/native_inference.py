@@ -291,7 +291,7 @@ class NativeInference(Engine):
         return logits
 
     def _extend(self, ids: IntArray, cache: NativeStream, logits: FloatArray) -> None:
-        """Append tokens to `cache`, and write the logits after the last ones to `logits`."""
+        """Append tokens to `cache`, and write the logits after the last tokens to `logits`."""
         n_threads = self.n_threads(ids.size, passes=1)
         tokens = np.ascontiguousarray(ids, np.int32)
         n_bytes = self.functions["extension_bytes"](self.model_pointer, ids.size, n_threads)

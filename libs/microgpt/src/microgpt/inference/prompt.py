@@ -141,7 +141,7 @@ class _Turn(NamedTuple):
 
 
 class Turns:
-    """A conversation that goes on: each message is encoded once, when it is added.
+    """A growing conversation: `add` encodes each message once.
 
     A prompt is made in the same time however long the conversation has become.
 

@@ -133,15 +133,6 @@ INLINE vector interleave(vector a, vector b, int half, int upper) {
                              (~is_b & (lane + (upper ? half : 0))));
 }
 
-// Lane i of the result is the sum of the lanes of vectors[i]; overwrites `vectors`.
-INLINE vector sums_of(vector vectors[LANES]) {
-    UNROLL for (int half = LANES / 2; half > 0; half /= 2)
-        UNROLL for (int i = 0; i < half; i++)
-            vectors[i] = interleave(vectors[i], vectors[i + half], half, 0) +
-                         interleave(vectors[i], vectors[i + half], half, 1);
-    return vectors[0];
-}
-
 // Transposes LANES rows in place: swaps off-diagonal blocks of LANES / 2, LANES / 4, ..., 1 rows.
 INLINE void transpose(vector rows[LANES]) {
     UNROLL for (int half = LANES / 2; half > 0; half /= 2)
