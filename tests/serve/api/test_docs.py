@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import pytest
 from openapi_spec_validator import validate
@@ -16,7 +17,7 @@ def test_the_page_and_its_parts_are_served_with_a_strict_policy(names: TestClien
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert sorted(parts) == ["/static/icon.svg", "/static/page.css", "/static/page.js"]
+    assert sorted(parts) == ["static/icon.svg", "static/page.css", "static/page.js"]
     for path in ("/", "/docs", *parts, "/static/docs.css"):
         response = names.get(path)
         assert response.status_code == 200
@@ -53,6 +54,23 @@ def test_the_documentation_shows_every_operation_and_field(names: TestClient) ->
             assert operation["summary"] in text
     for field in document["components"]["schemas"]["GenerateRequest"]["properties"]:
         assert f"<code>{field}</code>" in text
+
+
+@pytest.mark.parametrize("path", ["/gpt/", "/gpt/docs"])
+def test_pages_below_a_prefix_that_a_proxy_strips_name_only_urls_below_it(
+    names: TestClient, path: str
+) -> None:
+    page = names.get(path.removeprefix("/gpt")).text
+    links = [urljoin(path, link) for link in re.findall(r'(?:src|href)="([^"]+)"', page)]
+    assert len(links) == 3
+    for link in links:
+        assert link.startswith("/gpt/")
+        assert names.get(link.removeprefix("/gpt")).status_code == 200
+
+
+def test_the_server_of_the_openapi_document_is_its_directory(names: TestClient) -> None:
+    (server,) = names.get("/openapi.json").json()["servers"]
+    assert urljoin("/gpt/openapi.json", server["url"]) == "/gpt/"
 
 
 @pytest.mark.parametrize(

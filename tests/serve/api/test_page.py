@@ -211,6 +211,30 @@ def test_the_likeliest_next_tokens_are_bars(
     assert length["width"] / room["width"] == pytest.approx(shares[0] / 100, abs=0.02)
 
 
+def test_the_page_works_below_a_prefix_that_a_proxy_strips(
+    talking: Server, open_page: OpenPage
+) -> None:
+    page = open_page(talking)
+    expect(page.locator("#message")).to_be_focused()
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    page.route(  # the proxy
+        f"{talking.url}/gpt/**",
+        lambda route: route.fulfill(
+            response=route.fetch(url=route.request.url.replace("/gpt/", "/", 1))
+        ),
+    )
+    page.goto(f"{talking.url}/gpt/")
+    page.fill("#message", "hello")
+    page.keyboard.press("Enter")
+    expect(page.locator("#turns .assistant")).to_have_text(ANSWERS["hello"])
+    page.goto(f"{talking.url}/gpt/docs", wait_until="networkidle")
+    assert {"/gpt/v1/chat/completions", "/gpt/static/docs.css"} <= {
+        url.removeprefix(talking.url) for url in sent
+    }
+    assert all(url.startswith(f"{talking.url}/gpt/") for url in sent)
+
+
 def test_model_output_is_never_markup(tmp_path: Path, open_page: OpenPage) -> None:
     model = microgpt.fit([MARKUP], steps=200, block_size=32)
     with serving(model, tmp_path / MARKUP.replace(" ", "")) as server:

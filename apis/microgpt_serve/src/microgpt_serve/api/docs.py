@@ -54,6 +54,7 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
             "version": version("microgpt-serve"),
             "description": "Texts and chat from a small GPT.",
         },
+        "servers": [{"url": "."}],  # the directory of the document: right below a prefix too
         "paths": paths,
         "components": {"schemas": components},
     }
@@ -132,11 +133,11 @@ def _page(document: dict[str, Any]) -> str:
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>microgpt-serve {html.escape(document["info"]["version"])}</title>
-<link rel="icon" href="/static/icon.svg">
-<link rel="stylesheet" href="/static/docs.css">
+<link rel="icon" href="static/icon.svg">
+<link rel="stylesheet" href="static/docs.css">
 <h1>microgpt-serve {html.escape(document["info"]["version"])}</h1>
 <p>{html.escape(document["info"]["description"])}
-For programs: <a href="/openapi.json">/openapi.json</a>.</p>
+For programs: <a href="openapi.json">openapi.json</a>.</p>
 {"".join(parts)}
 </html>"""
 

@@ -116,7 +116,7 @@ async function ask(text) {
   const controller = new AbortController();
   setRunning(controller);
   try {
-    for await (const event of events(await post("/v1/chat/completions", body, controller.signal))) {
+    for await (const event of events(await post("v1/chat/completions", body, controller.signal))) {
       followText();
       turn.append(event.choices[0]?.delta.content ?? "");
       if (event.choices[0]?.finish_reason === "length") reason = "cut off at the maximum length";
@@ -176,7 +176,7 @@ $("generate").addEventListener("submit", async (event) => {
   try {
     const { seed = Math.floor(Math.random() * 2 ** 32), ...others } = samplingOptions();
     const body = { prompt: $("prompt").value, num_samples: numberOf("count"), seed, ...others };
-    const { samples } = await (await post("/microgpt/v1/generate", body)).json();
+    const { samples } = await (await post("microgpt/v1/generate", body)).json();
     $("texts").replaceChildren(
       ...samples.map((sample) => {
         const item = document.createElement("li");
@@ -218,7 +218,7 @@ async function showNext() {
   const turn = { role: "user", content: text };
   const body = model.is_chat ? { messages: [...messages, turn] } : { prompt: text };
   try {
-    const { tokens } = await (await post("/microgpt/v1/next", body, asking.signal)).json();
+    const { tokens } = await (await post("microgpt/v1/next", body, asking.signal)).json();
     $("bars").tBodies[0].replaceChildren(...tokens.slice(0, N_BARS).map(bar));
     $("bars-problem").textContent = "";
   } catch (error) {
@@ -239,7 +239,7 @@ function count(n, thing) {
 }
 
 async function start() {
-  const response = await fetch("/microgpt/v1/model", { headers: headers({}) }).catch(() => null);
+  const response = await fetch("microgpt/v1/model", { headers: headers({}) }).catch(() => null);
   $("unlock").hidden = response?.status !== 401;
   if (response?.status === 401) {
     $("model").textContent = "";
