@@ -3,15 +3,26 @@
 import random
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import httpx2
 import microgpt
 import pytest
 from matplotlib.image import imread
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from microgpt.engines.decoding import choose_token
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Request,
+    Route,
+    expect,
+    sync_playwright,
+)
 from serve.service import Server, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -182,33 +193,192 @@ def test_samples_by_keyboard_alone(naming: Server, names_dir: Path, open_page: O
     assert page.locator("#texts li").all_inner_texts() == expected
 
 
-def test_problems_are_shown(naming: Server, open_page: OpenPage) -> None:
+def test_a_problem_is_shown_once_and_replaces_what_was_there(
+    naming: Server, open_page: OpenPage
+) -> None:
     page = open_page(naming, expected="status of 400")
+    page.fill("#prompt", "a")
+    page.keyboard.press("Enter")
+    expect(page.locator("#texts li")).to_have_count(24)
     page.fill("#prompt", "a7")
     page.keyboard.press("Enter")
+    expect(page.get_by_text("'7'")).to_have_count(1)
     expect(page.locator("#problem")).to_contain_text("'7'")
-    expect(page.locator("#bars-problem")).to_contain_text("'7'")
+    expect(page.locator("#texts li")).to_have_count(0)
+    expect(page.locator("#bars tr")).to_have_count(0)
+    page.fill("#prompt", "a")
+    expect(page.locator("#problem")).to_be_empty()
+    expect(page.locator("#bars tr")).to_have_count(16)
 
 
-def test_the_likeliest_next_tokens_are_bars(
-    naming: Server, names_dir: Path, open_page: OpenPage
+def test_a_long_problem_covers_nothing(talking: Server, open_page: OpenPage) -> None:
+    page = open_page(talking, expected="status of 400")
+    refused: dict[str, Any] = {"error": {"message": "this cannot be done; " * 100}}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json=refused))
+    page.fill("#message", "hello")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("this cannot be done")
+    expect(page.locator("#message")).to_have_value("hello")
+    for name in ("send", "clear"):
+        page.click(f"#{name}", trial=True, timeout=2000)
+    problem, stop = (page.locator(part).bounding_box() for part in ("#problem", "#stop"))
+    assert problem
+    assert stop
+    assert problem["y"] + problem["height"] < stop["y"]
+    page.keyboard.type("?")
+    expect(page.locator("#problem")).to_be_empty()
+
+
+def test_invalid_numbers_are_explained_and_not_sent(naming: Server, open_page: OpenPage) -> None:
+    page = open_page(naming)
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.click("summary")  # closes it
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url))
+    for name, value in (("top_k", "0"), ("max_tokens", "1.5"), ("seed", "-1"), ("top_k", "28")):
+        page.evaluate(
+            "([id, value]) => { document.getElementById(id).value = value; }", [name, value]
+        )
+        page.click("#generate button")
+        expect(page.locator(f"#{name}")).to_be_focused()
+        page.fill(f"#{name}", "")
+    assert sent == []
+    page.click("#generate button")
+    expect(page.locator("#texts li")).to_have_count(24)
+
+
+def test_what_the_model_does_not_read_is_noted(talking: Server, open_page: OpenPage) -> None:
+    page = open_page(talking)
+    lost = {"X-Microgpt-Tokens-Dropped": "1200", "X-Microgpt-Unknown": "%C3%A4%0A"}
+    answer = {"tokens": [{"token": "h", "probability": 1.0}], "tokens_dropped": 0, "unknown": "ä"}
+    page.route("**/v1/next", lambda route: route.fulfill(json=answer))
+    page.route("**/v1/chat/completions", lambda route: with_headers(route, lost))
+    page.fill("#message", "hello ä")
+    unknown = "unknown to the model and left out: ä"
+    expect(page.locator("#next-note")).to_have_text(unknown)
+    page.keyboard.press("Enter")
+    note = page.locator("#turns .user + .note")
+    expect(note).to_contain_text("1,200 tokens from the start dropped")
+    expect(note).to_contain_text(f"{unknown} new line")
+    expect(page.locator("#turns .assistant")).to_have_attribute("aria-busy", "false")
+    assert page.locator("#turns li").count() == 3
+
+
+def with_headers(route: Route, headers: dict[str, str]) -> None:
+    response = route.fetch()
+    route.fulfill(response=response, headers={**response.headers, **headers})
+
+
+def test_one_of_several_models_is_chosen_in_the_header(
+    talking: Server, naming: Server, open_page: OpenPage
 ) -> None:
     page = open_page(naming)
-    page.fill("#prompt", "hanna")
-    greedy = microgpt.load(names_dir).generate(prompt="hanna", temperature=0)[0]
-    first = page.locator("#bars tr").first
-    expect(first.locator("th")).to_have_text(greedy[5])
-    expect(page.locator("#bars tr")).to_have_count(10)
-    shares = [
-        float(text.removesuffix(" %").removeprefix("< "))
-        for text in page.locator("#bars td:last-child").all_inner_texts()
+    expect(page.locator("#models")).to_be_hidden()
+    page = open_page(talking)
+    expect(page.locator("#models")).to_be_hidden()
+    names = httpx2.get(f"{naming.url}/microgpt/v1/model").json()
+    models = {"data": [{"id": "talking"}, {"id": "names"}]}
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json))
+    page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    page.route("**/v1/model?model=names", lambda route: route.fulfill(json=names))
+    page.reload()
+    expect(page.locator("#models option")).to_have_text(["talking", "names"])
+    page.fill("#message", "hello")
+    page.keyboard.press("Enter")
+    expect(page.locator("#turns .assistant")).to_have_text(ANSWERS["hello"])
+    page.select_option("#models", "names")
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator("#chat")).to_be_hidden()
+    page.click("#generate button")
+    expect(page.locator("#texts li")).to_have_count(24)
+    assert [body["model"] for body in sent if body] == [
+        *["talking"] * 2,  # the next token, the reply
+        *["names"] * 2,  # the next token, the samples
     ]
-    assert shares == sorted(shares, reverse=True)
-    room = first.locator("td").first.bounding_box()
-    length = first.locator("div").bounding_box()
+
+
+class Uniforms:
+    """Draws that are spread evenly over [0, 1)."""
+
+    def __init__(self, n: int) -> None:
+        self._left = [(i + 0.5) / n for i in range(n)]
+
+    def random(self) -> float:
+        return self._left.pop()
+
+
+def shares_of_draws(
+    model: microgpt.LanguageModel, source: str | list[microgpt.Message], **options: Any
+) -> dict[str, float]:
+    """Return the percentage of each token among those that the library draws."""
+    prompt = model.prompt(source)
+    logits = model.logits(prompt.token_ids)[-1].tolist()
+    config, rng, n = microgpt.SamplingConfig(**options), Uniforms(2000), 2000
+    drawn = Counter(choose_token(logits, config, rng, prompt.forbidden) for _ in range(n))
+    return {model.tokenizer.token_text(i): 100 * drawn[i] / n for i in drawn}
+
+
+def bars_of(page: Page) -> dict[str, float]:
+    """Return the percentages beside the bars; those below 0.1 as 0."""
+    rows = [row.split() for row in page.locator("#bars tr").all_inner_texts()]
+    return {row[0].strip("<>"): 0.0 if row[1] == "<" else float(row[1]) for row in rows}
+
+
+def test_bars_are_the_probabilities_of_the_draw(
+    naming: Server, names_dir: Path, open_page: OpenPage
+) -> None:
+    page = open_page(naming, viewport={"width": 1280, "height": 800})
+    model = microgpt.load(names_dir)
+    for options in (
+        {"temperature": 0.5},
+        {"temperature": 2},
+        {"temperature": 1.3, "top_k": 5, "top_p": 0.8},
+        {"temperature": 0},
+    ):
+        page.fill("#prompt", "han")
+        for name, value in options.items():
+            page.fill(f"#{name}", str(value))
+        expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
+        shown = bars_of(page)
+        expected = shares_of_draws(model, "han", **options)
+        if "top_p" in options or options["temperature"] == 0:
+            assert shown.keys() == expected.keys()
+        assert list(shown.values()) == sorted(shown.values(), reverse=True)
+        for token, share in shown.items():
+            assert share == pytest.approx(expected.get(token, 0.0), abs=0.11)  # both are rounded
+
+
+def test_bars_of_a_reply_have_no_tokens_that_are_never_drawn(
+    chat_dir: Path, open_page: OpenPage
+) -> None:
+    model = microgpt.load(chat_dir)
+    with running(chat_dir) as server:
+        page = open_page(server)
+        expect(page.locator("#next-note")).to_contain_text("Type a message")
+        expect(page.locator("#bars tr")).to_have_count(0)
+        page.fill("#message", "hello")
+        page.fill("#temperature", "2")
+        expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
+        expected = shares_of_draws(model, [{"role": "user", "content": "hello"}], temperature=2)
+        for token, share in bars_of(page).items():
+            assert share == pytest.approx(expected.get(token, 0.0), abs=0.11)
+
+
+def test_bars_fill_their_room(naming: Server, open_page: OpenPage) -> None:
+    page = open_page(naming, viewport={"width": 1280, "height": 800})
+    expect(page.locator("#bars tr")).to_have_count(16)
+    rooms = page.locator("#bars td:nth-child(2)").all()
+    widths = [box["width"] for cell in rooms if (box := cell.locator("div").bounding_box())]
+    room = rooms[0].bounding_box()
     assert room
-    assert length
-    assert length["width"] / room["width"] == pytest.approx(shares[0] / 100, abs=0.02)
+    assert widths[0] / room["width"] > 0.95
+    shares = list(bars_of(page).values())
+    assert widths[1] / widths[0] == pytest.approx(shares[1] / shares[0], abs=0.02)
+    for part in ("#samples", "#next"):
+        box = page.locator(part).bounding_box()
+        assert box
+        assert box["y"] + box["height"] == pytest.approx(784, abs=2)  # down to the end
 
 
 def test_the_page_works_below_a_prefix_that_a_proxy_strips(
@@ -228,7 +398,8 @@ def test_the_page_works_below_a_prefix_that_a_proxy_strips(
     page.fill("#message", "hello")
     page.keyboard.press("Enter")
     expect(page.locator("#turns .assistant")).to_have_text(ANSWERS["hello"])
-    page.goto(f"{talking.url}/gpt/docs", wait_until="networkidle")
+    page.goto(f"{talking.url}/gpt/docs", wait_until="load")
+    page.get_by_role("heading", name="microgpt-serve").wait_for()
     assert {"/gpt/v1/chat/completions", "/gpt/static/docs.css"} <= {
         url.removeprefix(talking.url) for url in sent
     }
@@ -242,14 +413,6 @@ def test_model_output_is_never_markup(tmp_path: Path, open_page: OpenPage) -> No
         page.click("#generate button")
         expect(page.locator("#texts li").first).to_have_text(MARKUP)
         assert page.locator("img").count() == 0
-
-
-def test_the_documentation_loads_whole_from_this_service(
-    naming: Server, open_page: OpenPage
-) -> None:
-    page = open_page(naming)
-    page.goto(f"{naming.url}/docs", wait_until="networkidle")
-    page.get_by_role("heading", name="microgpt-serve").wait_for()
 
 
 def test_light_or_dark_on_a_phone_all_is_readable(
@@ -284,7 +447,7 @@ def test_the_page_asks_for_an_api_key(names_dir: Path, open_page: OpenPage) -> N
         page.keyboard.type("sesame")
         page.keyboard.press("Enter")
         page.click("#generate button")
-        expect(page.locator("#texts li")).to_have_count(12)
+        expect(page.locator("#texts li")).to_have_count(24)
         page.reload()
-        expect(page.locator("#bars tr")).to_have_count(10)
+        expect(page.locator("#bars tr")).to_have_count(16)
         assert "sesame" not in server.log

@@ -1,15 +1,28 @@
 // The page at "/": calls the routes of the service; model output is inserted as text, never as markup.
 
 const $ = (id) => document.getElementById(id);
-const N_BARS = 10;
+const N_BARS = 16;
 const NARROW = "(max-width: 52rem)"; // as in the style sheet
 const messages = []; // the conversation: {role, content}
-let model = null; // the response of /microgpt/v1/model
+let model = null; // the response of microgpt/v1/model
+let next = []; // the tokens of the response of microgpt/v1/next
 let running = null; // AbortController of the streamed reply
 let asking = null; // AbortController of the request for the next token
 
+// A problem has one place, where later ones replace it; equal ones are not announced again.
 function showProblem(problem) {
+  if ($("problem").textContent === problem) return;
+  const follows = isAtEnd();
   $("problem").textContent = problem;
+  if (follows) toEnd();
+}
+document.querySelector("main").addEventListener("input", () => showProblem(""));
+
+// Whether all numbers are valid; the browser explains the first that is not, and moves the focus there.
+function areValid() {
+  const invalid = [...document.querySelectorAll("main input")].find((input) => !input.checkValidity());
+  if (invalid?.closest("details")) invalid.closest("details").open = true;
+  return !invalid || invalid.reportValidity();
 }
 
 function numberOf(id) {
@@ -21,7 +34,7 @@ function samplingOptions() {
   return {
     temperature: numberOf("temperature"),
     top_p: numberOf("top_p"),
-    top_k: numberOf("top_k"),
+    top_k: $("top_k").validity.valid ? numberOf("top_k") : undefined,
     max_tokens: numberOf("max_tokens"),
     seed: numberOf("seed"),
   };
@@ -37,8 +50,10 @@ async function post(path, body, signal) {
   const response = await fetch(path, {
     method: "POST",
     headers: headers({ "Content-Type": "application/json" }),
-    body: JSON.stringify(body),
+    body: JSON.stringify({ model: model.id, ...body }),
     signal,
+  }).catch((error) => {
+    throw error.name === "AbortError" ? error : new Error("The service does not answer.");
   });
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({ error: response.statusText }));
@@ -66,11 +81,12 @@ async function* events(response) {
 
 // ---------------------------------------------------------------- conversation
 
-function addTurn(kind, text) {
+// Adds a turn or a note at the end, or before a turn.
+function addTurn(kind, text, later = null) {
   const turn = document.createElement("li");
   turn.className = kind;
   turn.textContent = text;
-  $("turns").append(turn);
+  $("turns").insertBefore(turn, later);
   toEnd();
   return turn;
 }
@@ -103,20 +119,32 @@ function setRunning(controller) {
   $("send").disabled = controller !== null;
 }
 
+// Says what the model does not read of a request; empty if it reads all.
+function leftOut(n_tokens, unknown) {
+  const parts = [];
+  if (n_tokens > 0) parts.push(`${count(n_tokens, "token")} from the start dropped: the text is longer than the context`);
+  if (unknown) parts.push(`unknown to the model and left out: ${[...unknown].map(shown).join(" ")}`);
+  return parts.join("; ");
+}
+
 async function ask(text) {
   showProblem("");
   const question = { role: "user", content: text };
   const reply = { role: "assistant", content: "" };
-  const { seed, temperature, top_p, max_tokens } = samplingOptions(); // this route has no top_k
-  const body = { model: model.id, messages: [...messages, question], stream: true, seed, temperature, top_p, max_tokens };
+  const body = { messages: [...messages, question], stream: true, ...samplingOptions() };
   const questionTurn = addTurn("user", text);
   const turn = addTurn("assistant", "");
   turn.ariaBusy = "true"; // screen readers wait until the reply is complete
   let reason = "";
+  let note = null; // on the question
   const controller = new AbortController();
   setRunning(controller);
   try {
-    for await (const event of events(await post("v1/chat/completions", body, controller.signal))) {
+    const response = await post("v1/chat/completions", body, controller.signal);
+    const header = (name) => response.headers.get(`X-Microgpt-${name}`) ?? "";
+    const lost = leftOut(Number(header("Tokens-Dropped")), decodeURIComponent(header("Unknown")));
+    if (lost && turn.isConnected) note = addTurn("note", lost, turn);
+    for await (const event of events(response)) {
       followText();
       turn.append(event.choices[0]?.delta.content ?? "");
       if (event.choices[0]?.finish_reason === "length") reason = "cut off at the maximum length";
@@ -134,6 +162,7 @@ async function ask(text) {
   else {
     // An empty reply: the question is put back, so that the model never sees it unanswered.
     questionTurn.remove();
+    note?.remove();
     turn.remove();
     if (!$("message").value) $("message").value = text;
   }
@@ -143,7 +172,7 @@ async function ask(text) {
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("message").value.trim();
-  if (!text || running) return;
+  if (!text || running || !areValid()) return;
   $("message").value = "";
   ask(text);
 });
@@ -158,12 +187,16 @@ $("stop").addEventListener("click", () => running?.abort());
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
 });
-$("clear").addEventListener("click", () => {
+function clear() {
   running?.abort();
   setRunning(null);
   messages.length = 0;
   $("turns").replaceChildren();
+  $("texts").replaceChildren();
   showProblem("");
+}
+$("clear").addEventListener("click", () => {
+  clear();
   $("message").focus();
   showNext();
 });
@@ -172,6 +205,7 @@ $("clear").addEventListener("click", () => {
 
 $("generate").addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (!areValid()) return;
   showProblem("");
   try {
     const { seed = Math.floor(Math.random() * 2 ** 32), ...others } = samplingOptions();
@@ -185,6 +219,7 @@ $("generate").addEventListener("submit", async (event) => {
       }),
     );
   } catch (error) {
+    $("texts").replaceChildren();
     showProblem(error.message);
   }
 });
@@ -194,13 +229,35 @@ $("generate").addEventListener("submit", async (event) => {
 const NAMES = { " ": "space", "\n": "new line", "\t": "tab" };
 const MARKS = { " ": "␣", "\n": "↵", "\t": "⇥" }; // within longer tokens
 
-function bar({ token, probability, is_special }) {
+function shown(token) {
+  return NAMES[token] ?? token.replace(/[ \n\t]/g, (char) => MARKS[char]);
+}
+
+// Returns the tokens that can be drawn, with the probabilities of the draw; `tokens` as in `next`.
+function drawn(tokens) {
+  const { temperature, top_k, top_p } = samplingOptions();
+  let kept = tokens.filter(({ token, is_special }) => !is_special || !model.is_chat || token === "end_turn");
+  const largest = kept[0].probability;
+  if (temperature === 0) return [{ ...kept[0], probability: 1 }];
+  const weight = ({ probability }) => (probability / largest) ** (1 / temperature);
+  kept = kept.map((token) => ({ ...token, probability: weight(token) })).slice(0, top_k);
+  const total = () => kept.reduce((sum, { probability }) => sum + probability, 0);
+  if (top_p < 1) {
+    const threshold = top_p * total();
+    let reached = 0;
+    kept = kept.slice(0, 1 + kept.findIndex(({ probability }) => (reached += probability) >= threshold));
+  }
+  const sum = total();
+  return kept.map((token) => ({ ...token, probability: token.probability / sum }));
+}
+
+function bar({ token, probability, is_special }, largest) {
   const row = document.createElement("tr");
   const name = document.createElement("th");
   name.scope = "row";
-  name.textContent = is_special ? `<${token}>` : (NAMES[token] ?? token.replace(/[ \n\t]/g, (char) => MARKS[char]));
+  name.textContent = is_special ? `<${token}>` : shown(token);
   const length = document.createElement("div");
-  length.style.width = `${100 * probability}%`;
+  length.style.width = `${(100 * probability) / largest}%`;
   row.append(name);
   for (const content of [length, probability < 0.001 ? "< 0.1 %" : `${(100 * probability).toFixed(1)} %`]) {
     const cell = document.createElement("td");
@@ -210,26 +267,41 @@ function bar({ token, probability, is_special }) {
   return row;
 }
 
+function drawBars() {
+  const tokens = next.length ? drawn(next).slice(0, N_BARS) : [];
+  $("bars").tBodies[0].replaceChildren(...tokens.map((token) => bar(token, tokens[0].probability)));
+}
+
 // Shows the most likely next tokens; for a chat model, the first tokens of a reply.
 async function showNext() {
   asking?.abort(); // responses may arrive out of order
   asking = new AbortController();
-  const text = $(model.is_chat ? "message" : "prompt").value;
+  const { signal } = asking;
+  const text = model.is_chat ? $("message").value.trim() : $("prompt").value;
+  const isEmpty = model.is_chat && !text;
   const turn = { role: "user", content: text };
   const body = model.is_chat ? { messages: [...messages, turn] } : { prompt: text };
+  $("bars").ariaBusy = "true";
+  let note = isEmpty ? "Type a message to see how a reply may begin." : "";
   try {
-    const { tokens } = await (await post("microgpt/v1/next", body, asking.signal)).json();
-    $("bars").tBodies[0].replaceChildren(...tokens.slice(0, N_BARS).map(bar));
-    $("bars-problem").textContent = "";
+    const answer = isEmpty ? { tokens: [] } : await (await post("microgpt/v1/next", body, signal)).json();
+    next = answer.tokens;
+    note ||= leftOut(answer.tokens_dropped, answer.unknown);
   } catch (error) {
-    if (error.name !== "AbortError") $("bars-problem").textContent = error.message;
+    if (signal.aborted) return;
+    next = [];
+    showProblem(error.message);
   }
+  $("next-note").textContent = note;
+  drawBars();
+  $("bars").ariaBusy = "false";
 }
 
 $("prompt").addEventListener("input", showNext);
 
 // ---------------------------------------------------------------- start
 
+$("knobs").addEventListener("input", drawBars);
 for (const id of ["temperature", "top_p"]) {
   $(id).addEventListener("input", () => ($(`${id}-shown`).textContent = $(id).value));
 }
@@ -238,8 +310,24 @@ function count(n, thing) {
   return `${n.toLocaleString("en")} ${thing}${n === 1 ? "" : "s"}`;
 }
 
+// Lists the models in the header, if there are several.
+async function listModels() {
+  if ($("models").length) return;
+  const response = await fetch("v1/models", { headers: headers({}) }).catch(() => null);
+  const { data } = response?.ok ? await response.json() : { data: [] };
+  if (data.length < 2) return;
+  $("models").append(...data.map(({ id }) => new Option(id, id, id === model.id, id === model.id)));
+  $("models").hidden = false;
+}
+$("models").addEventListener("change", () => {
+  clear();
+  start();
+});
+
 async function start() {
-  const response = await fetch("microgpt/v1/model", { headers: headers({}) }).catch(() => null);
+  const chosen = $("models").value;
+  const path = `microgpt/v1/model${chosen && `?model=${encodeURIComponent(chosen)}`}`;
+  const response = await fetch(path, { headers: headers({}) }).catch(() => null);
   $("unlock").hidden = response?.status !== 401;
   if (response?.status === 401) {
     $("model").textContent = "";
@@ -253,9 +341,10 @@ async function start() {
     return;
   }
   model = await response.json();
+  await listModels();
   const { id, n_params, n_layer, n_head, n_embd, block_size } = model;
   $("model").textContent = [
-    id,
+    ...($("models").hidden ? [id] : []),
     count(n_params, "parameter"),
     count(n_layer, "layer"),
     count(n_head, "head"),
@@ -263,10 +352,12 @@ async function start() {
     `context of ${count(block_size, "token")}`,
   ].join(" · ");
   $("next-of").textContent = model.is_chat ? "First token of a reply to your message" : "Next token after your beginning";
-  $("top_k-knob").hidden = model.is_chat;
+  $("top_k").max = model.vocab_size;
   document.querySelector("details").open = !matchMedia(NARROW).matches;
   await showNext(); // before the page is shown, so that nothing moves
-  $(model.is_chat ? "chat" : "samples").hidden = false;
+  $("chat").hidden = !model.is_chat;
+  $("samples").hidden = model.is_chat;
+  $(model.is_chat ? "ask" : "texts").before($("problem"));
   document.querySelector("main").hidden = false;
   $(model.is_chat ? "message" : "prompt").focus();
 }
