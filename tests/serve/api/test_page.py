@@ -168,7 +168,9 @@ def test_a_reply_can_be_stopped(slow_dir: Path, open_page: OpenPage, how: str) -
         reply = page.locator("#turns .assistant")
         expect(reply).to_have_text(re.compile(".{5,}"))
         if how == "button":
-            page.click("#stop")
+            page.focus("#stop")
+            page.keyboard.press("Enter")
+            expect(page.locator("#message")).to_be_focused()
         else:
             page.keyboard.press("Escape")
         expect(page.locator("#turns .note")).to_have_text("stopped")
@@ -199,7 +201,7 @@ def test_a_problem_is_shown_once_and_replaces_what_was_there(
     page = open_page(naming, expected="status of 400")
     page.fill("#prompt", "a")
     page.keyboard.press("Enter")
-    expect(page.locator("#texts li")).to_have_count(24)
+    expect(page.locator("#texts li")).to_have_count(40)
     page.fill("#prompt", "a7")
     page.keyboard.press("Enter")
     expect(page.get_by_text("'7'")).to_have_count(1)
@@ -244,7 +246,7 @@ def test_invalid_numbers_are_explained_and_not_sent(naming: Server, open_page: O
         page.fill(f"#{name}", "")
     assert sent == []
     page.click("#generate button")
-    expect(page.locator("#texts li")).to_have_count(24)
+    expect(page.locator("#texts li")).to_have_count(40)
 
 
 def test_what_the_model_does_not_read_is_noted(talking: Server, open_page: OpenPage) -> None:
@@ -291,7 +293,7 @@ def test_one_of_several_models_is_chosen_in_the_header(
     expect(page.locator("#prompt")).to_be_focused()
     expect(page.locator("#chat")).to_be_hidden()
     page.click("#generate button")
-    expect(page.locator("#texts li")).to_have_count(24)
+    expect(page.locator("#texts li")).to_have_count(40)
     assert [body["model"] for body in sent if body] == [
         *["talking"] * 2,  # the next token, the reply
         *["names"] * 2,  # the next token, the samples
@@ -447,7 +449,7 @@ def test_the_page_asks_for_an_api_key(names_dir: Path, open_page: OpenPage) -> N
         page.keyboard.type("sesame")
         page.keyboard.press("Enter")
         page.click("#generate button")
-        expect(page.locator("#texts li")).to_have_count(24)
+        expect(page.locator("#texts li")).to_have_count(40)
         page.reload()
         expect(page.locator("#bars tr")).to_have_count(16)
         assert "sesame" not in server.log

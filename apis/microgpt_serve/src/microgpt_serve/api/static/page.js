@@ -183,7 +183,10 @@ $("message").addEventListener("keydown", (event) => {
   }
 });
 $("message").addEventListener("input", showNext);
-$("stop").addEventListener("click", () => running?.abort());
+$("stop").addEventListener("click", ({ detail }) => {
+  running?.abort();
+  if (detail === 0) $("message").focus(); // by keyboard: the button that has the focus gets disabled
+});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") running?.abort();
 });
