@@ -1,6 +1,9 @@
 """The page, its files and the documentation."""
 
+import html
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -54,6 +57,40 @@ def test_the_documentation_shows_every_operation_and_field(names: TestClient) ->
             assert operation["summary"] in text
     for field in document["components"]["schemas"]["GenerateRequest"]["properties"]:
         assert f"<code>{field}</code>" in text
+
+
+@pytest.mark.parametrize("key", ["", "sesame"])
+def test_the_example_of_every_post_route_works_as_shown(
+    make_client: MakeClient, chat_dir: Path, key: str
+) -> None:
+    client = make_client(chat_dir, api_key=key)
+    headers = {"Authorization": f"Bearer {key}"}
+    paths = client.get("/openapi.json", headers=headers).json()["paths"]
+    posts = [path for path, operations in paths.items() if "post" in operations]
+    text = client.get("/docs", headers=headers).text
+    commands = [
+        html.unescape(found) for found in re.findall("<pre><code>(.*?)</code>", text, re.DOTALL)
+    ]
+    assert len(commands) == len(posts) >= 5
+    for path, command in zip(posts, commands, strict=True):
+        curl, _, method, url, *options = shlex.split(
+            command.replace("$KEY", key).replace("\\\n", "")
+        )
+        assert (curl, method, url) == ("curl", "POST", f"$URL{path}")
+        sent = dict(option.split(": ", 1) for option in options[1:-1:2])
+        assert options[-2] == "-d"
+        response = client.post(path, content=options[-1], headers=sent)
+        assert response.status_code == 200, response.text
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        assert json.loads(options[-1]) == content["example"]
+
+
+def test_the_documentation_begins_with_generate_and_chat_and_ends_with_metrics(
+    names: TestClient,
+) -> None:
+    paths = list(names.get("/openapi.json").json()["paths"])
+    assert paths[:2] == ["/microgpt/v1/generate", "/microgpt/v1/chat"]
+    assert paths[-4:] == ["/livez", "/readyz", "/health", "/metrics"]
 
 
 @pytest.mark.parametrize("path", ["/gpt/", "/gpt/docs"])

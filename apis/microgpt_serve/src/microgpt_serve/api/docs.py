@@ -1,7 +1,9 @@
 """The documentation: `/openapi.json` from the table of routes, `/docs` from `/openapi.json`."""
 
 import html
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -77,7 +79,10 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
             for name in names
         ]
     if endpoint.body:
-        operation["requestBody"] = {"required": True, "content": _json(endpoint.body)}
+        content = _json(endpoint.body)
+        if endpoint.example is not None:
+            content["application/json"]["example"] = endpoint.example
+        operation["requestBody"] = {"required": True, "content": content}
     if endpoint.is_probe:
         operation["security"] = []
     return operation
@@ -129,7 +134,12 @@ async def docs(request: Request) -> Response:
 
 def _page(document: dict[str, Any]) -> str:
     known = document["components"]["schemas"]
-    parts = [_operation_html(*item, known) for item in _operations(document)]
+    has_key = "security" in document
+    parts = [
+        _operation_html(*item, known, _curl(*item, has_key=has_key))
+        for item in _operations(document)
+    ]
+    key = ", <code>$KEY</code> the API key" if has_key else ""
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>microgpt-serve {html.escape(document["info"]["version"])}</title>
@@ -137,7 +147,8 @@ def _page(document: dict[str, Any]) -> str:
 <link rel="stylesheet" href="static/docs.css">
 <h1>microgpt-serve {html.escape(document["info"]["version"])}</h1>
 <p>{html.escape(document["info"]["description"])}
-For programs: <a href="openapi.json">openapi.json</a>.</p>
+For programs: <a href="openapi.json">openapi.json</a>.
+In the examples, <code>$URL</code> is the address of this page without <code>/docs</code>{key}.</p>
 {"".join(parts)}
 </html>"""
 
@@ -150,8 +161,19 @@ def _operations(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]
     ]
 
 
+def _curl(method: str, path: str, operation: dict[str, Any], *, has_key: bool) -> str:
+    """Return the command that sends the example of an operation; empty if there is none."""
+    content = operation.get("requestBody", {}).get("content", {})
+    if (example := content.get("application/json", {}).get("example")) is None:
+        return ""
+    parts = [f'curl -X {method} "$URL{path}"', "-H 'Content-Type: application/json'"]
+    if has_key:
+        parts.append('-H "Authorization: Bearer $KEY"')
+    return " \\\n  ".join([*parts, f"-d {shlex.quote(json.dumps(example))}"])
+
+
 def _operation_html(
-    method: str, path: str, operation: dict[str, Any], known: dict[str, Any]
+    method: str, path: str, operation: dict[str, Any], known: dict[str, Any], example: str
 ) -> str:
     rows = "".join(
         f"<tr><td>{status}<td>{html.escape(response['description'])}"
@@ -160,9 +182,10 @@ def _operation_html(
     )
     body = operation.get("requestBody")
     request = f"<h3>Request</h3>{_content_html(body['content'], known)}" if body else ""
+    command = f"<pre><code>{html.escape(example, quote=False)}</code></pre>" if example else ""
     return (
         f"<section><h2><code>{method} {html.escape(path)}</code></h2>"
-        f"<p>{html.escape(operation['summary'])}</p>{request}"
+        f"<p>{html.escape(operation['summary'])}</p>{command}{request}"
         f"<h3>Responses</h3><table>{rows}</table></section>"
     )
 

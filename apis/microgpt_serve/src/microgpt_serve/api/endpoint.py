@@ -1,7 +1,7 @@
 """One row of the table of routes; the router and the documentation are made from such rows."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -25,6 +25,7 @@ class Endpoint:
             response, or an object to encode as JSON.
         summary: one line for the documentation; empty for pages, which are not documented.
         body: type of the request's JSON body; None for no body.
+        example: a request body for the documentation, valid for every model or for chat models.
         response: type of the response's JSON body; None for plain text.
         stream: type of the data of each server-sent event, if the response can be streamed.
         errors: statuses besides those that all endpoints can have.
@@ -38,6 +39,7 @@ class Endpoint:
     handler: Callable[..., Awaitable[Any]]
     summary: str = ""
     body: type | None = None
+    example: dict[str, Any] | None = field(default=None, hash=False)
     response: type | None = None
     stream: type | None = None
     errors: tuple[int, ...] = ()

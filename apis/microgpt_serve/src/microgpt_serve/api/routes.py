@@ -25,25 +25,34 @@ from microgpt_serve.api.schemas import (
 
 __all__ = ["ENDPOINTS"]
 
-ENDPOINTS = (
-    Endpoint("GET", "/livez", live, "Show life", is_probe=True),
-    Endpoint("GET", "/readyz", readiness, "Show readiness", errors=(503,), is_probe=True),
-    Endpoint("GET", "/health", live, "Show health", is_probe=True),
+HELLO = [{"role": "user", "content": "hello"}]
+
+ENDPOINTS = (  # in the order of the documentation
     Endpoint(
         "POST",
         "/microgpt/v1/generate",
         generate,
         "Generate documents",
         body=GenerateRequest,
+        example={"num_samples": 3, "temperature": 0.5, "seed": 42},
         response=GenerateResponse,
     ),
-    Endpoint("POST", "/microgpt/v1/chat", chat, "Chat", body=ChatRequest, response=ChatReplyBody),
+    Endpoint(
+        "POST",
+        "/microgpt/v1/chat",
+        chat,
+        "Chat",
+        body=ChatRequest,
+        example={"messages": HELLO, "temperature": 0.5},
+        response=ChatReplyBody,
+    ),
     Endpoint(
         "POST",
         "/microgpt/v1/next",
         show_next_tokens,
         "Show next tokens",
         body=NextRequest,
+        example={"prompt": ""},
         response=NextResponse,
     ),
     Endpoint(
@@ -64,6 +73,7 @@ ENDPOINTS = (
         complete_chat,
         "Complete a chat",
         body=ChatCompletionRequest,
+        example={"messages": HELLO, "max_tokens": 20},
         response=ChatCompletion,
         stream=ChatCompletionChunk,
         errors=(404,),
@@ -74,10 +84,14 @@ ENDPOINTS = (
         complete_text,
         "Complete a text",
         body=CompletionRequest,
+        example={"prompt": "", "max_tokens": 20, "n": 2},
         response=Completion,
         stream=Completion,
         errors=(404,),
     ),
+    Endpoint("GET", "/livez", live, "Show life", is_probe=True),
+    Endpoint("GET", "/readyz", readiness, "Show readiness", errors=(503,), is_probe=True),
+    Endpoint("GET", "/health", live, "Show health", is_probe=True),
     Endpoint("GET", "/metrics", show_metrics, "Show metrics", enabled_by=("metrics",)),
     Endpoint("GET", "/openapi.json", openapi, enabled_by=("docs",)),
     Endpoint("GET", "/docs", docs, enabled_by=("docs",)),
