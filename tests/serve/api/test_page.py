@@ -252,7 +252,7 @@ def test_invalid_numbers_are_explained_and_not_sent(naming: Server, open_page: O
 def test_what_the_model_does_not_read_is_noted(talking: Server, open_page: OpenPage) -> None:
     page = open_page(talking)
     lost = {"X-Microgpt-Tokens-Dropped": "1200", "X-Microgpt-Unknown": "%C3%A4%0A"}
-    answer = {"tokens": [{"token": "h", "probability": 1.0}], "tokens_dropped": 0, "unknown": "ä"}
+    answer: dict[str, Any] = {"tokens": [], "tokens_dropped": 0, "unknown": "ä"}
     page.route("**/v1/next", lambda route: route.fulfill(json=answer))
     page.route("**/v1/chat/completions", lambda route: with_headers(route, lost))
     page.fill("#message", "hello ä")
@@ -266,6 +266,29 @@ def test_what_the_model_does_not_read_is_noted(talking: Server, open_page: OpenP
     assert page.locator("#turns li").count() == 3
 
 
+def test_bars_of_a_reply_have_no_tokens_that_are_never_drawn(
+    talking: Server, chat_dir: Path, open_page: OpenPage
+) -> None:
+    model = microgpt.load(chat_dir)
+    prompt = model.prompt([{"role": "user", "content": "hello"}])
+    specials = range(model.tokenizer.n_plain, model.tokenizer.vocab_size)
+    tokens = [
+        {"token": model.tokenizer.token_text(i), "probability": 0.1, "is_special": True}
+        for i in specials
+    ]
+    tokens.insert(0, {"token": "h", "probability": 1 - 0.1 * len(specials), "is_special": False})
+    page = open_page(talking)
+    expect(page.locator("#next-note")).to_contain_text("Type a message")
+    expect(page.locator("#bars tr")).to_have_count(0)
+    page.route("**/v1/next", lambda route: route.fulfill(json={"tokens": tokens}))
+    page.fill("#message", "hello")
+    page.fill("#temperature", "1")
+    expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
+    drawn = {model.tokenizer.token_text(i) for i in specials if i not in prompt.forbidden}
+    assert bars_of(page).keys() == {"h", *drawn}
+    assert sum(bars_of(page).values()) == pytest.approx(100)
+
+
 def with_headers(route: Route, headers: dict[str, str]) -> None:
     response = route.fetch()
     route.fulfill(response=response, headers={**response.headers, **headers})
@@ -274,9 +297,8 @@ def with_headers(route: Route, headers: dict[str, str]) -> None:
 def test_one_of_several_models_is_chosen_in_the_header(
     talking: Server, naming: Server, open_page: OpenPage
 ) -> None:
-    page = open_page(naming)
-    expect(page.locator("#models")).to_be_hidden()
     page = open_page(talking)
+    expect(page.locator("#message")).to_be_focused()
     expect(page.locator("#models")).to_be_hidden()
     names = httpx2.get(f"{naming.url}/microgpt/v1/model").json()
     models = {"data": [{"id": "talking"}, {"id": "names"}]}
@@ -327,10 +349,22 @@ def bars_of(page: Page) -> dict[str, float]:
     return {row[0].strip("<>"): 0.0 if row[1] == "<" else float(row[1]) for row in rows}
 
 
-def test_bars_are_the_probabilities_of_the_draw(
+def test_bars_fill_their_room_and_are_the_probabilities_of_the_draw(
     naming: Server, names_dir: Path, open_page: OpenPage
 ) -> None:
     page = open_page(naming, viewport={"width": 1280, "height": 800})
+    expect(page.locator("#bars tr")).to_have_count(16)
+    rooms = page.locator("#bars td:nth-child(2)").all()
+    widths = [box["width"] for cell in rooms if (box := cell.locator("div").bounding_box())]
+    room = rooms[0].bounding_box()
+    assert room
+    assert widths[0] / room["width"] > 0.95
+    shares = list(bars_of(page).values())
+    assert widths[1] / widths[0] == pytest.approx(shares[1] / shares[0], abs=0.02)
+    for part in ("#samples", "#next"):
+        box = page.locator(part).bounding_box()
+        assert box
+        assert box["y"] + box["height"] == pytest.approx(784, abs=2)  # down to the end
     model = microgpt.load(names_dir)
     for options in (
         {"temperature": 0.5},
@@ -349,38 +383,6 @@ def test_bars_are_the_probabilities_of_the_draw(
         assert list(shown.values()) == sorted(shown.values(), reverse=True)
         for token, share in shown.items():
             assert share == pytest.approx(expected.get(token, 0.0), abs=0.11)  # both are rounded
-
-
-def test_bars_of_a_reply_have_no_tokens_that_are_never_drawn(
-    chat_dir: Path, open_page: OpenPage
-) -> None:
-    model = microgpt.load(chat_dir)
-    with running(chat_dir) as server:
-        page = open_page(server)
-        expect(page.locator("#next-note")).to_contain_text("Type a message")
-        expect(page.locator("#bars tr")).to_have_count(0)
-        page.fill("#message", "hello")
-        page.fill("#temperature", "2")
-        expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
-        expected = shares_of_draws(model, [{"role": "user", "content": "hello"}], temperature=2)
-        for token, share in bars_of(page).items():
-            assert share == pytest.approx(expected.get(token, 0.0), abs=0.11)
-
-
-def test_bars_fill_their_room(naming: Server, open_page: OpenPage) -> None:
-    page = open_page(naming, viewport={"width": 1280, "height": 800})
-    expect(page.locator("#bars tr")).to_have_count(16)
-    rooms = page.locator("#bars td:nth-child(2)").all()
-    widths = [box["width"] for cell in rooms if (box := cell.locator("div").bounding_box())]
-    room = rooms[0].bounding_box()
-    assert room
-    assert widths[0] / room["width"] > 0.95
-    shares = list(bars_of(page).values())
-    assert widths[1] / widths[0] == pytest.approx(shares[1] / shares[0], abs=0.02)
-    for part in ("#samples", "#next"):
-        box = page.locator(part).bounding_box()
-        assert box
-        assert box["y"] + box["height"] == pytest.approx(784, abs=2)  # down to the end
 
 
 def test_the_page_works_below_a_prefix_that_a_proxy_strips(
