@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.http import decode_body, is_openai, json_response
 
 __all__ = ["Endpoint"]
@@ -54,9 +54,7 @@ class Endpoint:
 
     def route(self) -> Route:
         """Return the row for the router."""
-        decoder: msgspec.json.Decoder[Any] | None = (
-            msgspec.json.Decoder(self.body) if self.body else None
-        )
+        decoder = BodyDecoder[Any](self.body, self.path) if self.body else None
 
         async def endpoint(request: Request) -> Response:
             if decoder:

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 
+from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
@@ -38,7 +39,7 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(_encoder.encode(body), status, headers, "application/json")
 
 
-async def decode_body(request: Request, decoder: msgspec.json.Decoder[T]) -> T:
+async def decode_body(request: Request, decoder: BodyDecoder[T]) -> T:
     """Return the decoded body of a request.
 
     Raises:

@@ -55,20 +55,6 @@ SEED_BITS = 32  # of a random seed
 TEXT, CHUNK = "text_completion", "chat.completion.chunk"  # the field `object`
 SYSTEM_DROPPED = {"X-Microgpt-System": "dropped"}  # the model knows no message of the system
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-# Fields that are refused, and their values that have no effect.
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-}
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -279,7 +265,6 @@ def _event(body: Any) -> bytes:
 
 async def complete_text(request: Request, body: CompletionRequest) -> Completion | Response:
     """Continue a text."""
-    _check_fields(body)
     if body.logprobs not in (None, False):
         raise ApiError(400, "logprobs is not supported", param="logprobs")
     generation = await _generation(request, body, body.prompt or "")
@@ -289,7 +274,6 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
 
 async def complete_chat(request: Request, body: ChatCompletionRequest) -> ChatCompletion | Response:
     """Reply to messages."""
-    _check_fields(body)
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.max_completion_tokens is not None:
@@ -298,14 +282,6 @@ async def complete_chat(request: Request, body: ChatCompletionRequest) -> ChatCo
     n_top = (body.top_logprobs or 0) if body.logprobs else None
     answer = _ChatAnswer(request.app.state.models.id, generation, n_top)
     return await _send(request, answer, body)
-
-
-def _check_fields(body: SamplingRequest) -> None:
-    """Raise if a field has an effect that is not supported."""
-    for name, without_effect in WITHOUT_EFFECT.items():
-        value = getattr(body, name, None)
-        if value is not None and value not in without_effect:
-            raise ApiError(400, f"{name} is not supported", param=name)
 
 
 async def _generation(

@@ -214,10 +214,6 @@ class SamplingRequest(msgspec.Struct, kw_only=True):
     stop: StopText | StopTexts | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # The remaining fields are refused unless their value has no effect.
-    frequency_penalty: Any = None
-    logit_bias: Any = None
-    presence_penalty: Any = None
 
 
 class ChatCompletionRequest(SamplingRequest, kw_only=True):
@@ -227,21 +223,13 @@ class ChatCompletionRequest(SamplingRequest, kw_only=True):
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    function_call: Any = None
-    functions: Any = None
-    response_format: Any = None
-    tool_choice: Any = None
-    tools: Any = None
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
     """A request for the continuation of a text."""
 
     prompt: str | None = None
-    best_of: Any = None
-    echo: Any = None
     logprobs: Any = None
-    suffix: Any = None
 
 
 class Usage(msgspec.Struct):

@@ -1,0 +1,156 @@
+"""Fields of a request that its type does not have: refused by name, or ignored."""
+
+import logging
+from functools import lru_cache
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from microgpt_serve.serving.errors import ApiError
+from microgpt_serve.serving.log import log
+
+__all__ = ["BodyDecoder"]
+
+# Fields that change the response and that no route has, with their values without effect.
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "bad_words": ([],),
+    "best_of": (1,),
+    "dry_multiplier": (0,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "grammar": ("",),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "json_schema": (),
+    "length_penalty": (1,),
+    "logit_bias": ({}, []),
+    "logits_processors": ([],),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "modalities": (["text"],),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tfs_z": (1,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_a": (0,),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "xtc_probability": (0,),
+}
+# Ignored, although they resemble fields of ours.
+NOT_MISSPELT = {"max_tokens", "mode", "models", "top_k", "top_p"}
+
+MAX_EDITS = 2
+LETTERS_PER_EDIT = 3  # `seed` may be one letter off, and `n` none
+MAX_EXAMINED = 32  # unknown fields of one request
+MAX_LOGGED = 100  # names per route
+MAX_SHOWN = 64  # characters of a name
+
+T = TypeVar("T")
+
+_names = msgspec.json.Decoder(dict[str, Raw])
+
+
+class BodyDecoder(Generic[T]):
+    """Decodes the bodies of one route.
+
+    Args:
+        kind: the type of the body, a struct.
+        route: path of the route, for the log.
+    """
+
+    def __init__(self, kind: type[T], route: str) -> None:
+        self._decoder = msgspec.json.Decoder(kind)
+        self._route = route
+        self._known = frozenset(getattr(kind, "__struct_encode_fields__", ()))
+        self._logged: set[str] = set()
+
+    def decode(self, body: bytes | bytearray) -> T:
+        """Return the decoded body; log the fields that are ignored, once each.
+
+        Raises:
+            ApiError: a field is not supported, or is misspelt (400).
+            msgspec.DecodeError, RecursionError, UnicodeDecodeError: the body is invalid.
+        """
+        given = _names.decode(body)
+        if not given.keys() <= self._known:
+            self._check({name: given[name] for name in given if name not in self._known})
+        return self._decoder.decode(body)
+
+    def _check(self, unknown: dict[str, Raw]) -> None:
+        asked = [name for name, value in unknown.items() if bytes(value) != b"null"]
+        for name in asked:
+            if name in WITHOUT_EFFECT and _has_effect(name, unknown[name]):
+                raise ApiError(400, f"{name} is not supported", param=name)
+        others = [name for name in asked if name not in WITHOUT_EFFECT]
+        for name in others[:MAX_EXAMINED]:
+            if meant := _meant(name, self._known):
+                raise ApiError(
+                    400,
+                    f"unknown field {_shown(name)}; did you mean {meant}?",
+                    param=_shown(name),
+                )
+            if name not in self._logged and len(self._logged) < MAX_LOGGED:
+                self._logged.add(name)
+                log(logging.INFO, "field ignored", route=self._route, field=_shown(name))
+
+
+def _has_effect(name: str, value: Raw) -> bool:
+    return msgspec.json.decode(value) not in WITHOUT_EFFECT[name]
+
+
+@lru_cache(1024)
+def _meant(name: str, fields: frozenset[str]) -> str | None:
+    """Return the name that `name` misspells, if there is one, of `fields` or not supported."""
+    if name in NOT_MISSPELT:
+        return None
+    written = name.lower()
+    for n_edits in range(MAX_EDITS + 1):
+        for known in (*sorted(fields), *WITHOUT_EFFECT):
+            if n_edits <= min(len(name), len(known)) // LETTERS_PER_EDIT and _is_within(
+                written, known, n_edits
+            ):
+                return known
+    return None
+
+
+def _is_within(a: str, b: str, n_edits: int) -> bool:
+    """Whether `n_edits` letters added, left out, replaced or swapped turn `a` into `b`."""
+    if abs(len(a) - len(b)) > n_edits:
+        return False
+    i = 0
+    while i < min(len(a), len(b)) and a[i] == b[i]:
+        i += 1
+    a, b = a[i:], b[i:]
+    if not a or not b or n_edits == 0:
+        return a == b or len(a + b) <= n_edits
+    is_swapped = a[:2] == b[1::-1]
+    return (
+        _is_within(a[1:], b[1:], n_edits - 1)
+        or _is_within(a[1:], b, n_edits - 1)
+        or _is_within(a, b[1:], n_edits - 1)
+        or (is_swapped and _is_within(a[2:], b[2:], n_edits - 1))
+    )
+
+
+def _shown(name: str) -> str:
+    """Return a name that a log line or a message can carry."""
+    return "".join(c if c.isprintable() else "?" for c in name[:MAX_SHOWN])
