@@ -36,8 +36,8 @@ def test_help_and_version() -> None:
     ("arguments", "environment", "status", "error"),
     [
         (["serve"], {}, 2, "unexpected argument 'serve'; see microgpt-serve --help"),
-        ([], {"PORT": "x"}, 2, "PORT is 'x': Expected `int`, got `str`"),
-        ([], {"PORT": "99999"}, 2, "PORT is '99999': Expected `int` <= 65535"),
+        ([], {"PORT": "x"}, 2, "PORT is 'x', expected an integer"),
+        ([], {"PORT": "99999"}, 2, "PORT is '99999', expected at most 65535"),
         ([], {"HOST": "203.0.113.7"}, 1, "cannot listen on 203.0.113.7:8080: Cannot assign"),
         ([], {"HOST": "a" * 70}, 1, f"cannot listen on {'a' * 70}:8080: "),
         ([], {"HOST": "no such host"}, 1, "cannot listen on no such host:8080: "),

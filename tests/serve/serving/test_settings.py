@@ -98,6 +98,22 @@ def test_choices_are_listed() -> None:
         Settings.from_environment({"LOG_FORMAT": "xml"})
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WORKERS", "two", "an integer"),
+        ("WORKERS", "0", "at least 1"),
+        ("GRACE_PERIOD", "x", "a number"),
+        ("GRACE_PERIOD", "0", "more than 0"),
+        ("REQUEST_TIMEOUT", "1e9", "at most 86400"),
+        ("DOCS", "maybe", "0, 1, false or true"),
+    ],
+)
+def test_bad_value_is_refused_with_what_was_expected(name: str, value: str, expected: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is '{value}', expected {expected}$"):
+        Settings.from_environment({name: value})
+
+
 def test_bad_keys_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="both set"):
         Settings.from_environment({"API_KEY": "a", "API_KEY_FILE": "b"})

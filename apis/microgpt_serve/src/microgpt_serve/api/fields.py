@@ -2,6 +2,7 @@
 
 import logging
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -9,6 +10,7 @@ from msgspec import Raw
 
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.log import log
+from microgpt_serve.serving.validation import printable
 
 __all__ = ["BodyDecoder"]
 
@@ -92,29 +94,29 @@ class BodyDecoder(Generic[T]):
         """
         given = _names.decode(body)
         if not given.keys() <= self._known:
-            self._check({name: given[name] for name in given if name not in self._known})
+            self._check(given)
         return self._decoder.decode(body)
 
-    def _check(self, unknown: dict[str, Raw]) -> None:
-        asked = [name for name, value in unknown.items() if bytes(value) != b"null"]
-        for name in asked:
-            if name in WITHOUT_EFFECT and _has_effect(name, unknown[name]):
+    def _check(self, given: dict[str, Raw]) -> None:
+        unknown = WITHOUT_EFFECT.keys() & given.keys() - self._known
+        for name in sorted(unknown):
+            if _has_effect(name, given[name]):
                 raise ApiError(400, f"{name} is not supported", param=name)
-        others = [name for name in asked if name not in WITHOUT_EFFECT]
-        for name in others[:MAX_EXAMINED]:
-            if meant := _meant(name, self._known):
-                raise ApiError(
-                    400,
-                    f"unknown field {_shown(name)}; did you mean {meant}?",
-                    param=_shown(name),
-                )
-            if name not in self._logged and len(self._logged) < MAX_LOGGED:
-                self._logged.add(name)
-                log(logging.INFO, "field ignored", route=self._route, field=_shown(name))
+        others = (name for name in given if name not in self._known and name not in unknown)
+        for name in islice(others, MAX_EXAMINED):
+            if bytes(given[name]) == b"null":
+                continue
+            if len(name) <= MAX_SHOWN and (meant := _meant(name, self._known)):
+                message = f"unknown field {printable(name)}; did you mean {meant}?"
+                raise ApiError(400, message, param=name)
+            cut = printable(name[:MAX_SHOWN])
+            if cut not in self._logged and len(self._logged) < MAX_LOGGED:
+                self._logged.add(cut)
+                log(logging.INFO, "field ignored", route=self._route, field=cut)
 
 
 def _has_effect(name: str, value: Raw) -> bool:
-    return msgspec.json.decode(value) not in WITHOUT_EFFECT[name]
+    return msgspec.json.decode(value) not in (None, *WITHOUT_EFFECT[name])
 
 
 @lru_cache(1024)
@@ -149,8 +151,3 @@ def _is_within(a: str, b: str, n_edits: int) -> bool:
         or _is_within(a, b[1:], n_edits - 1)
         or (is_swapped and _is_within(a[2:], b[2:], n_edits - 1))
     )
-
-
-def _shown(name: str) -> str:
-    """Return a name that a log line or a message can carry."""
-    return "".join(c if c.isprintable() else "?" for c in name[:MAX_SHOWN])

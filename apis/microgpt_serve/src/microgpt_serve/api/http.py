@@ -15,6 +15,7 @@ from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
+from microgpt_serve.serving.validation import describe_body_error
 
 __all__ = [
     "EventStream",
@@ -55,9 +56,8 @@ async def decode_body(request: Request, decoder: BodyDecoder[T]) -> T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        message, _, path = str(error).rpartition(" - at `$.")
-        param = path.rstrip("`").partition(".")[0].partition("[")[0] if message else None
-        raise ApiError(400, f"invalid request: {error}", param=param) from error
+        message, field = describe_body_error(error, body)
+        raise ApiError(400, message, param=field) from error
 
 
 class EventStream(StreamingResponse):

@@ -9,12 +9,15 @@ from typing import Annotated, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from microgpt_serve.serving.validation import expectation, shown
+
 __all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
 
 # Environment variables from the supervisor to its workers, each a file descriptor.
 LISTEN_FD = "MICROGPT_SERVE_FD"  # the listening socket
 READY_FD = "MICROGPT_SERVE_READY_FD"  # the pipe for a byte once the model is loaded
 
+SWITCH = ("0", "1", "false", "true")
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers send them
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -27,7 +30,7 @@ class SettingsError(ValueError):
 def _chosen(field: str, value: str, choices: Sequence[str]) -> str:
     if value.lower() not in choices:
         expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-        raise SettingsError(f"{field.upper()} is {value!r}, expected {expected}")
+        raise SettingsError(f"{field.upper()} is {shown(value)}, expected {expected}")
     return value.lower()
 
 
@@ -106,14 +109,14 @@ class Settings(msgspec.Struct, frozen=True):
             if environment.get(field.upper())
         }
         for field, kind in get_type_hints(cls).items():
-            if field in given and (choices := get_args(kind)):
+            if field in given and (choices := SWITCH if kind is bool else get_args(kind)):
                 given[field] = _chosen(field, given[field], choices)
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
-            message, _, field = str(error).rpartition(" - at `$.")
-            name = field.rstrip("`")
-            raise SettingsError(f"{name.upper()} is {given[name]!r}: {message}") from error
+            field, expected = expectation(error)
+            value = shown(given[field])
+            raise SettingsError(f"{field.upper()} is {value}, expected {expected}") from error
         if settings.api_key and settings.api_key_file:
             raise SettingsError("API_KEY and API_KEY_FILE are both set, expected one of them")
         if settings.api_key_file:
