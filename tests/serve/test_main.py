@@ -1,6 +1,7 @@
 """The command `microgpt-serve`."""
 
 import os
+import socket
 import subprocess
 import sys
 from importlib.metadata import version
@@ -39,6 +40,7 @@ def test_help_and_version() -> None:
         ([], {"PORT": "x"}, 2, "PORT is 'x', expected an integer"),
         ([], {"PORT": "99999"}, 2, "PORT is '99999', expected at most 65535"),
         ([], {"HOST": "203.0.113.7"}, 1, "cannot listen on 203.0.113.7:8080: Cannot assign"),
+        ([], {"HOST": "[2001:db8::7]"}, 1, "cannot listen on [2001:db8::7]:8080: "),
         ([], {"HOST": "a" * 70}, 1, f"cannot listen on {'a' * 70}:8080: "),
         ([], {"HOST": "no such host"}, 1, "cannot listen on no such host:8080: "),
     ],
@@ -58,6 +60,14 @@ def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:
         assert done.returncode == 1
         assert f"cannot load the model error='cannot read {tmp_path}/meta.json" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_host_may_have_the_brackets_of_a_url(names_dir: Path) -> None:
+    with running(names_dir, host="[::1]") as server:
+        assert f"listens on http://[::1]:{server.port}\n" in server.log
+        assert "warning" not in server.log
+        with socket.create_connection(("::1", server.port), 5):
+            pass
 
 
 def test_an_open_service_without_a_key_warns(names_dir: Path) -> None:

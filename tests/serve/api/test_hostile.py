@@ -124,5 +124,21 @@ def test_bodies_of_another_type_are_refused(chat: TestClient) -> None:
     assert chat.post("/microgpt/v1/generate", content=b"{}", headers=headers).status_code == 200
 
 
+def test_compressed_bodies_are_refused_by_name(chat: TestClient) -> None:
+    for encoding, status in (
+        ("gzip", 415),
+        ("br", 415),
+        ("a\tb" + "c" * 999, 415),
+        ("Identity", 200),
+    ):
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        response = chat.post("/microgpt/v1/generate", content=b"{}", headers=headers)
+        assert response.status_code == status
+        if encoding == "gzip":
+            expected = "the body has Content-Encoding: gzip; send it without compression"
+            assert response.json()["error"] == expected
+        assert len(response.text) < 500
+
+
 def test_repeated_fields_do_no_harm(chat: TestClient) -> None:
     assert send(chat, "/microgpt/v1/generate", b'{"seed": 1, "seed": -1}') == 400

@@ -152,6 +152,23 @@ def test_bytes_that_are_no_http_do_no_harm(quick: Server, sent: bytes) -> None:
     assert "Traceback" not in quick.log
 
 
+@pytest.mark.parametrize("path", [GENERATE, "/livez", "/x"])
+def test_request_whose_end_is_ambiguous_is_the_last_of_its_connection(
+    quick: Server, path: str
+) -> None:
+    head = HEAD.replace(GENERATE, path)
+    hidden = "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+    ambiguous = f"{head}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}"
+    with socket.create_connection(("127.0.0.1", quick.port), 10) as client:
+        client.sendall(ambiguous.encode())
+        answer = b""
+        while piece := client.recv(10_000):  # until the server closes the connection
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert b"expected Content-Length or Transfer-Encoding, not both" in answer
+
+
 # ---------------------------------------------------------------- too many, too long
 
 

@@ -2,12 +2,19 @@
 
 import json
 import re
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from microgpt_serve.api.http import error_response
 from microgpt_serve.serving.limits import Limits
+from microgpt_serve.serving.middleware import DETAILS, Observer
 from serve.service import MakeClient, StartLog
+from starlette.responses import Response
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 GENERATE = "/microgpt/v1/generate"
 OPEN = ("/livez", "/readyz", "/health")
@@ -104,7 +111,7 @@ def test_log_lines_describe_requests_without_their_content(
     headers = {"X-Request-ID": "id-5"}
     names.post(GENERATE, json={"prompt": "mysecret"}, headers=headers)
     names.post(GENERATE, json={"prompt": "MYSECRET!"})
-    names.get("/mysecret?mysecret=1")
+    names.get("/x%0A?mysecret=1")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert "mysecret" not in "".join(lines).lower()
@@ -112,7 +119,9 @@ def test_log_lines_describe_requests_without_their_content(
         first, second, third = map(json.loads, lines)
         seconds = first.pop("seconds")
         assert 0.0 < seconds < 10.0
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}", first.pop("time"))
+        time = first.pop("time")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", time)
+        assert abs(datetime.fromisoformat(time) - datetime.now(UTC)) < timedelta(minutes=1)
         assert first == {
             "level": "info",
             "event": "request",
@@ -123,10 +132,146 @@ def test_log_lines_describe_requests_without_their_content(
             "client": "testclient",
         }
         assert second["status"] == 400
+        assert "path" not in second
         assert (third["route"], third["status"]) == ("unmatched", 404)
+        assert third["path"] == r"/x\n"
     else:
         told = f"info    request request_id=id-5 method=POST route={GENERATE} status=200 seconds="
         assert told in lines[0]
+
+
+def request_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    return [line for line in lines if line["event"] == "request"]
+
+
+def test_log_has_the_path_of_what_was_not_found(
+    make_client: MakeClient,
+    names_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    start_log: StartLog,
+) -> None:
+    client = make_client(names_dir, api_key="k", path_prefix="/gpt")
+    start_log("json")
+    headers = {"Authorization": "Bearer k"}
+    for path in ("/v1/models/gpt-4", "/gpt/v2/x", "/" + "a" * 1000, "/v1/models"):
+        client.get(path, headers=headers)
+    client.get("/v2/without/key")
+    seen = [(line["status"], line.get("path")) for line in request_lines(capsys)]
+    assert seen == [
+        (404, "/v1/models/gpt-4"),
+        (404, "/gpt/v2/x"),
+        (404, "/" + "a" * 199),
+        (200, None),
+        (401, "/v2/without/key"),
+    ]
+
+
+@pytest.fixture
+def far_east(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "XXX-9:30")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_east")
+def test_times_of_the_log_are_local_with_their_zone(
+    names: TestClient, capsys: pytest.CaptureFixture[str], start_log: StartLog
+) -> None:
+    start_log("json")
+    names.get("/livez")
+    ((line),) = request_lines(capsys)
+    assert str(line["time"]).endswith("+09:30")
+    assert abs(datetime.fromisoformat(str(line["time"])) - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_log_line_has_the_details_that_the_route_adds(
+    capsys: pytest.CaptureFixture[str], start_log: StartLog
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[DETAILS].update(model="names", prompt_tokens=3)
+        await Response()(scope, receive, send)
+
+    start_log("json")
+    TestClient(Observer(app, {}, error_response)).get("/")
+    ((line),) = request_lines(capsys)
+    assert (line["model"], line["prompt_tokens"], line["status"]) == ("names", 3, 200)
+
+
+def test_no_response_may_be_taken_for_another_type(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, path_prefix="/gpt", api_key="k", cors_origins="*")
+    preflight = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    answers = [
+        *[client.get(path) for path in ("/", "/docs", "/livez", "/x", "/static/page.js")],
+        client.post(GENERATE, json={}, headers={"Authorization": "Bearer k"}),
+        client.get("/gpt", follow_redirects=False),
+        client.options(GENERATE, headers=preflight),
+        client.post(GENERATE, headers={"Content-Length": "1", "Transfer-Encoding": "chunked"}),
+    ]
+    assert [answer.status_code for answer in answers] == [
+        200,
+        401,
+        200,
+        401,
+        200,
+        200,
+        307,
+        200,
+        400,
+    ]
+    assert [answer.headers.get_list("x-content-type-options") for answer in answers] == [
+        ["nosniff"]
+    ] * len(answers)
+
+
+# ---------------------------------------------------------------- paths
+
+
+def test_everything_works_below_the_prefix_and_without_it(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, path_prefix="/gpt", api_key="k")
+    key = {"Authorization": "Bearer k"}
+    for prefix in ("", "/gpt"):
+        assert client.get(f"{prefix}/livez").text == "ok"
+        assert "<html" in client.get(f"{prefix}/").text
+        assert client.get(f"{prefix}/static/page.js").status_code == 200
+        assert client.get(f"{prefix}/openapi.json", headers=key).status_code == 200
+        assert client.post(f"{prefix}{GENERATE}", json={}, headers=key).status_code == 200
+        error = client.get(f"{prefix}/v1/models").json()["error"]  # OpenAI's shape
+        assert error["code"] == "invalid_api_key"
+    for path in ("/gptx/livez", "/gpt/gpt/livez", "/x/gpt/livez"):
+        assert client.get(path, headers=key).status_code == 404
+    assert make_client(names_dir).get("/gpt/livez").status_code == 404
+
+
+def test_prefix_without_slash_leads_to_the_page_and_to_no_other_host(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, path_prefix="/some/where")
+    answer = client.get("/some/where", headers={"Host": "evil.example"}, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "where/")
+    assert "<html" in client.get("/some/where").text
+
+
+def test_prefix_that_begins_like_a_route_hides_none(
+    make_client: MakeClient, names_dir: Path
+) -> None:
+    client = make_client(names_dir, path_prefix="/microgpt")
+    for path in (GENERATE, f"/microgpt{GENERATE}"):
+        assert client.post(path, json={}).status_code == 200
+    assert client.get("/microgpt/v1/models").json()["object"] == "list"
+
+
+@pytest.mark.parametrize("path", ["/livez/", "/v1/models/", "/docs/", "/static/"])
+def test_slashes_too_many_are_not_found_instead_of_redirected(names: TestClient, path: str) -> None:
+    answer = names.get(path, headers={"Host": "evil.example"}, follow_redirects=False)
+    assert answer.status_code == 404
+    assert "location" not in answer.headers
 
 
 def test_internal_errors_are_500_with_an_id_and_one_traceback(

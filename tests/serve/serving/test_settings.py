@@ -21,7 +21,8 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
     environment = {
         "MODEL_DIR": "out",
         "PORT": "81",
-        "HOST": "::1",
+        "HOST": "[::1]",
+        "PATH_PREFIX": "/some/where/",
         "WORKERS": "3",
         "THREADS": "4",
         "MAX_QUEUE": "5",
@@ -42,6 +43,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         model_dir="out",
         port=81,
         host="::1",
+        path_prefix="/some/where",
         workers=3,
         threads=4,
         max_queue=5,
@@ -78,6 +80,7 @@ def test_every_variable_is_read(tmp_path: Path) -> None:
         ("DOCS", "maybe"),
         ("METRICS", "2"),
         ("PAGE", "yes!"),
+        *[("PATH_PREFIX", value) for value in ("gpt", "/a/../b", "/a//b", "/a b", "/a?b", "//a")],
     ],
 )
 def test_a_bad_value_is_named_with_its_variable(name: str, value: str) -> None:
@@ -153,6 +156,8 @@ def test_origins_that_browsers_send_are_taken() -> None:
         ("127.0.0.1", "", False),
         ("127.1.2.3", "", False),
         ("::1", "", False),
+        ("[::1]", "", False),
+        ("[::]", "", True),
         ("localhost", "", False),
         (ANYWHERE, "", True),
         ("::", "", True),
@@ -163,7 +168,8 @@ def test_origins_that_browsers_send_are_taken() -> None:
 def test_exposed_is_who_listens_to_others_without_a_key(
     host: str, api_key: str, *, is_exposed: bool
 ) -> None:
-    assert Settings(host=host, api_key=api_key).is_exposed == is_exposed
+    settings = Settings.from_environment({"HOST": host, "API_KEY": api_key})
+    assert settings.is_exposed == is_exposed
 
 
 def test_every_variable_is_described_with_its_default() -> None:

@@ -19,7 +19,7 @@ from microgpt_serve.serving.batcher import Batcher
 from microgpt_serve.serving.bodies import BodyReader
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
-from microgpt_serve.serving.middleware import Admission, Guard, Observer
+from microgpt_serve.serving.middleware import Admission, Entrance, Guard, Observer
 from microgpt_serve.serving.models import ModelStore
 from microgpt_serve.serving.pool import Pool
 from microgpt_serve.serving.settings import Settings
@@ -48,6 +48,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
         middleware=_middleware(settings, limits, routes),
         exception_handlers=dict.fromkeys(handled, error_response),
     )
+    app.router.redirect_slashes = False  # Starlette would name scheme and host of the request
     app.state.settings = settings
     n_cores = os.cpu_count() or 1
     app.state.models = ModelStore(settings.model_dir, max(1, n_cores // settings.workers))
@@ -74,6 +75,12 @@ def _middleware(
             paths={route.endpoint: route.path for route in routes.values()},
             error_response=error_response,
         ),
+        Middleware(
+            Entrance,
+            path_prefix=settings.path_prefix,
+            paths=[route.path_regex for route in routes.values()],
+            error_response=error_response,
+        ),
         Middleware(Admission, probes=probes),
         Middleware(GZipMiddleware, minimum_size=500, compresslevel=GZIP_LEVEL),
         Middleware(
@@ -94,5 +101,5 @@ def _middleware(
             allow_headers=["*"],  # clients add their own, OpenAI's a dozen; none gives a right
             expose_headers=["X-Request-ID", "Retry-After"],
         )
-        middleware.insert(1, cors)  # before the guard: a preflight request carries no key
+        middleware.insert(2, cors)  # before the guard: a preflight request carries no key
     return middleware

@@ -50,6 +50,10 @@ def _parse_arguments(arguments: list[str]) -> None:
         _fail(f"unexpected argument {arguments[0]!r}; see microgpt-serve --help", USAGE_ERROR)
 
 
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _listen(settings: Settings) -> socket.socket:
     """Return a socket that listens on the host and port of the settings; print its address."""
     try:
@@ -62,10 +66,9 @@ def _listen(settings: Settings) -> socket.socket:
         listening.listen(BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
         cause = getattr(error, "strerror", None) or error
-        _fail(f"cannot listen on {settings.host}:{settings.port}: {cause}", 1)
+        _fail(f"cannot listen on {_address(settings.host, settings.port)}: {cause}", 1)
     host, port = listening.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    sys.stderr.write(f"microgpt-serve listens on http://{shown}:{port}\n")
+    sys.stderr.write(f"microgpt-serve listens on http://{_address(host, port)}\n")
     if settings.is_exposed:
         sys.stderr.write(f"warning: anyone who reaches {host} can use this service; set API_KEY\n")
     return listening

@@ -15,7 +15,7 @@ from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
-from microgpt_serve.serving.validation import describe_body_error
+from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable
 
 __all__ = [
     "EventStream",
@@ -44,12 +44,16 @@ async def decode_body(request: Request, decoder: BodyDecoder[T]) -> T:
     """Return the decoded body of a request.
 
     Raises:
-        ApiError: the body is too large (413), late (408), not JSON (415) or invalid (400).
+        ApiError: the body is too large (413), late (408), not plain JSON (415) or invalid (400).
     """
     headers = dict(request.scope["headers"])  # a fifth of the time of `request.headers`
     content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if content_type != b"application/json":
         raise ApiError(415, "expected a body with Content-Type: application/json")
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
+        got = printable(encoding.decode("latin-1")[:MAX_SHOWN])
+        raise ApiError(415, f"the body has Content-Encoding: {got}; send it without compression")
     if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise ApiError(413, TOO_LARGE)
     body = await request.app.state.bodies.read(request.receive)

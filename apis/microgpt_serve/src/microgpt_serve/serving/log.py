@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ def log(level: int, event: str, failure: Exception | None = None, **details: Any
 
 class _LineFormatter(logging.Formatter):
     def __init__(self, *, as_json: bool) -> None:
-        super().__init__(datefmt="%Y-%m-%dT%H:%M:%S")
+        super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
@@ -27,7 +28,9 @@ class _LineFormatter(logging.Formatter):
         details: dict[str, Any] = getattr(record, "details", {})
         if record.exc_info:
             details = details | {"traceback": self.formatException(record.exc_info)}
-        time = f"{self.formatTime(record, self.datefmt)}.{int(record.msecs):03d}"
+        time = (
+            datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+        )
         level, event = record.levelname.lower(), record.getMessage()
         if self._as_json:
             line = {"time": time, "level": level, "event": event, **details}

@@ -1,4 +1,4 @@
-"""Middleware of every request: request id, log, metrics, admission, API key, rate limit."""
+"""Middleware of every request: id, log, metrics, path prefix, admission, API key, rate limit."""
 
 import asyncio
 import hmac
@@ -18,8 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from microgpt_serve.serving import metrics
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, counted
 from microgpt_serve.serving.log import log
+from microgpt_serve.serving.validation import printable
 
-__all__ = ["Admission", "Guard", "Observer"]
+__all__ = ["DETAILS", "Admission", "Entrance", "Guard", "Observer"]
+
+DETAILS = "microgpt.details"  # in the scope of a request: a dict of more fields of its log line
+NOT_FOUND = 404
+UNMATCHED = "unmatched"  # the route of a path that no endpoint has
+MAX_PATH = 200  # characters in the log
 
 SAFE_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 SECONDS_PER_MINUTE = 60.0
@@ -29,7 +35,7 @@ ErrorResponse: TypeAlias = Callable[[Request, Exception], Awaitable[Response]]
 
 
 class Observer:
-    """Gives each request an id; logs and counts its outcome.
+    """Gives each request an id; logs and counts its outcome, with the details in its scope.
 
     Args:
         app: the next application.
@@ -52,13 +58,17 @@ class Observer:
         start = time.perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if SAFE_ID.fullmatch(given) else secrets.token_hex(8)
+        scope[DETAILS] = {}
+        path = scope["path"]
         status = CLIENT_CLOSED  # until a response starts
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         try:
@@ -70,23 +80,76 @@ class Observer:
             response = await self._error_response(Request(scope), error)
             await response(scope, receive, send_with_id)
         finally:
-            self._report(scope, request_id, status, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._report(scope, request_id, path, status, seconds)
 
-    def _report(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        route = self._paths.get(scope.get("endpoint"), "unmatched")
+    def _report(
+        self, scope: Scope, request_id: str, path: str, status: int, seconds: float
+    ) -> None:
+        route = self._paths.get(scope.get("endpoint"), UNMATCHED)
         method = scope["method"] if scope.get("endpoint") else "other"
         metrics.REQUESTS.labels(route, method, status).inc()
         metrics.DURATION.labels(route).observe(seconds)
-        log(
-            logging.INFO,
-            "request",
-            request_id=request_id,
-            method=scope["method"][:16],
-            route=route,
-            status=status,
-            seconds=round(seconds, 6),
-            client=_client(scope),
-        )
+        details = {"request_id": request_id, "method": scope["method"][:16], "route": route}
+        if route == UNMATCHED or status == NOT_FOUND:
+            details["path"] = printable(path[:MAX_PATH])
+        details |= {"status": status, "seconds": round(seconds, 6), "client": _client(scope)}
+        log(logging.INFO, "request", **details | scope[DETAILS])
+
+
+class Entrance:
+    """Refuses requests that proxies may read otherwise; serves paths below a prefix as without.
+
+    Args:
+        app: the next application.
+        path_prefix: such as "/gpt"; empty for none.
+        paths: patterns of the paths of all routes, which are served as they are.
+        error_response: returns the response for an exception.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        path_prefix: str,
+        paths: Sequence[re.Pattern[str]],
+        error_response: ErrorResponse,
+    ) -> None:
+        self._app = app
+        self._prefix = path_prefix
+        self._paths = paths
+        self._error_response = error_response
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] == "http":
+            response = await self._refusal(scope) or self._enter(scope)
+            if response:
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Scope) -> Response | None:
+        """Return a response that closes the connection if the end of the body is ambiguous."""
+        names = [name for name, _ in scope["headers"]]
+        if b"content-length" not in names or b"transfer-encoding" not in names:
+            return None
+        message = "expected Content-Length or Transfer-Encoding, not both"
+        response = await self._error_response(Request(scope), ApiError(400, message))
+        response.headers["Connection"] = "close"
+        return response
+
+    def _enter(self, scope: Scope) -> Response | None:
+        """Remove the prefix from the path; redirect from the prefix to the page below it."""
+        path: str = scope["path"]
+        prefix = self._prefix
+        if not prefix or not f"{path}/".startswith(f"{prefix}/"):
+            return None
+        if any(route.match(path) for route in self._paths):
+            return None
+        if path == prefix:
+            return Response(status_code=307, headers={"Location": f"{prefix.rpartition('/')[2]}/"})
+        scope["path"] = path.removeprefix(prefix)
+        return None
 
 
 class Admission:

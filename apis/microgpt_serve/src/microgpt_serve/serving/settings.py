@@ -18,6 +18,7 @@ LISTEN_FD = "MICROGPT_SERVE_FD"  # the listening socket
 READY_FD = "MICROGPT_SERVE_READY_FD"  # the pipe for a byte once the model is loaded
 
 SWITCH = ("0", "1", "false", "true")
+PATH_PREFIX = re.compile(r"(/[\w~-][\w.~-]*)*", re.ASCII)
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+")  # as browsers send them
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -34,6 +35,13 @@ def _chosen(field: str, value: str, choices: Sequence[str]) -> str:
     return value.lower()
 
 
+def _prefix(value: str) -> str:
+    prefix = value.rstrip("/")
+    if not PATH_PREFIX.fullmatch(prefix):
+        raise SettingsError(f"PATH_PREFIX is {shown(value)}, expected a path such as /gpt")
+    return prefix
+
+
 def _read_key(path: str) -> str:
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
@@ -42,6 +50,20 @@ def _read_key(path: str) -> str:
     if not key:
         raise SettingsError(f"API_KEY_FILE: {path} is empty")
     return key
+
+
+def _with_key(settings: "Settings") -> "Settings":
+    """Return the settings with the key of `api_key_file`, if there is one."""
+    if settings.api_key and settings.api_key_file:
+        raise SettingsError("API_KEY and API_KEY_FILE are both set, expected one of them")
+    if settings.api_key_file:
+        key = _read_key(settings.api_key_file)
+        settings = msgspec.structs.replace(settings, api_key=key, api_key_file="")
+    if not settings.api_key.isprintable():
+        raise SettingsError("API_KEY contains a line end or another character no header can carry")
+    if settings.api_key != settings.api_key.strip():
+        raise SettingsError("API_KEY starts or ends with a space, which no header can carry")
+    return settings
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -78,6 +100,9 @@ class Settings(msgspec.Struct, frozen=True):
     grace_period: Annotated[
         Seconds, Meta(description="Seconds for requests in flight to finish after SIGTERM.")
     ] = 10.0
+    path_prefix: Annotated[
+        str, Meta(description="Path below which a proxy shows the service, such as /gpt.")
+    ] = ""
     api_key: Annotated[
         str, Meta(description="API key that clients must send as Authorization: Bearer KEY.")
     ] = ""
@@ -111,23 +136,17 @@ class Settings(msgspec.Struct, frozen=True):
         for field, kind in get_type_hints(cls).items():
             if field in given and (choices := SWITCH if kind is bool else get_args(kind)):
                 given[field] = _chosen(field, given[field], choices)
+        if "host" in given:
+            given["host"] = given["host"].removeprefix("[").removesuffix("]")  # as in a URL
+        if "path_prefix" in given:
+            given["path_prefix"] = _prefix(given["path_prefix"])
         try:
             settings = msgspec.convert(given, cls, strict=False)
         except msgspec.ValidationError as error:
             field, expected = expectation(error)
             value = shown(given[field])
             raise SettingsError(f"{field.upper()} is {value}, expected {expected}") from error
-        if settings.api_key and settings.api_key_file:
-            raise SettingsError("API_KEY and API_KEY_FILE are both set, expected one of them")
-        if settings.api_key_file:
-            key = _read_key(settings.api_key_file)
-            settings = msgspec.structs.replace(settings, api_key=key, api_key_file="")
-        if not settings.api_key.isprintable():
-            raise SettingsError(
-                "API_KEY contains a line end or another character no header can carry"
-            )
-        if settings.api_key != settings.api_key.strip():
-            raise SettingsError("API_KEY starts or ends with a space, which no header can carry")
+        settings = _with_key(settings)
         for origin in settings.origins:
             if not ORIGIN.fullmatch(origin):
                 raise SettingsError(

@@ -7,7 +7,7 @@ from msgspec import Raw
 
 from microgpt_serve.serving.errors import counted
 
-__all__ = ["describe_body_error", "expectation", "printable", "shown"]
+__all__ = ["MAX_SHOWN", "describe_body_error", "expectation", "printable", "shown"]
 
 MAX_SHOWN = 80  # characters of a value
 MAX_NEAR = 20  # characters of a body, around the place where it stops being JSON
