@@ -62,6 +62,23 @@ def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+def test_workers_without_a_temporary_directory_are_one_line() -> None:
+    code = """
+import tempfile
+tempfile._candidate_tempdir_list = lambda: ["/nowhere"]
+from microgpt_serve.main import run
+run()
+"""
+    environment = {"PORT": "0", "WORKERS": "2"} | measuring()
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error='No usable temporary directory found in ['/nowhere']'" in done.stderr.replace(
+        '"', "'"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_host_may_have_the_brackets_of_a_url(names_dir: Path) -> None:
     with running(names_dir, host="[::1]") as server:
         assert f"listens on http://[::1]:{server.port}\n" in server.log

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import microgpt
@@ -220,6 +222,31 @@ def test_what_stands_in_the_way_of_a_save_is_told_before(
     with pytest.raises(CheckpointError) as caught:
         microgpt.check_writable(saved)
     assert message.format(place=place) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "cause"),
+    [(os.ST_RDONLY, "the file system of {} is read-only"), (0, "no permission to write {}")],
+)
+def test_place_that_cannot_be_written_is_told_before_with_its_cause(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, flag: int, cause: str
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=flag))
+    for place in (saved, saved / "new" / "below"):
+        with pytest.raises(CheckpointError) as caught:
+            microgpt.check_writable(place)
+        assert str(caught.value) == f"cannot write {place}: {cause.format(saved)}"
+
+
+def test_read_only_file_system_is_not_a_lack_of_permission(saved: Path) -> None:
+    bind = f"mount --bind {saved} {saved} && mount -o remount,bind,ro {saved}"
+    before = ["unshare", "-rm", "sh", "-c", f'{bind} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    command = [sys.executable, "-c", f"import microgpt; microgpt.check_writable({str(saved)!r})"]
+    done = subprocess.run([*before, *command], capture_output=True, text=True, check=False)
+    assert done.stderr.endswith(f"cannot write {saved}: the file system of {saved} is read-only\n")
 
 
 def test_place_below_a_file_is_told_before(saved: Path) -> None:

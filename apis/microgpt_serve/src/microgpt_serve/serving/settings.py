@@ -46,7 +46,8 @@ def _read_key(path: str) -> str:
     try:
         key = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"API_KEY_FILE: cannot read {path}") from error
+        cause = getattr(error, "strerror", None) or error
+        raise SettingsError(f"API_KEY_FILE: cannot read {path}: {cause}") from error
     if not key:
         raise SettingsError(f"API_KEY_FILE: {path} is empty")
     return key

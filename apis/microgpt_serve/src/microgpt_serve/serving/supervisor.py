@@ -129,5 +129,14 @@ class _Supervisor:
 def supervise(settings: Settings, listening: socket.socket, limits: Limits) -> int:
     """Run the workers until SIGTERM or SIGINT; return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
-    with tempfile.TemporaryDirectory(prefix="microgpt-serve-") as metrics_dir:
-        return _Supervisor(settings, listening, limits, metrics_dir).run()
+    try:
+        metrics_dir = tempfile.TemporaryDirectory(prefix="microgpt-serve-")
+    except OSError as error:
+        log(
+            logging.ERROR,
+            "workers share their metrics in a temporary directory; set TMPDIR, or WORKERS=1",
+            error=error.strerror,
+        )
+        return 1
+    with metrics_dir as path:
+        return _Supervisor(settings, listening, limits, path).run()

@@ -229,6 +229,10 @@ def check_writable(directory: PathLike) -> None:
         if place.exists() and not place.is_dir():
             raise CheckpointError(f"cannot write {path}: {place} is not a directory")
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+            if os.statvfs(place).f_flag & os.ST_RDONLY:
+                raise CheckpointError(
+                    f"cannot write {path}: the file system of {place} is read-only"
+                )
             raise CheckpointError(f"cannot write {path}: no permission to write {place}")
     names = (*FILES, COMMIT)
     places = (path / (name + suffix) for name in names for suffix in ("", STAGED))
