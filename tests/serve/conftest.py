@@ -73,7 +73,8 @@ def chat(make_client: MakeClient, chat_dir: Path) -> TestClient:
 @pytest.fixture
 def start_log() -> Iterator[StartLog]:
     """Log to stderr, as "text" or "json", for this test."""
-    loggers = [logging.getLogger(name) for name in ("microgpt_serve", "hypercorn.error", "asyncio")]
+    names = ("microgpt_serve", "hypercorn.error", "asyncio", "py.warnings")
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers, logger.level, logger.propagate) for logger in loggers]
     yield lambda style: configure_logging("info", style)
     for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):

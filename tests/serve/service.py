@@ -76,7 +76,7 @@ class Server:
 
     @property
     def port(self) -> int:
-        found = self.wait_for_log(r"listens on http://.*:(\d+)\n")
+        found = self.wait_for_log(r"(?:listens on |\"url\":\")http://.*:(\d+)[\n\"]")
         return int(found.group(1))
 
     @property
@@ -94,7 +94,7 @@ class Server:
         raise AssertionError(f"no {pattern!r} in {self.log}")
 
     def wait_until_ready(self, n_workers: int = 1) -> Self:
-        self.wait_for_log(r" ready .*model=", n_workers)
+        self.wait_for_log(r" ready .*model=|\"event\":\"ready\"", n_workers)
         return self
 
     async def until_metrics(self, **expected: float) -> None:

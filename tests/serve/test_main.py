@@ -1,5 +1,6 @@
 """The command `microgpt-serve`."""
 
+import json
 import os
 import socket
 import subprocess
@@ -52,6 +53,13 @@ def test_an_error_at_start_is_one_line(
     assert done.returncode == status
     assert done.stderr.startswith(f"error: {error}")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_error_at_start_is_json_where_the_log_is() -> None:
+    done = run(PORT="x", LOG_FORMAT="JSON")
+    assert done.returncode == 2
+    line = json.loads(done.stderr)
+    assert (line["level"], line["event"]) == ("error", "PORT is 'x', expected an integer")
 
 
 def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:

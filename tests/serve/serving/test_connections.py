@@ -1,6 +1,7 @@
 """Clients that are slow, greedy, many or gone, and requests that take too long."""
 
 import asyncio
+import json
 import random
 import resource
 import socket
@@ -279,14 +280,16 @@ async def leave_at_random(server: Server, n_clients: int, seed: int = 7) -> None
     await asyncio.gather(*(one() for _ in range(n_clients)))
 
 
-async def check_that_all_is_over(server: Server) -> None:
+async def check_that_all_is_over(server: Server, *, is_json: bool = False) -> None:
     await server.until_metrics(
         microgpt_in_flight=0,
         microgpt_queued=0,
         microgpt_batch_size=0,
         microgpt_tokens_per_second=0,
     )
-    assert "Traceback" not in server.log
+    log = server.log
+    assert "Traceback" not in log
+    assert {type(json.loads(line)) for line in log.splitlines() if is_json} <= {dict}
 
 
 async def leave_and_check(server: Server, n_clients: int) -> None:
@@ -374,9 +377,9 @@ def test_two_minutes_of_load_and_disconnects_leave_nothing_behind(chat_dir: Path
             await asyncio.gather(
                 ask(server, mixed_requests(), 1600), leave_at_random(server, 300, seed)
             )
-        await check_that_all_is_over(server)
+        await check_that_all_is_over(server, is_json=True)
 
-    with running(chat_dir, prefix_mb=1) as server:
+    with running(chat_dir, prefix_mb=1, log_format="json") as server:
         asyncio.run(load(20))
         before = kib_in_use(server)
         asyncio.run(load(100))

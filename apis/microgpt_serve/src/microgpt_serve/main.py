@@ -1,13 +1,15 @@
 """The command `microgpt-serve`."""
 
+import logging
 import os
 import signal
 import socket
 import sys
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
+from microgpt_serve.serving.log import configure_logging, log, log_what_python_prints
 from microgpt_serve.serving.settings import LISTEN_FD, Settings, SettingsError, describe
 
 __all__ = ["run"]
@@ -24,8 +26,21 @@ Serve a microgpt model over HTTP. Settings are environment variables:
 SIGTERM stops the service once requests in flight are answered; SIGHUP reloads the model."""
 
 
+def _is_json() -> bool:
+    """Whether log lines are JSON; the settings are checked later, which may fail."""
+    return os.environ.get("LOG_FORMAT", "").lower() == "json"
+
+
+def _report(level: int, event: str, text: str, **details: Any) -> None:
+    """Write a line to stderr: the event as JSON, or the text."""
+    if _is_json():
+        log(level, event, **details)
+    else:
+        sys.stderr.write(f"{text}\n")
+
+
 def _fail(message: str, status: int) -> NoReturn:
-    sys.stderr.write(f"error: {message}\n")
+    _report(logging.ERROR, message, f"error: {message}")
     sys.exit(status)
 
 
@@ -68,14 +83,19 @@ def _listen(settings: Settings) -> socket.socket:
         cause = getattr(error, "strerror", None) or error
         _fail(f"cannot listen on {_address(settings.host, settings.port)}: {cause}", 1)
     host, port = listening.getsockname()[:2]
-    sys.stderr.write(f"microgpt-serve listens on http://{_address(host, port)}\n")
+    url = f"http://{_address(host, port)}"
+    _report(logging.INFO, "listening", f"microgpt-serve listens on {url}", url=url)
     if settings.is_exposed:
-        sys.stderr.write(f"warning: anyone who reaches {host} can use this service; set API_KEY\n")
+        warning = f"anyone who reaches {host} can use this service; set API_KEY"
+        _report(logging.WARNING, warning, f"warning: {warning}")
     return listening
 
 
 def run(limits: Limits = DEFAULT_LIMITS) -> None:
     """Serve until SIGINT or SIGTERM."""
+    if _is_json():
+        configure_logging("info", "json")
+        log_what_python_prints()
     _parse_arguments(sys.argv[1:])
     # No model is loaded yet that SIGHUP could reload; its default action would end the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

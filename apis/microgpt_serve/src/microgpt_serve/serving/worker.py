@@ -80,7 +80,7 @@ class _Config(Config):
         # Shorter than the worker's own deadline: Hypercorn fails if cancelled while it waits.
         self.graceful_timeout = grace_period
         self.keep_alive_timeout = header_seconds
-        self.loglevel = "WARNING"
+        self.errorlog = logging.getLogger("hypercorn.error")  # else it takes a handler of its own
 
     def create_sockets(self) -> Sockets:
         self._listening.setblocking(False)  # noqa: FBT003 - as the method takes it
