@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TypeAlias
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +23,8 @@ from microgpt_serve.serving.validation import printable
 __all__ = ["DETAILS", "Admission", "Entrance", "Guard", "Observer"]
 
 DETAILS = "microgpt.details"  # in the scope of a request: a dict of more fields of its log line
+BODY_LENGTHS = {b"content-length", b"transfer-encoding"}
+NO_SNIFF = (b"x-content-type-options", b"nosniff")
 NOT_FOUND = 404
 UNMATCHED = "unmatched"  # the route of a path that no endpoint has
 MAX_PATH = 200  # characters in the log
@@ -66,9 +68,8 @@ class Observer:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
+                added = {(b"x-request-id", request_id.encode()), NO_SNIFF}
+                message["headers"] = [*message["headers"], *added.difference(message["headers"])]
             await send(message)
 
         try:
@@ -121,18 +122,16 @@ class Entrance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
+        response = None
         if scope["type"] == "http":
-            response = await self._refusal(scope) or self._enter(scope)
-            if response:
-                await response(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            if BODY_LENGTHS.issubset([name for name, _ in scope["headers"]]):
+                response = await self._refusal(scope)
+            elif self._prefix:
+                response = self._enter(scope)
+        await (response or self._app)(scope, receive, send)
 
-    async def _refusal(self, scope: Scope) -> Response | None:
-        """Return a response that closes the connection if the end of the body is ambiguous."""
-        names = [name for name, _ in scope["headers"]]
-        if b"content-length" not in names or b"transfer-encoding" not in names:
-            return None
+    async def _refusal(self, scope: Scope) -> Response:
+        """Return the response to a body whose end is ambiguous, which closes the connection."""
         message = "expected Content-Length or Transfer-Encoding, not both"
         response = await self._error_response(Request(scope), ApiError(400, message))
         response.headers["Connection"] = "close"
@@ -140,11 +139,9 @@ class Entrance:
 
     def _enter(self, scope: Scope) -> Response | None:
         """Remove the prefix from the path; redirect from the prefix to the page below it."""
-        path: str = scope["path"]
-        prefix = self._prefix
-        if not prefix or not f"{path}/".startswith(f"{prefix}/"):
-            return None
-        if any(route.match(path) for route in self._paths):
+        path, prefix = scope["path"], self._prefix
+        is_below = f"{path}/".startswith(f"{prefix}/")
+        if not is_below or any(route.match(path) for route in self._paths):
             return None
         if path == prefix:
             return Response(status_code=307, headers={"Location": f"{prefix.rpartition('/')[2]}/"})
