@@ -48,6 +48,15 @@ def test_field_that_would_change_the_response_is_refused_on_every_route(
         assert param == (name if endpoint.is_openai else None)
 
 
+@pytest.mark.parametrize("value", ["1e999", '"\xff"', '{"a": [1e999]}'])
+def test_value_that_cannot_be_read_counts_as_one_with_an_effect(
+    names: TestClient, value: str
+) -> None:
+    body = f'{{"min_p": {value}}}'.encode("latin-1")
+    response = names.post(GENERATE, content=body, headers={"Content-Type": "application/json"})
+    assert response.json() == {"error": "min_p is not supported"}
+
+
 def test_values_without_effect_are_accepted(chat: TestClient) -> None:
     values = {name: (*values, None)[0] for name, values in WITHOUT_EFFECT.items()}
     for body in (values, dict.fromkeys(values)):

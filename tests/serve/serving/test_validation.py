@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.schemas import ChatCompletionRequest, GenerateRequest
+from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.validation import describe_body_error
 from starlette.testclient import TestClient
 
@@ -107,7 +108,7 @@ JSON_TEXTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner),
 ).map(lambda value: json.dumps(value).encode())
-FIELDS = st.sampled_from(sorted(ChatCompletionRequest.__struct_fields__))
+FIELDS = st.sampled_from([*ChatCompletionRequest.__struct_fields__, "user", "tools", "min_p"])
 
 
 @given(FIELDS, JSON_TEXTS | st.binary(max_size=30), st.integers(0, 50))
@@ -118,9 +119,12 @@ def test_no_message_has_words_of_the_parser(field: str, value: bytes, cut: int) 
     for sent in (body, body[: -cut - 1], body[cut:]):
         try:
             BodyDecoder(ChatCompletionRequest, "/").decode(sent)
+        except ApiError:  # the field is refused by name
+            pass
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             message, _ = describe_body_error(error, sent)
-            assert not JARGON.search(re.sub(r"'.*'|\".*\"|\[.*\]|{.*}", "", message)), message
+            ours = re.sub(r"(?<= is ).*(?=, expected )|, near .*", "", message)
+            assert not JARGON.search(ours), message
             assert message.isprintable()
             assert len(message) < 300
 

@@ -116,7 +116,10 @@ class BodyDecoder(Generic[T]):
 
 
 def _has_effect(name: str, value: Raw) -> bool:
-    return msgspec.json.decode(value) not in (None, *WITHOUT_EFFECT[name])
+    try:
+        return msgspec.json.decode(value) not in (None, *WITHOUT_EFFECT[name])
+    except (msgspec.DecodeError, UnicodeDecodeError):  # such as 1e999
+        return True
 
 
 @lru_cache(1024)
