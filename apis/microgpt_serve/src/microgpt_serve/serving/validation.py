@@ -35,12 +35,9 @@ LONE_SURROGATE = re.compile(
 )
 
 
-def shown(value: object) -> str:
-    """Return a value as a message shows it: a string quoted, cut, printable."""
-    text = value if isinstance(value, str) else str(value)
-    cut = text[:MAX_SHOWN]
-    cut = repr(cut) if isinstance(value, str) else printable(" ".join(cut.split()))
-    return cut + "..." * (len(text) > MAX_SHOWN)
+def shown(text: str) -> str:
+    """Return a string as a message shows it: quoted, printable, cut."""
+    return repr(text[:MAX_SHOWN]) + "..." * (len(text) > MAX_SHOWN)
 
 
 def printable(text: str) -> str:
@@ -89,23 +86,14 @@ def describe_body_error(error: Exception, body: bytes | bytearray) -> tuple[str,
     if not expected:
         return f"{name} is missing", field
     try:
-        value = shown(_value_at(bytes(body), path))
+        value = _shown_at(bytes(body), path)
     except (LookupError, msgspec.DecodeError):  # another field of the same name follows
         value = "invalid"
     return f"{name} is {value}, expected {expected}", field
 
 
-class _Literal:
-    """A value other than a string, as the body has it."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-
-def _value_at(body: bytes, path: str) -> object:
+def _shown_at(body: bytes, path: str) -> str:
+    """Return the value at a path as a message shows it: on one line, printable, cut."""
     value = Raw(body)
     for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         if index:
@@ -113,7 +101,9 @@ def _value_at(body: bytes, path: str) -> object:
         else:
             value = msgspec.json.decode(value, type=dict[str, Raw])[name]
     text = bytes(value).decode(errors="replace")
-    return msgspec.json.decode(text) if text.startswith('"') else _Literal(text)
+    if text.startswith('"'):
+        return shown(msgspec.json.decode(text))
+    return printable(" ".join(text[:MAX_SHOWN].split())) + "..." * (len(text) > MAX_SHOWN)
 
 
 # ---------------------------------------------------------------- syntax
