@@ -51,7 +51,7 @@ def make_client() -> Iterator[MakeClient]:
             app = create_app(Settings(model_dir=str(model_dir), **settings), limits)
             app.state.models.load()
             stack.callback(app.state.pool.abort_all)
-            stack.callback(app.state.batcher.abort_all)
+            stack.callback(app.state.models.abort_all)
             return stack.enter_context(TestClient(app, raise_server_exceptions=False))
 
         yield make

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from microgpt_serve.api import schemas
+from microgpt_serve.api import openai_schemas, schemas
 from starlette.testclient import TestClient
 
 HELLO = '[{"role": "user", "content": "hello"}]'
@@ -12,8 +12,8 @@ ROUTES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/microgpt/v1/generate": (schemas.GenerateRequest, "{}"),
     "/microgpt/v1/chat": (schemas.ChatRequest, f'{{"messages": {HELLO}}}'),
     "/microgpt/v1/next": (schemas.NextRequest, "{}"),
-    "/v1/chat/completions": (schemas.ChatCompletionRequest, f'{{"messages": {HELLO}}}'),
-    "/v1/completions": (schemas.CompletionRequest, "{}"),
+    "/v1/chat/completions": (openai_schemas.ChatCompletionRequest, f'{{"messages": {HELLO}}}'),
+    "/v1/completions": (openai_schemas.CompletionRequest, "{}"),
 }
 FIELDS = [(route, name) for route, (kind, _) in ROUTES.items() for name in kind.__struct_fields__]
 TOO_DEEP = "[" * 100_000 + "]" * 100_000
@@ -141,4 +141,4 @@ def test_compressed_bodies_are_refused_by_name(chat: TestClient) -> None:
 
 
 def test_repeated_fields_do_no_harm(chat: TestClient) -> None:
-    assert send(chat, "/microgpt/v1/generate", b'{"seed": 1, "seed": -1}') == 400
+    assert send(chat, "/microgpt/v1/generate", b'{"seed": 1, "seed": -2}') == 400

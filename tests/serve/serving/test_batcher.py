@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 import microgpt
@@ -38,9 +39,9 @@ def value(metric: Any) -> float:
     return float(next(iter(metric.collect())).samples[0].value)
 
 
-def long_text(n_tokens: int = 100_000) -> tuple[Prompt, list[SamplingConfig]]:
+def long_text(n_tokens: int = 100_000) -> tuple[list[Prompt], list[SamplingConfig]]:
     """Return the prompt and options of a text that never ends by itself."""
-    return Prompt([4, 0]), configs(1, n_tokens)
+    return [Prompt([4, 0])], configs(1, n_tokens)
 
 
 @pytest.mark.parametrize("pieces", [False, True])
@@ -54,7 +55,7 @@ def test_texts_of_many_requests_are_those_of_the_model_alone(
 
         async def ask(prompt: Prompt, wait: float) -> list[Grown]:
             await asyncio.sleep(wait)
-            return await read(batcher.generate(model, prompt, configs(3, 150), pieces=pieces))
+            return await read(batcher.generate(model, [prompt], configs(3, 150), pieces=pieces))
 
         answers = await asyncio.gather(
             *(ask(prompt, 0.003 * i) for i, prompt in enumerate(prompts * 2))
@@ -91,11 +92,15 @@ def test_logits_come_with_the_tokens(model: LanguageModel) -> None:
         batcher = Batcher(2, 0, TIMEOUT)
         prompt = model.prompt("ab")
         (config,) = configs(1)
-        grown = await read(batcher.generate(model, prompt, [config], of_token=lambda token: token))
+        grown = await read(
+            batcher.generate(model, [prompt], [config], of_token=lambda token: token)
+        )
         tokens = [token for each in grown for token in each.tokens]
         reply = model.reply(prompt, config)
-        assert [token.token_id for token in tokens] == list(reply.token_ids)
-        assert [token.logits for token in tokens] == model.reply_logits(reply).tolist()
+        ended = replace(reply, token_ids=[*reply.token_ids, prompt.stop_token])
+        assert reply.finish_reason == "stop"
+        assert [token.token_id for token in tokens] == ended.token_ids
+        assert [token.logits for token in tokens] == model.reply_logits(ended).tolist()
         batcher.abort_all()
 
     scenario(work())
@@ -106,7 +111,7 @@ def test_a_short_text_does_not_wait_for_a_long_one(model: LanguageModel) -> None
         batcher = Batcher(2, 0, TIMEOUT)
         endless = batcher.generate(model, *long_text(), pieces=True)
         await anext(endless)
-        await read(batcher.generate(model, model.prompt("a"), configs(1)))
+        await read(batcher.generate(model, [model.prompt("a")], configs(1)))
         assert (await anext(endless)).finish_reason is None
         await endless.aclose()
         batcher.abort_all()
@@ -121,7 +126,7 @@ def test_requests_of_many_texts_let_others_begin(model: LanguageModel) -> None:
         batcher = Batcher(2, 1, TIMEOUT)
 
         async def ask(name: str, n: int) -> None:
-            async for grown in batcher.generate(model, model.prompt("a"), configs(n)):
+            async for grown in batcher.generate(model, [model.prompt("a")], configs(n)):
                 assert grown.finish_reason
                 order.append(name)
 
@@ -142,12 +147,14 @@ def test_requests_beyond_the_queue_are_refused_until_one_ends(model: LanguageMod
         running = batcher.generate(model, *long_text(), pieces=True)
         await anext(running)
         assert batcher.is_healthy
-        waiting = asyncio.create_task(read(batcher.generate(model, model.prompt("a"), configs(1))))
+        waiting = asyncio.create_task(
+            read(batcher.generate(model, [model.prompt("a")], configs(1)))
+        )
         await asyncio.sleep(0.02)
         assert (value(metrics.IN_FLIGHT), value(metrics.QUEUED)) == (1, 1)
         assert not batcher.is_healthy
         with pytest.raises(BusyError):
-            await read(batcher.generate(model, model.prompt("a"), configs(1)))
+            await read(batcher.generate(model, [model.prompt("a")], configs(1)))
         assert not waiting.done()
         await running.aclose()
         assert len(await waiting) == 1
@@ -164,7 +171,7 @@ def test_a_cancelled_request_leaves_its_neighbours_as_they_are(model: LanguageMo
 
     async def work() -> None:
         batcher = Batcher(8, 0, TIMEOUT)
-        kept = asyncio.create_task(read(batcher.generate(model, prompt, [config])))
+        kept = asyncio.create_task(read(batcher.generate(model, [prompt], [config])))
         for _ in range(20):
             leaving = asyncio.create_task(read(batcher.generate(model, *long_text())))
             await asyncio.sleep(0.002)
@@ -207,7 +214,7 @@ def test_a_reader_that_stops_reading_keeps_no_place(model: LanguageModel) -> Non
         batcher = Batcher(1, 1, TIMEOUT)
         unread = batcher.generate(model, *long_text(500), pieces=True)
         first = await anext(unread)
-        assert len(await read(batcher.generate(model, model.prompt("a"), configs(1)))) == 1
+        assert len(await read(batcher.generate(model, [model.prompt("a")], configs(1)))) == 1
         rest = await read(unread)
         assert rest[-1].n_tokens == 500
         assert len(first.piece + "".join(each.piece for each in rest)) <= 500
@@ -221,7 +228,9 @@ def test_abort_reaches_running_waiting_and_unread_requests(model: LanguageModel)
         batcher = Batcher(1, 2, TIMEOUT)
         unread = batcher.generate(model, *long_text(), pieces=True)
         await anext(unread)
-        waiting = asyncio.create_task(read(batcher.generate(model, model.prompt("a"), configs(1))))
+        waiting = asyncio.create_task(
+            read(batcher.generate(model, [model.prompt("a")], configs(1)))
+        )
         await asyncio.sleep(0.02)
         batcher.abort_all()
         assert not batcher.is_healthy
@@ -229,7 +238,7 @@ def test_abort_reaches_running_waiting_and_unread_requests(model: LanguageModel)
             with pytest.raises(ShuttingDownError):
                 await ended
         with pytest.raises(ShuttingDownError):
-            await read(batcher.generate(model, model.prompt("a"), configs(1)))
+            await read(batcher.generate(model, [model.prompt("a")], configs(1)))
 
     scenario(work())
     assert (value(metrics.IN_FLIGHT), value(metrics.QUEUED)) == (0, 0)
@@ -238,9 +247,9 @@ def test_abort_reaches_running_waiting_and_unread_requests(model: LanguageModel)
 def test_prompt_that_does_not_fit_fails_alone(model: LanguageModel) -> None:
     async def work() -> None:
         batcher = Batcher(4, 0, TIMEOUT)
-        good = asyncio.create_task(read(batcher.generate(model, model.prompt("a"), configs(1))))
+        good = asyncio.create_task(read(batcher.generate(model, [model.prompt("a")], configs(1))))
         with pytest.raises(microgpt.ContextLengthError):
-            await read(batcher.generate(model, Prompt([0] * 65), configs(1)))
+            await read(batcher.generate(model, [Prompt([0] * 65)], configs(1)))
         assert len(await good) == 1
         batcher.abort_all()
 
@@ -253,9 +262,9 @@ def test_weights_that_are_not_finite_are_an_error_of_their_texts(model: Language
 
     async def work() -> None:
         batcher = Batcher(4, 0, TIMEOUT)
-        good = asyncio.create_task(read(batcher.generate(model, model.prompt("a"), configs(1))))
+        good = asyncio.create_task(read(batcher.generate(model, [model.prompt("a")], configs(1))))
         with pytest.raises(SamplingError, match="logits are not finite"):
-            await read(batcher.generate(broken, broken.prompt("a"), configs(2)))
+            await read(batcher.generate(broken, [broken.prompt("a")], configs(2)))
         assert len(await good) == 1
         batcher.abort_all()
 
@@ -268,12 +277,12 @@ def test_texts_of_a_replaced_model_go_on(model: LanguageModel) -> None:
     async def work() -> None:
         batcher = Batcher(4, 0, TIMEOUT)
         old = asyncio.create_task(
-            read(batcher.generate(model, model.prompt("c"), configs(2, 3000)))
+            read(batcher.generate(model, [model.prompt("c")], configs(2, 3000)))
         )
         await asyncio.sleep(0.003)
-        new = await read(batcher.generate(other, other.prompt("c"), configs(2)))
+        new = await read(batcher.generate(other, [other.prompt("c")], configs(2)))
         await old
-        await read(batcher.generate(other, other.prompt("c"), configs(1)))
+        await read(batcher.generate(other, [other.prompt("c")], configs(1)))
         assert set(batcher._batches) == {other}  # the old model's memory is free
         for texts, each, options in ((old.result(), model, 3000), (new, other, 40)):
             expected = [each.reply(each.prompt("c"), config) for config in configs(2, options)]
@@ -292,8 +301,8 @@ def test_error_in_a_turn_reaches_its_requests_and_no_later_ones(
         with monkeypatch.context() as patch:
             patch.setattr(microgpt.TextBatch, "advance", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                await read(batcher.generate(model, model.prompt("a"), configs(2)))
-        assert len(await read(batcher.generate(model, model.prompt("a"), configs(2)))) == 2
+                await read(batcher.generate(model, [model.prompt("a")], configs(2)))
+        assert len(await read(batcher.generate(model, [model.prompt("a")], configs(2)))) == 2
         batcher.abort_all()
 
     scenario(work())
@@ -317,7 +326,7 @@ def test_few_prompts_are_read_between_two_turns(
         batcher = Batcher(64, 0, TIMEOUT)
         prompt = model.prompt("abcd" * 5)  # 21 tokens
         await asyncio.gather(
-            *(read(batcher.generate(model, prompt, configs(1))) for _ in range(10))
+            *(read(batcher.generate(model, [prompt], configs(1))) for _ in range(10))
         )
         batcher.abort_all()
 
@@ -332,7 +341,7 @@ def test_prompts_that_begin_alike_are_counted(model: LanguageModel) -> None:
     async def work() -> None:
         batcher = Batcher(1, 1, TIMEOUT)
         for text in ("abc", "abcd", "b"):
-            await read(batcher.generate(model, model.prompt(text), configs(1, 5)))
+            await read(batcher.generate(model, [model.prompt(text)], configs(1, 5)))
         batcher.abort_all()
 
     scenario(work())

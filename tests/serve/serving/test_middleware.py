@@ -130,7 +130,11 @@ def test_log_lines_describe_requests_without_their_content(
             "route": GENERATE,
             "status": 200,
             "client": "testclient",
+            "model": "names",
+            "prompt_tokens": 9,
+            "completion_tokens": first["completion_tokens"],
         }
+        assert first["completion_tokens"] > 0
         assert second["status"] == 400
         assert "path" not in second
         assert (third["route"], third["status"]) == ("unmatched", 404)

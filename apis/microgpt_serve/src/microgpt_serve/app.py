@@ -34,7 +34,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     """Return the application.
 
     Its state holds `settings`, `models` (to be loaded before texts can be generated), `bodies`,
-    `pool`, `batcher`, `is_draining` and `document`, the OpenAPI document.
+    `pool`, `is_draining` and `document`, the OpenAPI document.
     """
     endpoints = [
         endpoint
@@ -51,13 +51,20 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
     app.router.redirect_slashes = False  # Starlette would name scheme and host of the request
     app.state.settings = settings
     n_cores = os.cpu_count() or 1
-    app.state.models = ModelStore(settings.model_dir, max(1, n_cores // settings.workers))
-    app.state.bodies = BodyReader(limits.body_seconds)
     queue, timeout = settings.max_queue, settings.request_timeout
-    app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)
-    app.state.batcher = Batcher(
-        settings.threads or TEXTS_TOGETHER, queue, timeout, settings.prefix_mb << 20
+
+    def make_batcher(name: str) -> Batcher:
+        n_texts = settings.threads or TEXTS_TOGETHER
+        return Batcher(n_texts, queue, timeout, settings.prefix_mb << 20, name)
+
+    app.state.models = ModelStore(
+        settings.model_dir,
+        make_batcher,
+        max(1, n_cores // settings.workers),
+        settings.models_mb << 20,
     )
+    app.state.bodies = BodyReader(limits.body_seconds)
+    app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)
     app.state.is_draining = False
     app.state.document = make_document(endpoints, has_key=bool(settings.api_key))
     return app

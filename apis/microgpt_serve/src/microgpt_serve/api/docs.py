@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from microgpt_serve.api import schemas
+from microgpt_serve.api import openai_schemas, schemas
 from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.http import json_response
 from microgpt_serve.api.page import SECURITY_HEADERS
@@ -45,7 +45,7 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
             paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     kinds = [
         kind
-        for name, kind in vars(schemas).items()
+        for name, kind in (vars(schemas) | vars(openai_schemas)).items()
         if isinstance(kind, type(msgspec.Struct)) and not name.startswith("_")
     ]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
@@ -73,10 +73,11 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "operationId": endpoint.summary.lower().replace(" ", "_"),
         "responses": {"200": _success(endpoint), **_errors(endpoint)},
     }
-    if names := re.findall(r"{(\w+)}", endpoint.path):
+    in_path = dict.fromkeys(re.findall(r"{(\w+)}", endpoint.path), "path")
+    if places := in_path | dict.fromkeys(endpoint.query, "query"):
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
+            {"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}}
+            for name, place in places.items()
         ]
     if endpoint.body:
         content = _json(endpoint.body)
@@ -105,7 +106,7 @@ def _errors(endpoint: Endpoint) -> dict[str, Any]:
         content = TEXT
     else:
         statuses.update(ALWAYS)
-        content = _json(schemas.OpenAIErrorBody if endpoint.is_openai else schemas.ErrorBody)
+        content = _json(openai_schemas.OpenAIErrorBody if endpoint.is_openai else schemas.ErrorBody)
     responses: dict[str, Any] = {}
     for status in sorted(statuses):
         responses[str(status)] = {"description": REASONS[status], "content": content}

@@ -26,6 +26,7 @@ class Endpoint:
         summary: one line for the documentation; empty for pages, which are not documented.
         body: type of the request's JSON body; None for no body.
         example: a request body for the documentation, valid for every model or for chat models.
+        query: names of optional query parameters.
         response: type of the response's JSON body; None for plain text.
         stream: type of the data of each server-sent event, if the response can be streamed.
         errors: statuses besides those that all endpoints can have.
@@ -40,6 +41,7 @@ class Endpoint:
     summary: str = ""
     body: type | None = None
     example: dict[str, Any] | None = field(default=None, hash=False)
+    query: tuple[str, ...] = ()
     response: type | None = None
     stream: type | None = None
     errors: tuple[int, ...] = ()

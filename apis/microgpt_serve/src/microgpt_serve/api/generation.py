@@ -1,12 +1,14 @@
-"""The one way from a request to its texts: prompt, sampling options, generation, usage."""
+"""The one way from a request to its texts: prompts, sampling options, generation, usage."""
 
 import logging
 import math
+import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 from microgpt import (
     ChosenToken,
@@ -19,25 +21,30 @@ from microgpt import (
 from starlette.requests import Request
 
 from microgpt_serve.api.http import cancel_on_disconnect
-from microgpt_serve.api.schemas import (
-    ChatRequest,
-    GenerateRequest,
-    OpenAITurn,
-    SamplingRequest,
-    Turn,
-    Usage,
-)
+from microgpt_serve.api.openai_schemas import OpenAITurn, SamplingRequest, Usage
+from microgpt_serve.api.schemas import ChatRequest, GenerateRequest, Turn
 from microgpt_serve.serving import metrics
-from microgpt_serve.serving.batcher import Batcher, Grown
+from microgpt_serve.serving.batcher import Grown
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.log import log
+from microgpt_serve.serving.middleware import DETAILS
+from microgpt_serve.serving.models import ServedModel
 
-__all__ = ["Generation", "log_softmax", "read_prompt", "sampling_config", "start_generation"]
+__all__ = [
+    "RANDOM_SEED",
+    "Generation",
+    "log_softmax",
+    "read_prompt",
+    "sampling_config",
+    "start_generation",
+]
 
-Turns: TypeAlias = Sequence[Turn] | Sequence[OpenAITurn]
+Turns: TypeAlias = Sequence[Turn | OpenAITurn]
 
 INLINE_CHARACTERS = 10_000  # half a millisecond of encoding, four by subwords
 CHARACTERS_PER_MESSAGE = 10  # encoding a message takes the time of so many characters more
+RANDOM_SEED, SEED_BITS = -1, 32
+MAX_NAMED = 50  # characters in a header
 OPTIONS = [option.name for option in fields(SamplingConfig)]
 
 
@@ -46,13 +53,33 @@ def sampling_config(
 ) -> SamplingConfig:
     """Return the sampling options of a request; those that it lacks have their defaults."""
     given = {name: value for name in OPTIONS if (value := getattr(body, name, None)) is not None}
-    if isinstance(body.stop, str):
-        given["stop"] = [body.stop]
-    return SamplingConfig(**(defaults | given))
+    if "stop" in given:
+        texts = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        given["stop"] = [text for text in texts if text]
+    if given.get("top_k", 1) < 1:
+        del given["top_k"]
+    if given.get("top_p") == 0:
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    given = defaults | given
+    if given.get("seed") == RANDOM_SEED:
+        given["seed"] = secrets.randbits(SEED_BITS)
+    return SamplingConfig(**given)
 
 
-async def read_prompt(request: Request, model: LanguageModel, source: str | Turns) -> Prompt:
+async def read_prompt(
+    request: Request,
+    model: LanguageModel,
+    source: str | Turns,
+    unknown: Literal["error", "skip"] = "error",
+) -> Prompt:
     """Return the prompt of a text or of a conversation; a long one is encoded in a thread.
+
+    Args:
+        request: for the threads.
+        model: of the prompt.
+        source: the text or conversation.
+        unknown: "error", or "skip" to leave out characters of a text that the model does not know,
+            as those of a conversation are.
 
     Raises:
         ApiError: `source` is a conversation, and the model was not trained to chat.
@@ -60,11 +87,11 @@ async def read_prompt(request: Request, model: LanguageModel, source: str | Turn
     """
     if isinstance(source, str):
         n_characters = len(source)
-        encode = partial(model.prompt, source)
+        encode = partial(model.prompt, source, unknown=unknown)
     else:
         if not model.tokenizer.is_chat:
             raise ApiError(400, "model was not trained with chat tokens", param="messages")
-        messages = [_as_message(turn) for turn in source]
+        messages = [_as_message(i, turn) for i, turn in enumerate(source)]
         n_characters = sum(len(each["content"]) + CHARACTERS_PER_MESSAGE for each in messages)
         encode = partial(model.prompt, messages, unknown="skip")
     if n_characters <= INLINE_CHARACTERS:
@@ -73,8 +100,13 @@ async def read_prompt(request: Request, model: LanguageModel, source: str | Turn
     return await cancel_on_disconnect(request, work)
 
 
-def _as_message(turn: Turn | OpenAITurn) -> Message:
+def _as_message(index: int, turn: Turn | OpenAITurn) -> Message:
     content = turn.content
+    if content is None:
+        if turn.role != "assistant":
+            message = f"messages[{index}].content is null, expected a text"
+            raise ApiError(400, message, param="messages")
+        content = ""
     if not isinstance(content, str):
         content = "".join(part.text for part in content)
     return {"role": turn.role, "content": content}
@@ -82,92 +114,105 @@ def _as_message(turn: Turn | OpenAITurn) -> Message:
 
 @dataclass
 class Generation:
-    """The n texts that a request asks for; text i continues the prompt with seed + i.
+    """The texts that a request asks for: n for each prompt; text j of each has seed + j.
 
     Args:
+        served: the model's name and batch.
         model: generates the texts.
-        prompt: the tokens that every text continues.
+        prompts: the tokens that the texts continue.
         config: sampling options.
-        n: number of texts.
+        n: number of texts for each prompt.
+        details: receives the model's name and numbers of tokens, for the log.
     """
 
+    served: ServedModel
     model: LanguageModel
-    prompt: Prompt
+    prompts: Sequence[Prompt]
     config: SamplingConfig
-    n: int = 1
-    _n_generated: int = field(init=False, default=0)
+    n: int
+    details: dict[str, Any]
+    _n_generated: dict[int, int] = field(init=False, default_factory=dict)  # by text
 
     def __post_init__(self) -> None:
-        metrics.PROMPT_TOKENS.inc(len(self.prompt.token_ids))
+        n_prompt = self.usage.prompt_tokens
+        metrics.PROMPT_TOKENS.inc(n_prompt)
+        self.details.update(model=self.served.id, prompt_tokens=n_prompt)
 
     @property
     def usage(self) -> Usage:
         """Numbers of tokens so far."""
-        n_prompt = len(self.prompt.token_ids)
-        return Usage(n_prompt, self._n_generated, n_prompt + self._n_generated)
+        n_prompt = sum(len(prompt.token_ids) for prompt in self.prompts)
+        n_generated = sum(self._n_generated.values())
+        return Usage(n_prompt, n_generated, n_prompt + n_generated)
 
     @property
     def configs(self) -> list[SamplingConfig]:
-        """The sampling options of each text."""
+        """The sampling options of the texts of each prompt."""
         seed = self.config.seed
         return [replace(self.config, seed=seed + i) for i in range(self.n)]
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that say what the model did not read."""
+        headers = {}
+        if any(prompt.system_dropped for prompt in self.prompts):
+            headers["X-Microgpt-System"] = "dropped"
+        if n_dropped := sum(prompt.tokens_dropped for prompt in self.prompts):
+            headers["X-Microgpt-Tokens-Dropped"] = str(n_dropped)
+        if unknown := "".join(dict.fromkeys("".join(prompt.unknown for prompt in self.prompts))):
+            headers["X-Microgpt-Unknown"] = quote(unknown[:MAX_NAMED], "", errors="replace")
+        return headers
+
     def documents(self, signal: StopSignal) -> list[str]:
-        """Generate and return all texts, the prompt included, many per call of the engine."""
+        """Generate and return all texts of the only prompt, which they include."""
+        (prompt,) = self.prompts
         tokenizer = self.model.tokenizer
-        beginning = tokenizer.decode(self.prompt.token_ids)  # without BOS, if there is one
+        beginning = tokenizer.decode(prompt.token_ids)  # without BOS, if there is one
         # One text takes less so; encoded again, a text of subwords may have another length.
         if self.n == 1 or not tokenizer.chars:
-            replies = [self.model.reply(self.prompt, each, signal=signal) for each in self.configs]
+            replies = [self.model.reply(prompt, each, signal=signal) for each in self.configs]
             self._count(sum(reply.n_tokens for reply in replies))
             return [beginning + reply.content for reply in replies]
         options = vars(self.config)  # `asdict` takes a third of the time of a short text
-        documents = self.model.generate(self.n, prompt=self.prompt, signal=signal, **options)
+        documents = self.model.generate(self.n, prompt=prompt, signal=signal, **options)
         self._count(sum(map(len, documents)) - len(beginning) * len(documents))
         return documents
 
-    def grown(
-        self,
-        batcher: Batcher,
-        *,
-        pieces: bool = False,
-        of_token: Callable[[ChosenToken], Any] | None = None,
-    ) -> AsyncGenerator[Grown]:
-        """Return what `Batcher.generate` yields for all texts; `usage` counts with it."""
-        return self._counted(
-            batcher.generate(
-                self.model, self.prompt, self.configs, pieces=pieces, of_token=of_token
-            )
-        )
-
-    async def _counted(self, texts: AsyncGenerator[Grown]) -> AsyncGenerator[Grown]:
-        async with aclosing(texts):
-            async for grown in texts:
-                if grown.finish_reason:
-                    self._n_generated += grown.n_tokens
-                yield grown
-
     def _count(self, n_tokens: int) -> None:
-        self._n_generated += n_tokens
         metrics.COMPLETION_TOKENS.inc(n_tokens)
+        self.details["completion_tokens"] = n_tokens
+
+    async def grown(
+        self, *, pieces: bool = False, of_token: Callable[[ChosenToken], Any] | None = None
+    ) -> AsyncGenerator[Grown]:
+        """Yield what `Batcher.generate` yields for all texts; `usage` counts with it."""
+        texts = self.served.batcher.generate(
+            self.model, self.prompts, self.configs, pieces=pieces, of_token=of_token
+        )
+        try:
+            async with aclosing(texts):
+                async for grown in texts:
+                    self._n_generated[grown.index] = grown.n_tokens
+                    yield grown
+        finally:
+            self.details["completion_tokens"] = sum(self._n_generated.values())
 
 
-async def start_generation(
-    request: Request, source: str | Turns, config: SamplingConfig, n: int = 1
+def start_generation(
+    request: Request,
+    served: ServedModel,
+    prompts: Sequence[Prompt],
+    config: SamplingConfig,
+    n: int = 1,
 ) -> Generation:
-    """Return the generation of `n` texts that continue a text or a conversation.
-
-    Raises:
-        ApiError: see `read_prompt`, or no model is loaded yet.
-    """
-    state = request.app.state
-    model: LanguageModel = state.models.model
-    if config.max_tokens is not None and config.max_tokens > state.settings.max_tokens:
-        config = replace(config, max_tokens=state.settings.max_tokens)
-    prompt = await read_prompt(request, model, source)
-    if prompt.system_dropped:
+    """Return the generation of `n` texts for each prompt."""
+    max_tokens = request.app.state.settings.max_tokens
+    if config.max_tokens is not None and config.max_tokens > max_tokens:
+        config = replace(config, max_tokens=max_tokens)
+    if any(prompt.system_dropped for prompt in prompts):
         log(logging.INFO, "message of the system left out: the model knows none")
-    return Generation(model, prompt, config, n)
+    details = request.scope.setdefault(DETAILS, {})
+    return Generation(served, served.model, prompts, config, n, details)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:

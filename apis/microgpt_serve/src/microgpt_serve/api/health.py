@@ -20,7 +20,7 @@ async def readiness(request: Request) -> Response:
         return PlainTextResponse("draining", 503)
     if not state.models.is_loaded:
         return PlainTextResponse("loading", 503)
-    if not (state.pool.is_healthy and state.batcher.is_healthy):
+    if not (state.pool.is_healthy and state.models.is_healthy):
         return PlainTextResponse("busy", 503)
     return PlainTextResponse("ok")
 

@@ -12,7 +12,8 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Send
 
 from microgpt_serve.api.fields import BodyDecoder
-from microgpt_serve.api.schemas import ErrorBody, OpenAIErrorBody, OpenAIErrorDetail
+from microgpt_serve.api.openai_schemas import OpenAIErrorBody, OpenAIErrorDetail
+from microgpt_serve.api.schemas import ErrorBody
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
 from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable

@@ -37,8 +37,10 @@ INLINE_WORK = 250_000
 async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
     """Generate documents."""
     pool = request.app.state.pool
+    served = request.app.state.models.get(body.model)
     n_samples = min(body.num_samples, MAX_SAMPLES)
-    generation = await start_generation(request, body.prompt, sampling_config(body), n_samples)
+    prompt = await read_prompt(request, served.model, body.prompt)
+    generation = start_generation(request, served, [prompt], sampling_config(body), n_samples)
     if _is_quick(generation):
         samples = pool.run_inline(generation.documents)
     else:
@@ -60,22 +62,25 @@ def _is_quick(generation: Generation) -> bool:
 
 async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     """Generate the assistant's next turn."""
-    generation = await start_generation(request, body.messages, sampling_config(body))
-    async with aclosing(generation.grown(request.app.state.batcher)) as texts:
+    served = request.app.state.models.get(body.model)
+    prompt = await read_prompt(request, served.model, body.messages)
+    generation = start_generation(request, served, [prompt], sampling_config(body))
+    async with aclosing(generation.grown()) as texts:
         text = await cancel_on_disconnect(request, texts.__anext__())
     return ChatReplyBody(
         "assistant",
         text.piece,
         text.finish_reason or "stop",
-        generation.prompt.tokens_dropped,
-        generation.prompt.system_dropped,
+        prompt.tokens_dropped,
+        prompt.system_dropped,
+        prompt.unknown,
     )
 
 
 async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     """Return the probability of every next token."""
     state = request.app.state
-    model = state.models.model
+    model = state.models.get(body.model).model
     source = body.prompt if body.messages is None else body.messages
     prompt = await read_prompt(request, model, source)
     work = state.pool.run(lambda _: model.logits(prompt.token_ids)[-1].tolist())
@@ -86,16 +91,16 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
         for i, log_probability in enumerate(log_probabilities)
     ]
     tokens.sort(key=attrgetter("probability"), reverse=True)
-    return NextResponse(tokens)
+    return NextResponse(tokens, prompt.tokens_dropped, prompt.system_dropped, prompt.unknown)
 
 
 async def describe_model(request: Request) -> ModelInfo:
-    """Return name, vocabulary and sizes of the model."""
-    models = request.app.state.models
-    model = models.model
+    """Return name, vocabulary and sizes of a model, by default the first."""
+    served = request.app.state.models.get(request.query_params.get("model"))
+    model = served.model
     config = model.config
     return ModelInfo(
-        id=models.id,
+        id=served.id,
         is_chat=model.tokenizer.is_chat,
         vocab_size=config.vocab_size,
         n_embd=config.n_embd,

@@ -1,27 +1,37 @@
 """The table of routes, from which the router and `/openapi.json` are made."""
 
+from microgpt_serve.api.chats import complete_chat
+from microgpt_serve.api.completions import complete_text
 from microgpt_serve.api.docs import docs, openapi
 from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.health import live, readiness, show_metrics
 from microgpt_serve.api.microgpt import chat, describe_model, generate, show_next_tokens
-from microgpt_serve.api.openai import complete_chat, complete_text, list_models, show_model
-from microgpt_serve.api.page import page, static
-from microgpt_serve.api.schemas import (
+from microgpt_serve.api.models import list_models, show_model
+from microgpt_serve.api.openai_schemas import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
-    ChatReplyBody,
-    ChatRequest,
     Completion,
     CompletionRequest,
+    Model,
+    ModelList,
+)
+from microgpt_serve.api.page import page, static
+from microgpt_serve.api.schemas import (
+    ChatReplyBody,
+    ChatRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
     GenerateRequest,
     GenerateResponse,
-    Model,
     ModelInfo,
-    ModelList,
     NextRequest,
     NextResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+    TokenizerInfo,
 )
+from microgpt_serve.api.tokens import detokenize, show_tokenizer, tokenize
 
 __all__ = ["ENDPOINTS"]
 
@@ -36,6 +46,7 @@ ENDPOINTS = (  # in the order of the documentation
         body=GenerateRequest,
         example={"num_samples": 3, "temperature": 0.5, "seed": 42},
         response=GenerateResponse,
+        errors=(404,),
     ),
     Endpoint(
         "POST",
@@ -45,6 +56,7 @@ ENDPOINTS = (  # in the order of the documentation
         body=ChatRequest,
         example={"messages": HELLO, "temperature": 0.5},
         response=ChatReplyBody,
+        errors=(404,),
     ),
     Endpoint(
         "POST",
@@ -54,14 +66,16 @@ ENDPOINTS = (  # in the order of the documentation
         body=NextRequest,
         example={"prompt": ""},
         response=NextResponse,
+        errors=(404,),
     ),
     Endpoint(
         "GET",
         "/microgpt/v1/model",
         describe_model,
         "Describe the model",
+        query=("model",),
         response=ModelInfo,
-        errors=(503,),
+        errors=(404, 503),
     ),
     Endpoint("GET", "/v1/models", list_models, "List models", response=ModelList),
     Endpoint(
@@ -88,6 +102,35 @@ ENDPOINTS = (  # in the order of the documentation
         response=Completion,
         stream=Completion,
         errors=(404,),
+    ),
+    Endpoint(
+        "POST",
+        "/tokenize",
+        tokenize,
+        "Tokenize",
+        body=TokenizeRequest,
+        example={"prompt": ""},
+        response=TokenizeResponse,
+        errors=(404,),
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        detokenize,
+        "Detokenize",
+        body=DetokenizeRequest,
+        example={"tokens": [0, 1, 2]},
+        response=DetokenizeResponse,
+        errors=(404,),
+    ),
+    Endpoint(
+        "GET",
+        "/tokenizer_info",
+        show_tokenizer,
+        "Describe the tokenizer",
+        query=("model",),
+        response=TokenizerInfo,
+        errors=(404, 503),
     ),
     Endpoint("GET", "/livez", live, "Show life", is_probe=True),
     Endpoint("GET", "/readyz", readiness, "Show readiness", errors=(503,), is_probe=True),

@@ -1,45 +1,43 @@
-"""Types of requests and responses: msgspec checks them, and `/openapi.json` describes them."""
+"""Types of requests and responses: msgspec checks them, and `/openapi.json` describes them.
 
-from typing import Annotated, Any, Literal
+Those under `/v1` are in `openai_schemas`.
+"""
+
+from typing import Annotated, Literal
 
 import msgspec
 from microgpt import SamplingConfig
 from msgspec import Meta
 
 __all__ = [
+    "AT_LEAST_ONE",
     "MAX_SAMPLES",
-    "AssistantMessage",
-    "ChatChoice",
-    "ChatCompletion",
-    "ChatCompletionChunk",
-    "ChatCompletionRequest",
+    "MAX_SEED",
+    "MAX_TOKENS",
     "ChatReplyBody",
     "ChatRequest",
-    "ChunkChoice",
-    "Completion",
-    "CompletionChoice",
-    "CompletionRequest",
-    "Delta",
+    "DetokenizeRequest",
+    "DetokenizeResponse",
     "ErrorBody",
     "GenerateRequest",
     "GenerateResponse",
-    "Logprobs",
-    "Model",
+    "MaxTokens",
     "ModelInfo",
-    "ModelList",
+    "ModelName",
     "NextRequest",
     "NextResponse",
     "NextToken",
-    "OpenAIErrorBody",
-    "OpenAIErrorDetail",
-    "OpenAITurn",
-    "SamplingRequest",
-    "StreamOptions",
-    "TextPart",
-    "TokenLogprob",
-    "TopLogprob",
+    "Role",
+    "Seed",
+    "StopText",
+    "StopTexts",
+    "Temperature",
+    "TokenizeRequest",
+    "TokenizeResponse",
+    "TokenizerInfo",
+    "TopK",
+    "TopP",
     "Turn",
-    "Usage",
 ]
 
 MAX_SAMPLES = 50
@@ -49,30 +47,36 @@ Temperature = Annotated[
     float,
     Meta(ge=0, le=1e6, description="0 for the most likely token; higher is more random"),
 ]
-Seed = Annotated[int, Meta(ge=0, le=MAX_SEED, description="seed of the random draws")]
-MaxTokens = Annotated[
+ModelName = Annotated[str, Meta(description="name of a served model; by default the first")]
+Seed = Annotated[
+    int, Meta(ge=-1, le=MAX_SEED, description="seed of the random draws; -1 for a random one")
+]
+MAX_TOKENS = (
+    "maximum number of tokens, beyond the model's block too; without it, a text ends at the block. "
+    "The service has a limit of its own."
+)
+MaxTokens = Annotated[int, Meta(ge=1, le=MAX_SEED, description=MAX_TOKENS)]
+TopK = Annotated[
     int,
     Meta(
-        ge=1,
+        ge=-1,
         le=MAX_SEED,
-        description="maximum number of tokens, beyond the model's block too; without it, a text "
-        "ends at the block. The service has a limit of its own.",
+        description="sample from the k most likely tokens only; 0 or -1 for all",
     ),
-]
-TopK = Annotated[
-    int, Meta(ge=1, le=MAX_SEED, description="sample from the k most likely tokens only")
 ]
 TopP = Annotated[
     float,
     Meta(
-        gt=0,
+        ge=0,
         le=1,
-        description="sample from the most likely tokens that together have this probability",
+        description="sample from the most likely tokens that together have this probability; "
+        "0 for the most likely token",
     ),
 ]
-StopText = Annotated[str, Meta(min_length=1, max_length=1000)]
+StopText = Annotated[str, Meta(max_length=1000)]
 StopTexts = Annotated[
-    list[StopText], Meta(max_length=4, description="texts before which the reply is cut")
+    list[StopText],
+    Meta(max_length=16, description="texts before which the reply is cut; an empty one is ignored"),
 ]
 # The library checks roles and empty lists; its messages name what was received.
 Role = Annotated[
@@ -85,6 +89,7 @@ AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
 
 
 class _SamplingOptions(msgspec.Struct, kw_only=True):
+    model: ModelName | None = None
     temperature: Temperature = SamplingConfig.temperature
     seed: Seed = SamplingConfig.seed
     max_tokens: MaxTokens | None = None
@@ -129,13 +134,18 @@ class ChatRequest(_SamplingOptions, kw_only=True):
 
 
 class ChatReplyBody(msgspec.Struct, omit_defaults=True):
-    """The assistant's turn; `system_dropped` where the model does not know the system's message."""
+    """The assistant's turn, and what the model did not read.
+
+    Tokens of the oldest turns that did not fit; whether the message of the system was dropped; the
+    distinct characters that the model does not know.
+    """
 
     role: Literal["assistant"]
     content: str
     finish_reason: Literal["stop", "length"]
     tokens_dropped: int
     system_dropped: bool = False
+    unknown: str = ""
 
 
 class NextRequest(msgspec.Struct):
@@ -143,6 +153,7 @@ class NextRequest(msgspec.Struct):
 
     prompt: str = ""
     messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
+    model: ModelName | None = None
 
 
 class NextToken(msgspec.Struct):
@@ -153,14 +164,17 @@ class NextToken(msgspec.Struct):
     is_special: bool = False
 
 
-class NextResponse(msgspec.Struct):
-    """Every token of the vocabulary, the most likely first."""
+class NextResponse(msgspec.Struct, omit_defaults=True):
+    """Every token of the vocabulary, the most likely first; see `ChatReplyBody` for the others."""
 
     tokens: list[NextToken]
+    tokens_dropped: int = 0
+    system_dropped: bool = False
+    unknown: str = ""
 
 
 class ModelInfo(msgspec.Struct):
-    """The served model: name, vocabulary and sizes."""
+    """A served model: name, vocabulary and sizes."""
 
     id: str
     is_chat: bool
@@ -179,187 +193,43 @@ class ErrorBody(msgspec.Struct):
     error: str
 
 
-# ---------------------------------------------------------------- /v1, as OpenAI's clients expect
+# ---------------------------------------------------------------- /tokenize, as harnesses expect
 
 
-class TextPart(msgspec.Struct):
-    """A part of a message; only text is supported."""
+class TokenizeRequest(msgspec.Struct):
+    """A text to encode; the name of a special token, such as "<|bos|>", is this token."""
 
-    type: Literal["text"]
-    text: str
+    prompt: str
+    add_special_tokens: Annotated[bool, Meta(description="put BOS in front")] = True
+    model: ModelName | None = None
 
 
-class OpenAITurn(msgspec.Struct):
-    """One turn of a conversation."""
+class TokenizeResponse(msgspec.Struct, omit_defaults=True):
+    """Token ids of a text, without the distinct characters in `unknown`."""
 
-    role: Role
-    content: str | list[TextPart]
+    tokens: list[int]
+    count: int
+    max_model_len: int
+    unknown: str = ""
 
 
-class StreamOptions(msgspec.Struct):
-    """Options of a stream."""
+class DetokenizeRequest(msgspec.Struct):
+    """Token ids to decode."""
 
-    include_usage: bool | None = None
+    tokens: list[int]
+    model: ModelName | None = None
 
 
-class SamplingRequest(msgspec.Struct, kw_only=True):
-    """Fields of both kinds of requests; null counts as absent."""
+class DetokenizeResponse(msgspec.Struct):
+    """The text of token ids."""
 
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
-    seed: Seed | None = None
-    stop: StopText | StopTexts | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    prompt: str
 
 
-class ChatCompletionRequest(SamplingRequest, kw_only=True):
-    """A request for the assistant's next turn."""
+class TokenizerInfo(msgspec.Struct):
+    """Kind and special tokens of a tokenizer; BOS marks beginning and end of a text."""
 
-    messages: Annotated[list[OpenAITurn], AT_LEAST_ONE]
-    max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-
-
-class CompletionRequest(SamplingRequest, kw_only=True):
-    """A request for the continuation of a text."""
-
-    prompt: str | None = None
-    logprobs: Any = None
-
-
-class Usage(msgspec.Struct):
-    """Numbers of tokens of the prompt and of the generated texts."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-class TopLogprob(msgspec.Struct):
-    """A token and its log-probability."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprob(TopLogprob):
-    """The chosen token, and the most likely ones."""
-
-    top_logprobs: list[TopLogprob]
-
-
-class Logprobs(msgspec.Struct):
-    """Log-probabilities of each token of a reply."""
-
-    content: list[TokenLogprob]
-
-
-class AssistantMessage(msgspec.Struct):
-    """The assistant's turn."""
-
-    content: str
-    role: Literal["assistant"] = "assistant"
-
-
-class ChatChoice(msgspec.Struct):
-    """One of n replies."""
-
-    index: int
-    message: AssistantMessage
-    finish_reason: Literal["stop", "length"]
-    logprobs: Logprobs | None = None
-
-
-class ChatCompletion(msgspec.Struct):
-    """A response with n replies."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    object: Literal["chat.completion"] = "chat.completion"
-
-
-class Delta(msgspec.Struct, omit_defaults=True):
-    """Text that a chunk adds to a reply."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChunkChoice(msgspec.Struct):
-    """One of n replies in a chunk."""
-
-    index: int
-    delta: Delta
-    finish_reason: Literal["stop", "length"] | None = None
-    logprobs: Logprobs | None = None
-
-
-class ChatCompletionChunk(msgspec.Struct, omit_defaults=True):
-    """A chunk of a streamed response."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    object: str = ""
-    usage: Usage | None = None
-
-
-class CompletionChoice(msgspec.Struct):
-    """One of n texts, or a piece of it."""
-
-    index: int
-    text: str
-    finish_reason: Literal["stop", "length"] | None = None
-    logprobs: None = None
-
-
-class Completion(msgspec.Struct, omit_defaults=True):
-    """A response with n texts, or a chunk of a stream of them."""
-
-    id: str
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    object: str = ""
-    usage: Usage | None = None
-
-
-class Model(msgspec.Struct):
-    """The served model."""
-
-    id: str
-    created: int
-    object: Literal["model"] = "model"
-    owned_by: str = "microgpt"
-
-
-class ModelList(msgspec.Struct):
-    """The list of served models, of length one."""
-
-    data: list[Model]
-    object: Literal["list"] = "list"
-
-
-class OpenAIErrorDetail(msgspec.Struct):
-    """The reason why a request failed: message, kind, invalid field, identifier."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class OpenAIErrorBody(msgspec.Struct):
-    """The reason why a request failed."""
-
-    error: OpenAIErrorDetail
+    tokenizer_class: str
+    vocab_size: int
+    bos_token: str
+    eos_token: str

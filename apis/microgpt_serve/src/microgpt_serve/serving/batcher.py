@@ -1,4 +1,4 @@
-"""One batch of texts for all requests: each step reads the weights once for all of them.
+"""One batch of texts for all requests of a model: each step reads the weights once for all of them.
 
 A text joins the batch when there is a place for it and leaves it when it ends. In between, all
 texts grow by the same number of tokens in each turn of a few milliseconds. A turn is computed in a
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Literal
 
 from microgpt import (
@@ -61,8 +62,7 @@ class _Job:
     """The texts of one request."""
 
     model: LanguageModel
-    prompt: Prompt
-    waiting: deque[tuple[int, SamplingConfig]]
+    waiting: deque[tuple[int, Prompt, SamplingConfig]]
     is_streamed: bool
     of_token: Callable[[ChosenToken], Any] | None
     since: float = field(default_factory=time.perf_counter)
@@ -86,21 +86,29 @@ class _Job:
 
 
 class Batcher:
-    """Generates the texts of requests, many at once.
+    """Generates the texts of requests to one model, many at once.
 
     Args:
         n_texts: texts that grow at the same time.
         max_queue: requests that wait; more are refused.
         timeout: seconds until the deadline of any request, waiting included.
         prefix_bytes: memory for the beginnings of prompts that were read.
+        name: of the model, for the metrics.
     """
 
     def __init__(
-        self, n_texts: int, max_queue: int, timeout: float, prefix_bytes: int = 1 << 20
+        self,
+        n_texts: int,
+        max_queue: int,
+        timeout: float,
+        prefix_bytes: int = 1 << 20,
+        name: str = "",
     ) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="generate")
         self._n_texts, self._max_queue, self._timeout = n_texts, max_queue, timeout
         self._prefix_bytes = prefix_bytes
+        self._batch_size = metrics.BATCH_SIZE.labels(name)
+        self._tokens_per_second = metrics.TOKENS_PER_SECOND.labels(name)
         self._jobs: deque[_Job] = deque()  # in the order in which their next texts begin
         self._live: dict[LiveText, tuple[_Job, int]] = {}
         self._batches: dict[LanguageModel, tuple[TextBatch, PrefixCache]] = {}
@@ -123,7 +131,7 @@ class Batcher:
     async def generate(
         self,
         model: LanguageModel,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         configs: Sequence[SamplingConfig],
         *,
         pieces: bool = False,
@@ -133,8 +141,9 @@ class Batcher:
 
         Args:
             model: generates the texts.
-            prompt: the tokens that every text continues.
-            configs: sampling options of each text.
+            prompts: the tokens that texts continue.
+            configs: sampling options of the texts of each prompt; text `i * len(configs) + j`
+                continues prompt i with options j.
             pieces: whether to yield texts as they grow; else each as a whole, at its end.
             of_token: returns what is kept of a token and the logits that it was chosen from, which
                 may be large; called in the thread of the texts. None to keep nothing.
@@ -150,8 +159,9 @@ class Batcher:
         if not self.is_healthy:
             metrics.REJECTED.labels("busy").inc()
             raise BusyError
-        waiting = deque(enumerate(configs))
-        job = _Job(model, prompt, waiting, pieces or of_token is not None, of_token)
+        texts = product(prompts, configs)
+        waiting = deque((index, *text) for index, text in enumerate(texts))
+        job = _Job(model, waiting, pieces or of_token is not None, of_token)
         self._jobs.append(job)
         metrics.QUEUED.inc()
         loop = asyncio.get_running_loop()
@@ -216,14 +226,14 @@ class Batcher:
         self._jobs.remove(job)
         (metrics.IN_FLIGHT if job.is_started else metrics.QUEUED).dec()
 
-    def _joining(self) -> list[tuple[_Job, int, SamplingConfig]]:
+    def _joining(self) -> list[tuple[_Job, int, Prompt, SamplingConfig]]:
         """Return texts for the free places, of each request in turn."""
-        joining: list[tuple[_Job, int, SamplingConfig]] = []
+        joining: list[tuple[_Job, int, Prompt, SamplingConfig]] = []
         n_tokens = 0
         waiting = [job for job in self._jobs if job.waiting]
         while waiting and len(self._live) + len(joining) < self._n_texts:
             job = waiting.pop(0)
-            n_tokens += len(job.prompt.token_ids)
+            n_tokens += len(job.waiting[0][1].token_ids)
             if joining and n_tokens > PROMPT_TOKENS:
                 break
             joining.append((job, *job.waiting.popleft()))
@@ -234,7 +244,7 @@ class Batcher:
         return joining
 
     def _turn(
-        self, joining: list[tuple[_Job, int, SamplingConfig]], n_steps: int
+        self, joining: list[tuple[_Job, int, Prompt, SamplingConfig]], n_steps: int
     ) -> tuple[list[tuple[_Job, MicrogptError]], dict[LiveText, list[Any]]]:
         """Let texts join, and all of them grow.
 
@@ -244,7 +254,7 @@ class Batcher:
         start = time.perf_counter()
         n_before = {text: text.n_tokens for text in self._live}
         failed = []
-        for job, index, config in joining:
+        for job, index, prompt, config in joining:
             if not job.is_started:
                 job.is_started = True
                 metrics.QUEUED.dec()
@@ -254,7 +264,7 @@ class Batcher:
             n_hits, n_reused = prefixes.n_hits, prefixes.n_reused
             try:
                 text = batch.add(
-                    job.prompt, config, signal=job.signal, keep_logits=job.of_token is not None
+                    prompt, config, signal=job.signal, keep_logits=job.of_token is not None
                 )
             except MicrogptError as error:
                 failed.append((job, error))
@@ -267,7 +277,9 @@ class Batcher:
         for batch, _ in self._batches.values():
             batch.advance(n_steps)
         tokens = {
-            text: list(map(job.of_token, text.tokens))
+            text: list(
+                map(job.of_token, text.tokens if text.end is None else [*text.tokens, text.end])
+            )
             for text, (job, _) in self._live.items()
             if job.of_token and not job.is_closed
         }
@@ -275,7 +287,7 @@ class Batcher:
         gained = [text.n_tokens - n_before.get(text, 0) for text in self._live]
         self._step_seconds = max(seconds / max(*gained, 1, 1), 1e-6)
         metrics.COMPLETION_TOKENS.inc(sum(gained))
-        metrics.TOKENS_PER_SECOND.set(sum(gained) / (time.perf_counter() - start))
+        self._tokens_per_second.set(sum(gained) / (time.perf_counter() - start))
         return failed, tokens
 
     def _batch_of(self, model: LanguageModel) -> tuple[TextBatch, PrefixCache]:
@@ -323,6 +335,6 @@ class Batcher:
 
     def _show(self) -> None:
         """Update the gauges."""
-        metrics.BATCH_SIZE.set(len(self._live))
+        self._batch_size.set(len(self._live))
         if not self._live:
-            metrics.TOKENS_PER_SECOND.set(0)
+            self._tokens_per_second.set(0)

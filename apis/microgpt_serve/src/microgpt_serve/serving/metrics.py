@@ -43,10 +43,13 @@ DURATION = Histogram(
 )
 IN_FLIGHT = Gauge("microgpt_in_flight", "Generations in progress.", multiprocess_mode="livesum")
 QUEUED = Gauge("microgpt_queued", "Requests waiting for a place.", multiprocess_mode="livesum")
-BATCH_SIZE = Gauge("microgpt_batch_size", "Texts that grow together.", multiprocess_mode="livesum")
+BATCH_SIZE = Gauge(
+    "microgpt_batch_size", "Texts that grow together.", ["model"], multiprocess_mode="livesum"
+)
 TOKENS_PER_SECOND = Gauge(
     "microgpt_tokens_per_second",
     "Tokens of the latest turn by its time; 0 at rest.",
+    ["model"],
     multiprocess_mode="livesum",
 )
 PREFIX_HITS = Counter("microgpt_prefix_hits", "Prompts that began like one read before.")

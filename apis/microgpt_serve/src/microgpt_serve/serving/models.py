@@ -1,58 +1,173 @@
-"""The served model: loaded at start, reloaded on SIGHUP."""
+"""The served models: loaded at start, loaded again on SIGHUP."""
 
+import logging
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from microgpt import LanguageModel, load
+from microgpt import CheckpointError, LanguageModel, MicrogptError, load
 
-from microgpt_serve.serving.errors import UnavailableError
+from microgpt_serve.serving.batcher import Batcher
+from microgpt_serve.serving.errors import ApiError, UnavailableError
+from microgpt_serve.serving.log import log
 
-__all__ = ["ModelStore"]
+__all__ = ["ModelStore", "ServedModel"]
+
+MODEL_FILE = "meta.json"
+MEBIBYTE = 1 << 20
 
 
-class ModelStore:
-    """The model of a directory.
-
-    A request takes `model` once and keeps it, so a reload does not affect requests in flight.
+class ServedModel:
+    """A model of a directory, and the batch in which its texts grow.
 
     Args:
         directory: a model directory.
-        threads: cores to use; None for all.
+        model: of the directory.
+        batcher: generates the texts of the model, and of those that replace it.
 
     Attributes:
-        id: name of the model for clients.
+        id: name of the model for clients: the name of the directory.
         created: time of loading, in seconds since 1970.
     """
 
-    def __init__(self, directory: str, threads: int | None = None) -> None:
-        self._directory, self._threads = directory, threads
-        self._model: LanguageModel | None = None
-        self.id = Path(directory).resolve().name or "microgpt"
-        self.created = int(time.time())
+    def __init__(self, directory: Path, model: LanguageModel, batcher: Batcher) -> None:
+        self.id = model_id(directory)
+        self.batcher = batcher
+        self.replace(model)
+
+    def replace(self, model: LanguageModel) -> None:
+        """Serve `model` from the next request on; requests in flight keep the one before."""
+        self.model, self.created = model, int(time.time())
+
+
+class ModelStore:
+    """The models of one or several directories.
+
+    Args:
+        model_dir: a model directory, several with commas between them, or one that holds several.
+        make_batcher: returns the batcher for a model's name.
+        threads: cores to use; None for all.
+        max_bytes: most memory for the weights of all models; 0 for no limit.
+    """
+
+    def __init__(
+        self,
+        model_dir: str,
+        make_batcher: Callable[[str], Batcher],
+        threads: int | None = None,
+        max_bytes: int = 0,
+    ) -> None:
+        self._model_dir, self._make_batcher = model_dir, make_batcher
+        self._threads, self._max_bytes = threads, max_bytes
+        self._served: dict[str, ServedModel] = {}  # by name, the default model first
+
+    def __iter__(self) -> Iterator[ServedModel]:
+        """Yield the models, the default first."""
+        return iter(list(self._served.values()))
 
     @property
     def is_loaded(self) -> bool:
-        """Whether a model is loaded."""
-        return self._model is not None
+        """Whether the models are loaded."""
+        return bool(self._served)
 
     @property
-    def model(self) -> LanguageModel:
-        """The model.
+    def is_healthy(self) -> bool:
+        """Whether every model accepts more requests."""
+        return all(served.batcher.is_healthy for served in self)
+
+    def get(self, name: str | None = None) -> ServedModel:
+        """Return the model of a name, the default for None.
 
         Raises:
             UnavailableError: no model is loaded yet.
+            ApiError: there is no such model (404).
         """
-        if self._model is None:
+        if not self._served:
             raise UnavailableError("the model is still loading", "loading")
-        return self._model
+        served = next(iter(self._served.values())) if name is None else self._served.get(name)
+        if served is None:
+            raise ApiError(
+                404,
+                f"the model {name!r:.200} does not exist, expected "
+                f"{' or '.join(map(repr, self._served))}",
+                param="model",
+                code="model_not_found",
+            )
+        return served
 
-    def load(self) -> LanguageModel:
-        """Read and check the model, then replace the previous one.
+    def load(self) -> None:
+        """Read and check all models.
 
         Raises:
-            CheckpointError: the model cannot be read; the previous one is kept.
+            CheckpointError: a model cannot be read, two have the same name, or their weights take
+                more memory than allowed; nothing is served then.
         """
-        model = load(self._directory, threads=self._threads)
+        loaded: dict[str, ServedModel] = {}
+        for directory in self._directories():
+            if (name := model_id(directory)) in loaded:
+                raise CheckpointError(
+                    f"two models are named {name!r}; rename the directory {directory}"
+                )
+            model = self._read(directory, loaded)
+            loaded[name] = ServedModel(directory, model, self._make_batcher(name))
+        self._served = loaded
+
+    def reload(self) -> None:
+        """Read all models again; one that cannot be read is logged, and its old one is kept."""
+        for directory in self._directories():
+            name = model_id(directory)
+            others = {other: served for other, served in self._served.items() if other != name}
+            try:
+                model = self._read(directory, others)
+            except MicrogptError as error:
+                event = "cannot reload the model, keeping the old one"
+                log(logging.ERROR, event, model=name, error=str(error))
+                continue
+            if name in self._served:
+                self._served[name].replace(model)
+            else:
+                served = ServedModel(directory, model, self._make_batcher(name))
+                self._served = {**self._served, name: served}
+            log(logging.INFO, "model reloaded", model=name)
+
+    def abort_all(self) -> None:
+        """Abort all requests, and accept no more."""
+        for served in self:
+            served.batcher.abort_all()
+
+    def _directories(self) -> list[Path]:
+        whole = Path(self._model_dir)
+        names = [self._model_dir] if whole.exists() else self._model_dir.split(",")
+        paths = [Path(name.strip()) for name in names if name.strip()]
+        return [directory for path in paths for directory in _models_in(path)]
+
+    def _read(self, directory: Path, others: dict[str, ServedModel]) -> LanguageModel:
+        """Return the model of a directory.
+
+        Raises:
+            CheckpointError: it cannot be read, or its weights and those of `others` take more
+                memory than allowed.
+        """
+        model = load(directory, threads=self._threads)
         model.generate(1, max_tokens=1)  # a model that cannot generate is refused
-        self._model, self.created = model, int(time.time())
+        models = [model, *(served.model for served in others.values())]
+        n_bytes = sum(each.parameters.flat.nbytes for each in models)
+        if 0 < self._max_bytes < n_bytes:
+            raise CheckpointError(
+                f"the weights of {len(models)} models up to {directory} take "
+                f"{n_bytes / MEBIBYTE:,.0f} MiB, expected at most MODELS_MB="
+                f"{self._max_bytes // MEBIBYTE}; raise MODELS_MB or serve fewer models"
+            )
         return model
+
+
+def model_id(directory: Path) -> str:
+    """Return the name of a model for clients."""
+    return directory.resolve().name or "microgpt"
+
+
+def _models_in(path: Path) -> list[Path]:
+    """Return a model directory, or those inside a directory that holds several."""
+    if (path / MODEL_FILE).exists() or not path.is_dir():
+        return [path]
+    return sorted(each.parent for each in path.glob(f"*/{MODEL_FILE}")) or [path]

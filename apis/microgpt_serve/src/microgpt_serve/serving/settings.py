@@ -70,7 +70,12 @@ def _with_key(settings: "Settings") -> "Settings":
 class Settings(msgspec.Struct, frozen=True):
     """Settings of the service: environment variables named like the fields, in capitals."""
 
-    model_dir: Annotated[str, Meta(description="Model directory.")] = "output"
+    model_dir: Annotated[
+        str,
+        Meta(
+            description="Model directory, several with commas, or a directory that holds several."
+        ),
+    ] = "output"
     port: Annotated[
         int, Meta(ge=0, le=65535, description="Port to listen on; 0 for any free port.")
     ] = 8080
@@ -80,15 +85,25 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 1
     threads: Annotated[
         int,
-        Meta(ge=0, le=256, description="Texts generated at once per worker; 0 for 64."),
+        Meta(ge=0, le=256, description="Texts generated at once per worker and model; 0 for 64."),
     ] = 0
     max_queue: Annotated[
-        int, Meta(ge=0, description="Waiting requests per worker; more are rejected with 503.")
+        int,
+        Meta(
+            ge=0, description="Waiting requests per worker and model; more are rejected with 503."
+        ),
     ] = 64
     prefix_mb: Annotated[
         int,
-        Meta(ge=0, description="Memory per worker for what prompts share, in MiB; 0 for none."),
+        Meta(
+            ge=0,
+            description="Memory per worker and model for what prompts share, in MiB; 0 for none.",
+        ),
     ] = 64
+    models_mb: Annotated[
+        int,
+        Meta(ge=0, description="Most memory per worker for all weights, in MiB; 0 for no limit."),
+    ] = 4096
     rate_limit: Annotated[
         int, Meta(ge=0, description="Requests per minute, client and worker; 0 for no limit.")
     ] = 0

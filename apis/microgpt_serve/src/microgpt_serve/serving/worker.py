@@ -142,28 +142,29 @@ class _Worker:
         self._stop.set()
 
     async def _load(self) -> None:
-        """Load the first model."""
+        """Load the models for the first time."""
         models = self._app.state.models
         try:
-            model = await asyncio.to_thread(models.load)
+            await asyncio.to_thread(models.load)
         except MicrogptError as error:
             log(logging.ERROR, "cannot load the model", error=str(error))
             self._status = CANNOT_LOAD
             self._stop.set()
             return
-        gc.freeze()  # modules and model: the collector need not visit them again
+        gc.freeze()  # modules and models: the collector need not visit them again
         if self._ready_pipe is not None:
             os.write(self._ready_pipe, b"+")
-        log(
-            logging.INFO,
-            "ready",
-            model=models.id,
-            engine=model.engine.name,
-            n_params=model.config.n_params,
-        )
+        for served in models:
+            log(
+                logging.INFO,
+                "ready",
+                model=served.id,
+                engine=served.model.engine.name,
+                n_params=served.model.config.n_params,
+            )
 
     def _reload(self) -> None:
-        """Reload the model; if a reload is running, once more after it."""
+        """Reload the models; if a reload is running, once more after it."""
         self._is_reload_due = True
         if self._reloading is None or self._reloading.done():
             self._reloading = asyncio.create_task(self._load_again())
@@ -173,12 +174,7 @@ class _Worker:
             await asyncio.wait((self._loading,))  # else the first load could replace a later one
         while self._is_reload_due:
             self._is_reload_due = False
-            try:
-                await asyncio.to_thread(self._app.state.models.load)
-            except MicrogptError as error:
-                log(logging.ERROR, "cannot reload the model, keeping the old one", error=str(error))
-            else:
-                log(logging.INFO, "model reloaded", model=self._app.state.models.id)
+            await asyncio.to_thread(self._app.state.models.reload)
 
     async def _drain(self, serving: "asyncio.Task[None]") -> None:
         """Let requests in flight finish, or abort them at the end of the grace period."""
@@ -189,7 +185,7 @@ class _Worker:
         margin = min(SECONDS_BEFORE_GRACE_END, self._settings.grace_period / 2)
         await _wait_until(end - margin, serving)
         state.pool.abort_all()
-        state.batcher.abort_all()
+        state.models.abort_all()
         await _wait_until(end + SECONDS_AFTER_GRACE_END, serving)
         serving.cancel()
         try:

@@ -7,7 +7,7 @@ import ctypes
 import os
 from collections.abc import Callable, Collection, Sequence
 from ctypes import addressof, byref
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,7 +114,8 @@ class NativeText(Text):
     """A text with its fields as compiled code takes them; it may be used again for another one."""
 
     def __init__(self, stream: NativeStream, n_draws: int) -> None:
-        super().__init__(stream, (), np.empty(n_draws), SamplingConfig(), -1)
+        logits = cast("Sequence[float]", stream.logits)
+        super().__init__(stream, logits, np.empty(n_draws), SamplingConfig(), -1)
         self.record = Fields(
             memory=stream.struct.memory,
             prompt=stream.struct.memory,  # of copies, which have no memory

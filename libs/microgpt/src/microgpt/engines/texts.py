@@ -47,3 +47,9 @@ class Text:
 
     def __post_init__(self) -> None:
         self.tokens: IntArray = np.zeros(len(self.draws), np.int32)
+
+    @property
+    def has_chosen_stop(self) -> bool:
+        """Whether `stop` was chosen, from `logits`."""
+        was_ended = self.has_failed or self.signal.is_set or self.n_tokens == len(self.draws)
+        return self.is_finished and not was_ended

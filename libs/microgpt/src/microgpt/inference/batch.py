@@ -50,6 +50,8 @@ class GrowingText:
     Attributes:
         part: the tokens that come next, for `Engine.advance`, until the text is finished.
         max_tokens: the most tokens of the text.
+        end: the token that ended the text, by the model's choice, with its logits; None before,
+            for a text that ended otherwise, and without `keep_logits`.
         is_finished: whether no token follows; see `collect`.
     """
 
@@ -65,6 +67,7 @@ class GrowingText:
         prefixes: PrefixCache | None = None,
     ) -> None:
         self.max_tokens = max_tokens_after(prompt, config, engine.config.block_size)
+        self.end: ChosenToken | None = None
         self.is_finished = self._has_failed = False
         self._engine, self._prompt, self._rng, self._config = engine, prompt, rng, config
         self._signal, self._keeps_logits, self._prefixes = signal, keep_logits, prefixes
@@ -129,6 +132,8 @@ class GrowingText:
         """End the text, and free the memory of its part."""
         if not self.is_finished:
             self._keep(self._context)
+            if self._keeps_logits and self.part.has_chosen_stop:
+                self.end = ChosenToken(self.part.stop, list(map(float, self.part.logits)))
             self.is_finished, self._has_failed = True, self.part.has_failed
             del self.part
 
@@ -184,6 +189,14 @@ class LiveText:
     def finish_reason(self) -> FinishReason | None:
         """Reason for the end, None before it; see `TextStream.finish_reason`."""
         return self._pieces.finish_reason
+
+    @property
+    def end(self) -> ChosenToken | None:
+        """Token that the model chose to end the text, with its logits if `add` was to keep them.
+
+        None before, and for a text that ended otherwise.
+        """
+        return self._growing.end
 
     @property
     def is_finished(self) -> bool:

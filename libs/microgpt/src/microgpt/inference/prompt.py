@@ -32,6 +32,7 @@ class Prompt:
         forbidden: token ids that are never chosen.
         first: token ids that every context begins with, once the text has left the block.
         system_dropped: whether the system's message was left out: the model knows none.
+        unknown: the characters left out, each once, in the order of their appearance.
     """
 
     token_ids: list[int]
@@ -42,6 +43,7 @@ class Prompt:
     forbidden: tuple[int, ...] = ()
     first: tuple[int, ...] = ()
     system_dropped: bool = False
+    unknown: str = ""
 
 
 ChatPrompt = Prompt  # its name while only messages became a prompt
@@ -77,14 +79,16 @@ def text_prompt(
     first = () if windows else (tokenizer.bos,)
     token_ids = [*first, *known] or [tokenizer.bos]
     n_tokens = len(token_ids)
+    n_unknown, strange = _left_out(text, known, tokenizer) if unknown == "skip" else (0, "")
     if too_long == "truncate" and n_tokens > block_size:
         token_ids = slid(token_ids, block_size, first)
     return Prompt(
         token_ids,
         tokens_dropped=n_tokens - len(token_ids),
-        n_unknown=_n_left_out(text, known, tokenizer) if unknown == "skip" else 0,
+        n_unknown=n_unknown,
         stop_token=tokenizer.bos,
         first=first,
+        unknown=strange,
     )
 
 
@@ -138,6 +142,7 @@ def build_prompt(
 class _Turn(NamedTuple):
     token_ids: list[int]
     n_unknown: int
+    unknown: str
 
 
 class Turns:
@@ -172,7 +177,7 @@ class Turns:
         self.system_dropped = False
         self._tokenizer, self._unknown = tokenizer, unknown
         self._roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
-        self._system = _Turn([], 0)
+        self._system = _Turn([], 0, "")
         self.clear()
 
     def clear(self) -> None:
@@ -189,7 +194,7 @@ class Turns:
         Raises:
             TokenError: see `build_prompt`.
         """
-        knows, system = self._tokenizer.has_system, _Turn([], 0)
+        knows, system = self._tokenizer.has_system, _Turn([], 0, "")
         if content is not None and knows:
             system = self._encoded("system", content)  # may raise: the one before stays
         self._system, self.system_dropped = system, content is not None and not knows
@@ -226,7 +231,7 @@ class Turns:
 
     def _encoded(self, role: str, content: str) -> _Turn:
         token_ids = self._tokenizer.encode_turn(role, content, unknown=self._unknown)
-        return _Turn(token_ids, _n_left_out(content, token_ids, self._tokenizer))
+        return _Turn(token_ids, *_left_out(content, token_ids, self._tokenizer))
 
     def prompt(self, block_size: int, too_long: TooLong = "error") -> Prompt:
         """Return the prompt of a reply.
@@ -241,7 +246,7 @@ class Turns:
         """
         check_choice("too_long", too_long, get_args(TooLong))
         checked_integer("block_size", block_size)
-        system, n_unknown = self._system
+        system, n_unknown, unknown = self._system
         if not self._turns:
             if system or self.system_dropped:
                 raise ChatError("the messages are of the system only, expected one to reply to")
@@ -252,6 +257,10 @@ class Turns:
                 f"the message of the system has {len(system)} tokens, expected at most "
                 f"{room + len(system) - MARKS} of block_size={block_size}; shorten it"
             )
+        n_unknown += self._n_unknown
+        if n_unknown:
+            strange = chain(unknown, *(turn.unknown for turn in self._turns))
+            unknown = "".join(dict.fromkeys(strange))
         kept = [turn.token_ids for turn in self._turns[self._first_kept(room) :]]
         kept = kept or [_truncated(self._turns[-1].token_ids, room, block_size, too_long)]
         roles, bos = self._roles, self._tokenizer.bos
@@ -259,11 +268,12 @@ class Turns:
             [bos, *system, *chain.from_iterable(kept), roles["assistant"]],
             turns_dropped=len(self._turns) - len(kept),
             tokens_dropped=self._n_tokens - sum(map(len, kept)),
-            n_unknown=self._n_unknown + n_unknown,
+            n_unknown=n_unknown,
             stop_token=roles["end_turn"],
             forbidden=(*(roles[role] for role in roles if role != "end_turn"), bos),
             first=(bos,),
             system_dropped=self.system_dropped,
+            unknown=unknown,
         )
 
     def _first_kept(self, room: int) -> int:
@@ -277,11 +287,17 @@ class Turns:
         return first
 
 
-def _n_left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> int:
-    """Return the number of characters that encoding has left out."""
-    if tokenizer.chars:  # each plain token is a character: half the time
-        return len(text) - sum(token_id < tokenizer.n_plain for token_id in token_ids)
-    return len(text) - len(tokenizer.decode(token_ids))
+def _left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> tuple[int, str]:
+    """Return the number of characters that encoding has left out, and each of them once."""
+    n_known = (
+        sum(token_id < tokenizer.n_plain for token_id in token_ids)  # half the time of decoding
+        if tokenizer.chars
+        else len(tokenizer.decode(token_ids))
+    )
+    if n_known == len(text):
+        return 0, ""
+    unknown = [char for char in dict.fromkeys(text) if not tokenizer.encode(char, unknown="skip")]
+    return len(text) - n_known, "".join(unknown)
 
 
 def _truncated(turn: list[int], room: int, block_size: int, too_long: TooLong) -> list[int]:
