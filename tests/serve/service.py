@@ -120,7 +120,7 @@ class Server:
 
 @contextmanager
 def running(
-    model_dir: Path, limits: Limits = DEFAULT_LIMITS, **settings: object
+    model_dir: Path | str, limits: Limits = DEFAULT_LIMITS, **settings: object
 ) -> Iterator[Server]:
     """Start the program with these settings and limits; show its log if the test fails."""
     command = [sys.executable, "-m", "microgpt_serve"]

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx2
 import microgpt
 import pytest
 from matplotlib.image import imread
@@ -111,7 +110,7 @@ def serving(model: microgpt.LanguageModel, directory: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def talking_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A chat model that has learned its two answers."""
     turns: list[list[microgpt.Message]] = [
         [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
@@ -126,7 +125,14 @@ def talking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         block_size=128,
     )
     trainer.advance(250)
-    with serving(model, tmp_path_factory.mktemp("page") / "talking") as server:
+    directory = tmp_path_factory.mktemp("models") / "talking"
+    model.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def talking(talking_dir: Path) -> Iterator[Server]:
+    with running(talking_dir) as server:
         yield server
 
 
@@ -295,18 +301,18 @@ def with_headers(route: Route, headers: dict[str, str]) -> None:
 
 
 def test_one_of_several_models_is_chosen_in_the_header(
-    talking: Server, naming: Server, open_page: OpenPage
+    talking: Server, talking_dir: Path, names_dir: Path, open_page: OpenPage
 ) -> None:
     page = open_page(talking)
     expect(page.locator("#message")).to_be_focused()
     expect(page.locator("#models")).to_be_hidden()
-    names = httpx2.get(f"{naming.url}/microgpt/v1/model").json()
-    models = {"data": [{"id": "talking"}, {"id": "names"}]}
+    with running(f"{talking_dir},{names_dir}") as both:
+        _choose(open_page(both))
+
+
+def _choose(page: Page) -> None:
     sent: list[Any] = []
     page.on("request", lambda request: sent.append(request.post_data_json))
-    page.route("**/v1/models", lambda route: route.fulfill(json=models))
-    page.route("**/v1/model?model=names", lambda route: route.fulfill(json=names))
-    page.reload()
     expect(page.locator("#models option")).to_have_text(["talking", "names"])
     page.fill("#message", "hello")
     page.keyboard.press("Enter")
