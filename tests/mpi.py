@@ -25,4 +25,6 @@ def mpirun(n_processes: int, *program: object) -> tuple[list[str], dict[str, str
     options = ["--oversubscribe", "-n", str(n_processes)]  # more than there are cores
     as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     command = [str(MPIRUN), *options, sys.executable, *map(str, program)]
-    return command, os.environ | as_root | {"OPENBLAS_NUM_THREADS": "1"}
+    # Shared memory alone: looking for networks takes a second.
+    settings = {"OMPI_MCA_btl": "self,sm", "OPENBLAS_NUM_THREADS": "1"}
+    return command, os.environ | as_root | settings
