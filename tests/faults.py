@@ -2,7 +2,8 @@
 
 strace counts the calls of each kind and process, and strikes at the N-th. So a child is forked for
 every k, and made to do N - k idle calls of that kind before it saves: then the k-th call of that
-save is the one. One program forks the children of all kinds: starting it takes longer than saves.
+save is the one. One program forks the children of all kinds, because starting it takes longer than
+saves, and has itself traced when it has started, because its calls until then are many.
 """
 
 import json
@@ -12,25 +13,34 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
-__all__ = ["CALLS", "FAULTS", "MAX_CALLS", "needs_strace", "strike_each_call"]
+__all__ = ["FAULTS", "needs_strace", "strike_each_call"]
 
-CALLS = ("openat", "write", "fsync", "rename", "unlink", "mkdir", "flock")
+STRUCK = 50  # the N: more calls of a kind than a save makes, with its messages
 FAULTS = ("signal=KILL", "error=ENOSPC", "error=EIO")
-MAX_CALLS = 16  # of one kind that a save makes
-STRUCK = dict.fromkeys(CALLS, 100) | {"openat": 1000}  # more than starting makes
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 SAVER = """
-import fcntl, json, os, sys
+import ctypes, fcntl, json, os, subprocess, sys, time
+from pathlib import Path
 exec(sys.argv[1])  # defines save(directory)
 null = os.open("/dev/null", os.O_RDWR)
+PR_SET_PTRACER = 0x59616D61
+
+def traced(strace):
+    any_process = ctypes.c_ulong(-1)
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, any_process, 0, 0, 0)  # some systems refuse a child
+    tracer = subprocess.Popen([*strace, "-p", str(os.getpid())])
+    while f"TracerPid:\\t{tracer.pid}\\n" not in Path("/proc/self/status").read_text():
+        assert tracer.poll() is None
+        time.sleep(0.001)
+    return tracer
 
 def quietly(function, *arguments):
     try:
@@ -61,12 +71,15 @@ def save_in_child(call, n_idle, directory):
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
+tracer = traced(json.loads(sys.argv[2]))
 killed = [
     call
-    for call, n, directories in json.loads(sys.argv[2])
+    for call, directories in json.loads(sys.argv[3]).items()
     for k, directory in enumerate(directories, 1)
-    if os.WIFSIGNALED(save_in_child(call, n - k, directory))
+    if os.WIFSIGNALED(save_in_child(call, int(sys.argv[4]) - k, directory))
 ]
+tracer.terminate()
+tracer.wait()
 sys.stdout.write(" ".join(killed))
 """
 
@@ -76,8 +89,7 @@ def strike_each_call(
     fault: str,
     folder: Path,
     before: Callable[[Path], object],
-    calls: Sequence[str] = CALLS,
-    max_calls: int = MAX_CALLS,
+    calls: dict[str, int],
 ) -> list[Path]:
     """Save into many directories, the k-th save for a call with a fault at its k-th such call.
 
@@ -86,37 +98,36 @@ def strike_each_call(
         fault: one of FAULTS.
         folder: for the directories, and for what strace says.
         before: makes a directory as it is before the save.
-        calls: some of CALLS.
-        max_calls: more than a save makes of any of these, so that the last saves meet no fault.
+        calls: how many saves for each call, more than a save makes of it, so that the last of
+            them meets no fault.
 
     Returns:
         The directories.
     """
-    directories = {call: [folder / call / str(k + 1) for k in range(max_calls)] for call in calls}
+    directories = {
+        call: [folder / call / str(k + 1) for k in range(n)] for call, n in calls.items()
+    }
     for directory in chain(*directories.values()):
         directory.parent.mkdir(exist_ok=True)
         before(directory)
-    plan = [(call, STRUCK[call], list(map(str, paths))) for call, paths in directories.items()]
-    program = [os.path.realpath(sys.executable), "-c", SAVER, setup, json.dumps(plan)]
     log = folder / "log"
     strace = ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={','.join(calls)}"]
     for call in calls:
-        strace += ["-e", f"inject={call}:{fault}:when={STRUCK[call]}"]
+        strace += ["-e", f"inject={call}:{fault}:when={STRUCK}"]
+    plan = {call: list(map(str, paths)) for call, paths in directories.items()}
+    arguments = (setup, json.dumps(strace), json.dumps(plan), str(STRUCK))
+    program = [os.path.realpath(sys.executable), "-c", SAVER, *arguments]
     environment = {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONDONTWRITEBYTECODE": "1",  # its calls would be counted
         "OPENBLAS_NUM_THREADS": "1",
     }
     run = subprocess.run(
-        [*strace, *program],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
+        program, capture_output=True, text=True, check=False, env=os.environ | environment
     )
     assert run.returncode == 0, run.stderr
     failed = re.findall(r"^\d+ +(\w+)\(.*\(INJECTED\)$", log.read_text(), re.MULTILINE)
     n_strikes = Counter(run.stdout.split() or failed)
-    for call in calls:
-        assert 0 < n_strikes[call] < max_calls, f"each {call} of the save was to be struck once"
+    for call, n in calls.items():
+        assert 0 < n_strikes[call] < n, f"each {call} of the save was to be struck once"
     return list(chain(*directories.values()))

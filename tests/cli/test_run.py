@@ -17,7 +17,7 @@ import microgpt
 import numpy as np
 import pytest
 from cli.test_resume import training
-from faults import FAULTS, MAX_CALLS, needs_strace, strike_each_call
+from faults import FAULTS, needs_strace, strike_each_call
 from measuring import unmeasured
 
 if TYPE_CHECKING:
@@ -162,18 +162,18 @@ def test_run_and_the_one_before_are_never_mixed_wherever_a_save_fails(
     before = tmp_path / "before"
     flags = ("--steps", 20, "--snapshot-every", 10, "--quiet")
     assert cli("train", "--input", names, "--output", before, *flags).status == 0
+    calls = {"rename": 10, "unlink": 24, "write": 10, "fsync": 16}
     directories = strike_each_call(
         TAKE_OVER.format(names=names),
         fault,
         tmp_path,
         partial(shutil.copytree, before),
-        ["rename", "unlink", "write", "fsync"],
-        MAX_CALLS + 8,  # for two saves
+        calls,
     )
     for directory in directories:
         runs = runs_in(directory)
         assert len(runs) == 1, (directory, runs)
-        if directory.name == str(MAX_CALLS + 8):  # no fault
+        if directory.name == str(calls[directory.parent.name]):  # no fault
             assert runs == {"8 wide"}
 
 
