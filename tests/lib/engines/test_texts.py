@@ -17,7 +17,7 @@ from microgpt.parameters import DTYPES
 NAMES = [name for name in ENGINES if name != "auto" and name not in unavailable_engines()]
 needs_native = pytest.mark.skipif("native" not in NAMES, reason="no native engine")
 GREEDY = SamplingConfig(temperature=0)
-N_SHAPES = 200
+N_SHAPES = [50, pytest.param(200, marks=pytest.mark.long)]
 
 
 def begin(engine: Engine, prompt: Sequence[int], draws: Any, **given: Any) -> Text:
@@ -89,8 +89,9 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_native
 @pytest.mark.usefixtures("many_cores")
-def test_text_is_the_same_alone_in_any_company_and_on_any_threads() -> None:
-    for number in range(N_SHAPES):
+@pytest.mark.parametrize("n_shapes", N_SHAPES)
+def test_text_is_the_same_alone_in_any_company_and_on_any_threads(n_shapes: int) -> None:
+    for number in range(n_shapes):
         rng = random.Random(number)
         engine = random_engine(rng)
         alone, together = random_texts(engine, number), random_texts(engine, number)
@@ -107,8 +108,9 @@ def test_text_is_the_same_alone_in_any_company_and_on_any_threads() -> None:
 
 @needs_native
 @pytest.mark.usefixtures("many_cores")
-def test_logits_are_the_same_however_tokens_are_read() -> None:
-    for number in range(N_SHAPES):
+@pytest.mark.parametrize("n_shapes", N_SHAPES)
+def test_logits_are_the_same_however_tokens_are_read(n_shapes: int) -> None:
+    for number in range(n_shapes):
         rng = random.Random(number)
         engine = random_engine(rng)
         vocab_size, block_size = engine.config.vocab_size, engine.config.block_size
