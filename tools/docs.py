@@ -55,7 +55,7 @@ TOPICS = {
     ),
     "The algorithm": (
         "A GPT and how it learns, in plain Python, as the source is read.",
-        "Value ModelConfig GPT InferenceGPT KVCache Adam train_step",
+        "Value draw Drawing ModelConfig GPT InferenceGPT KVCache Adam train_step",
     ),
     "Engines": (
         "The same model three times; the keyword `engine` chooses.",

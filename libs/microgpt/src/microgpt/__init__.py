@@ -17,6 +17,7 @@ from microgpt.corpus.documents import Documents, read_documents
 from microgpt.corpus.json_lines import read_json_lines
 from microgpt.corpus.subwords import SubwordTokenizer
 from microgpt.data import BaseTokenizer, Message, Tokenizer
+from microgpt.drawing import Drawing, draw
 from microgpt.engines import ENGINES, unavailable_engines
 from microgpt.engines.decoding import (
     ChosenToken,
@@ -85,6 +86,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "Documents",
+    "Drawing",
     "EngineError",
     "History",
     "InferenceGPT",
@@ -122,6 +124,7 @@ __all__ = [
     "build_prompt",
     "chat_setup",
     "check_writable",
+    "draw",
     "fit",
     "fit_chat",
     "generate",
