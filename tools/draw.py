@@ -20,6 +20,7 @@ from typing import Any
 
 import matplotlib as mpl
 from explore import BUDGETS, RATES, RESULTS, TABLES, WIDTHS, rates_of
+from lesson_pictures import FIGURES, LESSONS, graph
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from microgpt_cli.commands.bench import Shape, peak_gflop_per_second, prepare
@@ -463,6 +464,13 @@ def draw_growth() -> None:
     save(figure, LIBRARY / "growth.svg")
 
 
+def draw_lessons() -> None:
+    """Draw the pictures of the lessons."""
+    (LESSONS / "1-numbers.svg").write_text(graph() + "\n", encoding="utf-8")
+    for name, figure in FIGURES.items():
+        save(figure(), LESSONS / f"{name}.svg")
+
+
 def duration(microseconds: float) -> str:
     """Return a time with its unit."""
     if microseconds < 1e3:  # noqa: PLR2004 - units
@@ -478,6 +486,7 @@ PICTURES: dict[str, Callable[[], None]] = {
     "ladder": draw_ladder,
     "learning": draw_learning,
     "growth": draw_growth,
+    "lessons": draw_lessons,
 }
 
 
