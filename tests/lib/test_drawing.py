@@ -163,6 +163,11 @@ def test_boxes_do_not_touch_and_lines_join_them_from_left_to_right(result: Value
         assert result_box[1] < points[-2] < result_box[3]
         assert right < result_box[0]
     ends = [(points[-1], points[-2]) for points in paths]
+    into = [
+        (edge.result, points[-6], points[-2])
+        for edge, points in zip(drawing.edges, paths, strict=True)
+    ]
+    assert sorted(into) == sorted(into, key=lambda line: (line[0], line[2]))  # lines do not cross
     assert len({*ends}) == len(ends)  # two uses of one operand are two lines
 
 
@@ -173,6 +178,7 @@ def test_line_across_a_column_passes_between_its_boxes() -> None:
         y = y * x
     picture = parsed(draw(y).svg)
     boxes = boxes_of(picture)
+    assert max(path.attrib["d"].count("H") for path in picture.iter(f"{SVG}path")) == 5
     for path in picture.iter(f"{SVG}path"):
         for start, row, end in re.findall(r" ([\d.]+) ([\d.]+)H([\d.]+)", path.attrib["d"]):
             line = (float(start), float(row), float(end), float(row))

@@ -57,7 +57,7 @@ def test_notebook_is_sound_and_has_no_outputs() -> None:
     texts = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\((.*?)\)", texts)
     assert links
-    assert all((ROOT / NOTEBOOK).with_name(link).exists() for link in links)
+    assert all((ROOT / NOTEBOOK).parent.joinpath(link).exists() for link in links)
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ LESSONS = ROOT / "libs/microgpt/docs/lessons"
 SOLUTIONS = LESSONS / "solutions.md"
 TOOL: dict[str, Any] = runpy.run_path(str(ROOT / "tools/lessons.py"))
 CHAPTERS: list[Path] = TOOL["CHAPTERS"]
+PROGRAM: str = TOOL["program"](CHAPTERS)
 TEXT_BLOCK = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAX_WORDS = 1000  # of a chapter: ten minutes with its code
 
@@ -42,24 +43,30 @@ def golden() -> dict[str, Any]:
     return figures
 
 
-def run(source: str, names: dict[str, Any], *, file: str = "gpt.py") -> None:
-    exec(compile(source, file, "exec"), names)  # noqa: S102 - as a reader does
-
-
-def gpt(n_chapters: int = len(CHAPTERS)) -> dict[str, Any]:
-    """Return the names of gpt.py as it is after some chapters."""
-    names: dict[str, Any] = {"__name__": "gpt"}
-    run(TOOL["program"](CHAPTERS[:n_chapters]), names)
+def session_with(program: str, **names: Any) -> dict[str, Any]:
+    """Return what `from gpt import *` imports."""
+    names["__name__"] = "gpt"
+    exec(compile(program, "gpt.py", "exec"), names)  # noqa: S102 - as a reader does
     return names
 
 
-def follow(path: Path, names: dict[str, Any]) -> int:
-    """Run a chapter as a reader does; return how many lines it typed."""
+def follow(path: Path, program: str) -> int:
+    """Run a chapter as a reader does, with a new session for each state of gpt.py.
+
+    Args:
+        path: the chapter.
+        program: gpt.py before it.
+
+    Returns:
+        How many lines were typed.
+    """
     runner = doctest.DocTestRunner(verbose=False)
     report: list[str] = []
+    names = session_with(program)
     for part in TOOL["parts_of"](path.read_text(encoding="utf-8")):
         if part.kind == "program":
-            run(part.source, names, file=path.name)
+            program = f"{program}\n\n{part.source}"
+            names = session_with(program)
         elif part.kind == "session":
             parse = doctest.DocTestParser().get_doctest
             session = parse(part.source, names, path.name, str(path), part.line)
@@ -74,18 +81,18 @@ def follow(path: Path, names: dict[str, Any]) -> int:
 
 @of_each_chapter
 def test_lines_print_what_the_chapter_shows(chapter: Path) -> None:
-    assert follow(chapter, gpt(CHAPTERS.index(chapter))) >= 4
+    assert follow(chapter, TOOL["program"](CHAPTERS[: CHAPTERS.index(chapter)])) >= 4
 
 
 def test_solutions_print_what_they_show() -> None:
-    assert follow(SOLUTIONS, gpt()) > 20
+    assert follow(SOLUTIONS, PROGRAM) > 20
 
 
 def test_wrong_line_is_noticed(tmp_path: Path) -> None:
     chapter = CHAPTERS[0].read_text(encoding="utf-8").replace("dy/dx  7.000", "dy/dx  7.001")
     (tmp_path / "wrong.md").write_text(chapter, encoding="utf-8")
     with pytest.raises(AssertionError, match=r"wrong\.md\", line \d+(.*\n)+.*7\.001"):
-        follow(tmp_path / "wrong.md", {})
+        follow(tmp_path / "wrong.md", "")
 
 
 @of_each_chapter
@@ -129,25 +136,37 @@ def printed_by_microgpt(golden: dict[str, Any]) -> list[str]:
 
 def test_program_begins_like_microgpt(golden: dict[str, Any]) -> None:
     lines: list[str] = []
+    losses: list[float] = []
 
     def note(line: str) -> None:
         lines.append(line)
-        if line.startswith("step    2"):
+        if line.startswith("step    3"):
             raise InterruptedError
 
-    names: dict[str, Any] = {"__name__": "gpt", "print": note}
-    run(TOOL["program"](CHAPTERS), names)
+    def noted_loss(*arguments: Any) -> Any:
+        loss = name_loss(*arguments)
+        losses.append(loss.data)
+        return loss
+
+    names = session_with(PROGRAM, print=note)
+    name_loss, names["name_loss"] = names["name_loss"], noted_loss
     with pytest.raises(InterruptedError):
         names["main"]("names.txt")
-    assert len(lines) == 5
+    assert losses == pytest.approx(golden["losses"][:3], rel=1e-12)
+    assert len(lines) == 6
     assert lines == printed_by_microgpt(golden)[: len(lines)]
+
+
+def test_program_is_as_long_as_the_lessons_say() -> None:
+    assert "some 250 lines" in (LESSONS / "README.md").read_text(encoding="utf-8")
+    assert 240 < len(PROGRAM.splitlines()) < 260
 
 
 @pytest.mark.long
 def test_program_prints_all_that_microgpt_prints(
     golden: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gpt()["main"]("names.txt")
+    session_with(PROGRAM)["main"]("names.txt")
     assert capsys.readouterr().out.splitlines() == printed_by_microgpt(golden)
 
 
@@ -169,9 +188,7 @@ def test_output_in_the_chapters_is_that_of_the_program(golden: dict[str, Any]) -
 @pytest.fixture(scope="module")
 def solved() -> dict[str, Any]:
     """Return gpt.py with all solutions."""
-    names = gpt()
-    run(TOOL["program"]([SOLUTIONS]), names)
-    return names
+    return session_with(TOOL["program"]([*CHAPTERS, SOLUTIONS]))
 
 
 @pytest.mark.parametrize("at", [1.3, 0.2, -0.7])
@@ -288,7 +305,7 @@ def test_notebook_shows_what_the_chapter_shows(
     notebook = nbformat.read(path, as_version=4)  # type: ignore[no-untyped-call]
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [each for cell in notebook.cells for each in cell.get("outputs", ())]
-    shown = "\n".join(each.get("text") or each.data["text/plain"] for each in outputs)
+    shown = "".join(each.get("text") or each.data["text/plain"] + "\n" for each in outputs)
     for part in TOOL["parts_of"](chapter.read_text(encoding="utf-8")):
         if part.kind == "session":
             for example in doctest.DocTestParser().get_examples(part.source):
