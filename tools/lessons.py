@@ -73,12 +73,15 @@ def notebook_of(chapter: Path) -> dict[str, Any]:
     if before := program(CHAPTERS[: CHAPTERS.index(chapter)]):
         cells.insert(1, ("code", f"# gpt.py: the chapters before wrote this\n{before.rstrip()}"))
     cells = [(kind, source.replace(*MAIN)) for kind, source in cells if source]
+    described: list[dict[str, Any]] = [
+        {"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": source}
+        | ({"execution_count": None, "outputs": []} if kind == "code" else {})
+        for i, (kind, source) in enumerate(cells)
+    ]
+    if before:
+        described[1]["metadata"] = {"jupyter": {"source_hidden": True}}
     return {
-        "cells": [
-            {"cell_type": kind, "id": f"cell-{i}", "metadata": {}, "source": source}
-            | ({"execution_count": None, "outputs": []} if kind == "code" else {})
-            for i, (kind, source) in enumerate(cells)
-        ],
+        "cells": described,
         "metadata": {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"},

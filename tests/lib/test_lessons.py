@@ -108,6 +108,14 @@ def test_chapter_is_short_and_leads_on(chapter: Path) -> None:
     assert re.search(r"!\[.+\]\(.*\.svg\)", content)
 
 
+def test_picture_of_the_first_graph_is_what_draw_draws() -> None:
+    x = microgpt.Value(3.0)
+    y = x * x + x
+    y.backward()
+    picture = (LESSONS / "1-numbers.svg").read_text(encoding="utf-8")
+    assert picture == microgpt.draw(y, {"x": x, "y": y}).svg + "\n", "hatch run pictures lessons"
+
+
 def test_links_lead_somewhere() -> None:
     for page in LESSONS.glob("*.md"):
         for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
