@@ -278,6 +278,64 @@ def test_a_reply_in_flight_keeps_its_model(slow_dir: Path, tmp_path: Path) -> No
         asyncio.run(scenario(server))
 
 
+def save_writer(directory: Path, letter: str) -> None:
+    """Save a model of three letters that writes one of them only."""
+    microgpt.fit(["aby", *[letter * 15] * 20], steps=150, n_embd=8, n_head=2).save(directory)
+
+
+async def ask_for_letters(url: str, model: str, seed: int) -> tuple[str, str, str]:
+    """Return the requested and the reported model, and the letters of its texts."""
+    body = {"model": model, "prompt": "", "n": 3, "max_tokens": 40, "temperature": 0, "seed": seed}
+    async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        if seed % 3 == 0:
+            response = await client.post("/v1/completions", json={**body, "stream": True})
+            data = [line.removeprefix("data: ") for line in response.text.split("\n\n")[:-2]]
+            answers = list(map(json.loads, data))
+        elif seed % 3 == 1:
+            answers = [(await client.post("/v1/completions", json=body)).json()]
+        else:
+            body = {"model": model, "num_samples": 3, "max_tokens": 40, "temperature": 0}
+            response = await client.post("/microgpt/v1/generate", json=body)
+            texts = "".join(response.json()["samples"])
+            return model, model, "".join(set(texts))
+    texts = "".join(choice["text"] for answer in answers for choice in answer["choices"])
+    (reported,) = {answer["model"] for answer in answers}
+    return model, reported, "".join(set(texts))
+
+
+@pytest.mark.parametrize("n_reloads", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_no_answer_is_of_a_wrong_model(tmp_path: Path, n_reloads: int) -> None:
+    for name in "ab":
+        save_writer(tmp_path / "served" / name, name)
+    for letter in "by":
+        save_writer(tmp_path / letter, letter)
+
+    async def scenario(server: Server) -> None:
+        answers: list[tuple[str, str, str]] = []
+        is_over = False
+
+        async def ask(first: int) -> None:
+            seed = first
+            while not is_over:
+                answers.append(await ask_for_letters(server.url, "ab"[seed % 2], seed))
+                seed += 1
+
+        clients = [asyncio.create_task(ask(i)) for i in range(8)]
+        for i in range(n_reloads):
+            copy_model(tmp_path / "yb"[i % 2], tmp_path / "served" / "b")
+            server.process.send_signal(signal.SIGHUP)
+            await asyncio.to_thread(server.wait_for_log, "model reloaded model=b", i + 1)
+            await asyncio.sleep(0.1)
+        is_over = True
+        await asyncio.gather(*clients)
+        seen = set(answers)
+        assert seen == {("a", "a", "a"), ("b", "b", "b"), ("b", "b", "y")}
+
+    with running(tmp_path / "served") as server:
+        asyncio.run(scenario(server))
+        assert "Traceback" not in server.log
+
+
 # ---------------------------------------------------------------- signals at any moment
 
 

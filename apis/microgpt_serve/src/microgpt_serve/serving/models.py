@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from microgpt import CheckpointError, LanguageModel, MicrogptError, load
+from microgpt import CheckpointError, LanguageModel, MicrogptError, holds_model, load
 
 from microgpt_serve.serving.batcher import Batcher
 from microgpt_serve.serving.errors import ApiError, UnavailableError
@@ -13,7 +13,6 @@ from microgpt_serve.serving.log import log
 
 __all__ = ["ModelStore", "ServedModel"]
 
-MODEL_FILE = "meta.json"
 MEBIBYTE = 1 << 20
 
 
@@ -114,8 +113,10 @@ class ModelStore:
 
     def reload(self) -> None:
         """Read all models again; one that cannot be read is logged, and its old one is kept."""
-        for directory in self._directories():
-            name = model_id(directory)
+        directories = {model_id(directory): directory for directory in self._directories()}
+        for name in self._served.keys() - directories.keys():
+            log(logging.WARNING, "the directory is gone, keeping the old model", model=name)
+        for name, directory in directories.items():
             others = {other: served for other, served in self._served.items() if other != name}
             try:
                 model = self._read(directory, others)
@@ -168,6 +169,6 @@ def model_id(directory: Path) -> str:
 
 def _models_in(path: Path) -> list[Path]:
     """Return a model directory, or those inside a directory that holds several."""
-    if (path / MODEL_FILE).exists() or not path.is_dir():
+    if holds_model(path) or not path.is_dir():
         return [path]
-    return sorted(each.parent for each in path.glob(f"*/{MODEL_FILE}")) or [path]
+    return [inside for inside in sorted(path.iterdir()) if holds_model(inside)] or [path]

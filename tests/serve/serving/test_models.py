@@ -1,0 +1,147 @@
+"""Several served models: how they are found, loaded and loaded again."""
+
+import shutil
+from pathlib import Path
+
+import microgpt
+import pytest
+from microgpt import CheckpointError
+from microgpt_serve.serving.batcher import Batcher
+from microgpt_serve.serving.errors import ApiError, UnavailableError
+from microgpt_serve.serving.models import ModelStore
+from serve.service import MakeClient, StartLog
+
+
+def save(directory: Path, letter: str) -> Path:
+    """Save a model that writes one letter only."""
+    microgpt.fit([letter * 12], steps=60, n_embd=8, n_head=2).save(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that holds models a and b, and other things."""
+    folder = tmp_path_factory.mktemp("several")
+    for letter in "ba":
+        save(folder / letter, letter)
+    (folder / "notes").mkdir()
+    (folder / "readme.txt").write_text("no model")
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "several")
+
+
+def store_of(model_dir: Path | str, max_mb: int = 0) -> ModelStore:
+    return ModelStore(str(model_dir), lambda name: Batcher(1, 0, 9.0, name=name), 1, max_mb << 20)
+
+
+def loaded(model_dir: Path | str) -> ModelStore:
+    store = store_of(model_dir)
+    store.load()
+    return store
+
+
+def names_in(store: ModelStore) -> list[str]:
+    return [served.id for served in store]
+
+
+def letter_of(store: ModelStore, name: str) -> str:
+    (text,) = store.get(name).model.generate(1, max_tokens=1, temperature=0)
+    return text
+
+
+def test_models_are_found_in_a_directory_or_listed(saved: Path) -> None:
+    a, b = saved / "a", saved / "b"
+    cases: list[tuple[Path | str, list[str]]] = [
+        (saved, ["a", "b"]),
+        (f"{b},{a}", ["b", "a"]),
+        (f" {b} , {a} ,", ["b", "a"]),
+        (a, ["a"]),
+    ]
+    for model_dir, expected in cases:
+        store = loaded(model_dir)
+        assert names_in(store) == expected
+        assert store.get().id == expected[0]
+        assert [letter_of(store, name) for name in expected] == expected
+
+
+def test_a_directory_with_a_comma_in_its_name_is_one(saved: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved / "a", tmp_path / "a,b")
+    assert names_in(loaded(tmp_path / "a,b")) == ["a,b"]
+
+
+def test_a_model_that_is_not_served_is_named_with_those_that_are(saved: Path) -> None:
+    with pytest.raises(ApiError, match="the model 'c' does not exist, expected 'a' or 'b'"):
+        loaded(saved).get("c")
+    with pytest.raises(UnavailableError, match="loading"):
+        store_of(saved).get("a")
+
+
+def test_models_that_cannot_be_served_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "a", tmp_path / "other" / "a")
+    with pytest.raises(CheckpointError, match="two models are named 'a'"):
+        store_of(f"{folder / 'a'},{tmp_path / 'other' / 'a'}").load()
+    (folder / "b" / "weights.json").write_text("{")
+    store = store_of(folder)
+    with pytest.raises(CheckpointError, match="weights"):
+        store.load()
+    assert not store.is_loaded
+    with pytest.raises(CheckpointError, match="nothing"):
+        store_of(tmp_path / "nothing").load()
+
+
+def test_the_memory_of_all_weights_is_limited(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microgpt_serve.serving.models.MEBIBYTE", 1 << 10)
+    one = microgpt.load(saved / "a").parameters.flat.nbytes
+    with pytest.raises(CheckpointError, match=r"2 models up to .*b take .* raise MODELS_MB"):
+        ModelStore(str(saved), lambda _: Batcher(1, 0, 9.0), 1, 2 * one - 1).load()
+    ModelStore(str(saved), lambda _: Batcher(1, 0, 9.0), 1, 2 * one).load()
+
+
+def test_reloading_keeps_what_cannot_be_read(
+    folder: Path, start_log: StartLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = loaded(folder)
+    before = {name: store.get(name).model for name in "ab"}
+    batchers = [store.get(name).batcher for name in "ab"]
+    (folder / "a" / "weights.json").write_text("{")
+    shutil.rmtree(folder / "b")
+    save(folder / "b", "y")
+    save(folder / "c", "c")
+    store.reload()
+    assert names_in(store) == ["a", "b", "c"]
+    assert store.get("a").model is before["a"]
+    assert [letter_of(store, name) for name in "abc"] == ["a", "y", "c"]
+    assert [store.get(name).batcher for name in "ab"] == batchers
+    shutil.rmtree(folder / "b")
+    start_log("text")
+    store.reload()
+    assert letter_of(store, "b") == "y"
+    assert "the directory is gone, keeping the old model model=b" in capsys.readouterr().err
+
+
+def test_requests_choose_their_model(make_client: MakeClient, saved: Path) -> None:
+    client = make_client(saved)
+    body = {"max_tokens": 3, "temperature": 0}
+    listed = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == ["a", "b"]
+    assert client.get("/v1/models/b").json()["id"] == "b"
+    assert client.get("/microgpt/v1/model").json()["chars"] == "a"
+    assert client.get("/microgpt/v1/model?model=b").json()["chars"] == "b"
+    for model, letter in ((None, "a"), ("a", "a"), ("b", "b")):
+        answer = client.post("/v1/completions", json={**body, "model": model}).json()
+        assert (answer["model"], answer["choices"][0]["text"]) == (letter, letter * 3)
+        answer = client.post("/microgpt/v1/generate", json={**body, "model": model}).json()
+        assert answer["samples"] == [letter * 3]
+        top = client.post("/microgpt/v1/next", json={"model": model}).json()["tokens"][0]
+        assert top["token"] == letter
+        tokens = {"tokens": [0], "model": model}
+        assert client.post("/detokenize", json=tokens).json() == {"prompt": letter}
+    for path in ("/v1/completions", "/microgpt/v1/generate", "/microgpt/v1/next", "/tokenize"):
+        response = client.post(path, json={"model": "c", "prompt": ""})
+        assert response.status_code == 404
+        assert "'a' or 'b'" in response.text
+    assert client.get("/tokenizer_info?model=c").status_code == 404
