@@ -50,12 +50,13 @@ end
 
 
 @contextmanager
-def serving(model: microgpt.LanguageModel) -> Iterator[tuple[str, int]]:
-    """Run the service with a model; yield its address and the id of its process."""
+def serving(**models: microgpt.LanguageModel) -> Iterator[tuple[str, int]]:
+    """Run the service with named models; yield its address and the id of its process."""
     with tempfile.TemporaryDirectory() as folder:
-        model.save(Path(folder) / "model")
+        for name, model in models.items():
+            model.save(Path(folder) / name)
         environment = os.environ | {
-            "MODEL_DIR": f"{folder}/model",
+            "MODEL_DIR": ",".join(f"{folder}/{name}" for name in models),
             "PORT": "0",
             "LOG_LEVEL": "warning",
         }
@@ -217,9 +218,9 @@ def main() -> None:
     chat_model.parameters["wpe"][:, 0] = 10.0
     chat_model.parameters["lm_head"][chat_model.tokenizer.special_id("end_turn"), 0] = -10.0
     results = []
-    with serving(text_model) as (address, _):
+    with serving(model=text_model) as (address, _):
         results += [*measure_rates(address), *measure_crowd(address)]
-    with serving(chat_model) as address_and_process:
+    with serving(model=chat_model) as address_and_process:
         results += measure_chats(*address_and_process)
     print()
     for what, measured, target, is_met in results:
