@@ -296,6 +296,21 @@ def test_unknown_characters_of_messages_are_named(chat: TestClient) -> None:
     assert "x-microgpt-unknown" not in known.headers
 
 
+def test_pages_of_other_origins_may_read_what_was_dropped(
+    make_client: MakeClient, chat_dir: Path
+) -> None:
+    client = make_client(chat_dir, cors_origins="https://a.example")
+    body = {"messages": [{"role": "user", "content": "hi?\u0416"}], "max_tokens": 1}
+    headers = {"Origin": "https://a.example"}
+    response = client.post("/v1/chat/completions", json=body, headers=headers)
+    exposed = response.headers["access-control-expose-headers"].lower().split(", ")
+    assert "x-microgpt-unknown" in response.headers
+    assert {name for name in response.headers if name.startswith("x-")} <= {
+        *exposed,
+        "x-content-type-options",
+    }
+
+
 def test_dropped_tokens_are_told(chat: TestClient) -> None:
     turns = [{"role": "user", "content": "a" * 20}, {"role": "assistant", "content": "b" * 20}] * 2
     messages = [*turns, {"role": "user", "content": "hi"}]

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from microgpt_serve.api.docs import make_document
 from microgpt_serve.api.endpoint import Endpoint
+from microgpt_serve.api.generation import NOT_READ_HEADERS
 from microgpt_serve.api.http import error_response
 from microgpt_serve.api.routes import ENDPOINTS
 from microgpt_serve.serving.batcher import Batcher
@@ -106,7 +107,7 @@ def _middleware(
             allow_origins=settings.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],  # clients add their own, OpenAI's a dozen; none gives a right
-            expose_headers=["X-Request-ID", "Retry-After"],
+            expose_headers=["X-Request-ID", "Retry-After", *NOT_READ_HEADERS],
         )
         middleware.insert(2, cors)  # before the guard: a preflight request carries no key
     return middleware

@@ -31,6 +31,7 @@ from microgpt_serve.serving.middleware import DETAILS
 from microgpt_serve.serving.models import ServedModel
 
 __all__ = [
+    "NOT_READ_HEADERS",
     "RANDOM_SEED",
     "Generation",
     "log_softmax",
@@ -45,6 +46,7 @@ INLINE_CHARACTERS = 10_000  # half a millisecond of encoding, four by subwords
 CHARACTERS_PER_MESSAGE = 10  # encoding a message takes the time of so many characters more
 RANDOM_SEED, SEED_BITS = -1, 32
 MAX_NAMED = 50  # characters in a header
+NOT_READ_HEADERS = ("X-Microgpt-System", "X-Microgpt-Tokens-Dropped", "X-Microgpt-Unknown")
 OPTIONS = [option.name for option in fields(SamplingConfig)]
 
 
@@ -154,14 +156,15 @@ class Generation:
     @property
     def headers(self) -> dict[str, str]:
         """Response headers that say what the model did not read."""
-        headers = {}
-        if any(prompt.system_dropped for prompt in self.prompts):
-            headers["X-Microgpt-System"] = "dropped"
-        if n_dropped := sum(prompt.tokens_dropped for prompt in self.prompts):
-            headers["X-Microgpt-Tokens-Dropped"] = str(n_dropped)
-        if unknown := "".join(dict.fromkeys("".join(prompt.unknown for prompt in self.prompts))):
-            headers["X-Microgpt-Unknown"] = quote(unknown[:MAX_NAMED], "", errors="replace")
-        return headers
+        n_dropped = sum(prompt.tokens_dropped for prompt in self.prompts)
+        unknown = "".join(dict.fromkeys("".join(prompt.unknown for prompt in self.prompts)))
+        values = (
+            "dropped" if any(prompt.system_dropped for prompt in self.prompts) else "",
+            str(n_dropped or ""),
+            quote(unknown[:MAX_NAMED], "", errors="replace"),
+        )
+        named = zip(NOT_READ_HEADERS, values, strict=True)
+        return {name: value for name, value in named if value}
 
     def documents(self, signal: StopSignal) -> list[str]:
         """Generate and return all texts of the only prompt, which they include."""
