@@ -157,6 +157,7 @@ def test_the_tokens_sent_are_the_tokens_listed(names: TestClient, names_dir: Pat
     (choice,) = complete(names, prompt=text, **body)["choices"]
     assert choice["text"].startswith(text)
     assert choice["logprobs"]["tokens"][:2] == [BOS, "h"]
+    assert choice["logprobs"]["text_offset"][:3] == [0, len(BOS), len(BOS) + 1]
 
 
 @pytest.mark.parametrize("n_letters", [15, 16])

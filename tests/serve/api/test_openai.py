@@ -494,3 +494,18 @@ def test_openai_client_instructs_a_model_that_knows_the_system(
             assert choice.logprobs
             assert choice.logprobs.content
             assert "".join(each.token for each in choice.logprobs.content) == expected
+
+
+def test_all_fields_that_are_refused_are_named(chat: TestClient) -> None:
+    """Clients that want tools send two fields, of which they explain only one to their users."""
+    body = {"messages": HELLO, "tools": [{"type": "function"}], "tool_choice": "required"}
+    error = chat.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["message"] == "tool_choice and tools are not supported"
+
+
+def test_a_role_that_is_not_expected_is_told_which_are(chat: TestClient) -> None:
+    messages = [*HELLO, {"role": "system", "content": "a"}, *HELLO]
+    error = chat.post("/v1/chat/completions", json={"messages": messages}).json()["error"]
+    assert error["message"] == (
+        'unknown role: system; expected "user" or "assistant", or "system" for the first message'
+    )

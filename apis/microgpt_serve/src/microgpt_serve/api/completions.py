@@ -24,7 +24,7 @@ from microgpt_serve.api.openai_schemas import (
     CompletionRequest,
     TextLogprobs,
 )
-from microgpt_serve.api.tokens import Source, read_source
+from microgpt_serve.api.tokens import Source, name_of, read_source
 from microgpt_serve.serving.errors import ApiError
 
 __all__ = ["complete_text"]
@@ -70,13 +70,17 @@ class _TextAnswer(Answer[Completion]):
             signal: ends the work.
         """
         model = self.generation.model
+        mark = name_of(model.tokenizer.bos, model.tokenizer)
         for i, source in enumerate(self._sources):
             if signal.is_set:
                 return
             ids = source.token_ids
             rows = model.logits(ids[:-1]).tolist() if len(ids) > 1 else []
             tokens = list(map(ChosenToken, ids, [[], *rows]))[source.n_hidden :]
-            self._listed[i] = [listed for token in tokens if (listed := self.listed(token))]
+            listed = [each for token in tokens if (each := self.listed(token))]
+            if listed and source.text.startswith(mark):  # a token that was sent as its name
+                listed[0] = listed[0]._replace(content=mark.encode())
+            self._listed[i] = listed
 
     async def pieces(self, *, whole: bool = False) -> AsyncGenerator[Piece]:
         """See `Answer`."""

@@ -61,6 +61,7 @@ NOT_MISSPELT = {"max_tokens", "mode", "models", "top_k", "top_p"}
 
 MAX_EDITS = 2
 LETTERS_PER_EDIT = 3  # `seed` may be one letter off, and `n` none
+MAX_NAMED = 4  # fields in a message
 MAX_EXAMINED = 32  # unknown fields of one request
 MAX_LOGGED = 100  # names per route
 MAX_SHOWN = 64  # characters of a name
@@ -98,9 +99,10 @@ class BodyDecoder(Generic[T]):
 
     def _check(self, given: dict[str, Raw]) -> None:
         unknown = WITHOUT_EFFECT.keys() & given.keys() - self._known
-        for name in sorted(unknown):
-            if _has_effect(name, given[name]):
-                raise ApiError(400, f"{name} is not supported", param=name)
+        if refused := sorted(name for name in unknown if _has_effect(name, given[name])):
+            verb = "is" if len(refused) == 1 else "are"
+            message = f"{' and '.join(refused[:MAX_NAMED])} {verb} not supported"
+            raise ApiError(400, message, param=refused[0])
         others = (name for name in given if name not in self._known and name not in unknown)
         for name in islice(others, MAX_EXAMINED):
             if bytes(given[name]) == b"null":

@@ -121,7 +121,8 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case MicrogptError():
-            return ApiError(400 if isinstance(error, ValueError) else 500, str(error))
+            hint = f"; {error.hint}" if error.hint else ""
+            return ApiError(400 if isinstance(error, ValueError) else 500, f"{error}{hint}")
         case HTTPException():
             return ApiError(error.status_code, error.detail)
         case _:
