@@ -18,6 +18,7 @@ __all__ = [
     "check_choice",
     "check_text",
     "check_type",
+    "check_vocabularies",
     "checked_ids",
     "checked_integer",
     "checked_messages",
@@ -75,6 +76,14 @@ def check_type(name: str, value: Any, expected: type) -> None:
     """Raise ConfigError unless a value is of that class."""
     if not isinstance(value, expected):
         raise ConfigError(f"{name} is {value!r:.80}, expected a {expected.__name__}")
+
+
+def check_vocabularies(of_tokenizer: int, of_parameters: int) -> None:
+    """Raise ConfigError unless a tokenizer has as many token ids as the weights of a model."""
+    if of_tokenizer != of_parameters:
+        raise ConfigError(
+            f"the tokenizer has {of_tokenizer} token ids, expected vocab_size={of_parameters}"
+        )
 
 
 def listed(chars: Sequence[str]) -> str:

@@ -22,9 +22,16 @@ from microgpt.engines.texts import Text
 from microgpt.errors import ConfigError, SamplingError
 from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt
-from microgpt.inference.stream import FinishReason, Pieces, Reply
+from microgpt.inference.stream import FinishReason, Pieces, Reply, TextStream
 
-__all__ = ["GrowingText", "LiveText", "TextBatch", "grown_tokens", "max_tokens_after"]
+__all__ = [
+    "GrowingText",
+    "LiveText",
+    "TextBatch",
+    "grown_tokens",
+    "max_tokens_after",
+    "stream_text",
+]
 
 STEPS_TOGETHER = 8  # of replies, before others take the places of those that have ended
 
@@ -153,6 +160,16 @@ def grown_tokens(growing: GrowingText, engine: Engine) -> Iterator[ChosenToken]:
         engine.advance([growing.part], 1)
         yield from growing.collect()
     growing.check()
+
+
+def stream_text(
+    engine: Engine, tokenizer: BaseTokenizer, prompt: Prompt, config: SamplingConfig
+) -> TextStream:
+    """Return a text alone that continues a prompt, drawn from the seed of `config`."""
+    rng = random.Random(int(config.seed))
+    growing = GrowingText(engine, prompt, rng, config, keep_logits=True)
+    tokens = grown_tokens(growing, engine)
+    return TextStream(tokens, tokenizer, growing.max_tokens, config.stop, prompt)
 
 
 class LiveText:

@@ -5,19 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from microgpt.checks import PathLike, check_choice, checked_texts
+from microgpt.checks import PathLike, check_vocabularies, checked_texts
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines import select
 from microgpt.engines.decoding import SamplingConfig, StopSignal
-from microgpt.errors import ConfigError
 from microgpt.history import History
-from microgpt.inference.batch import GrowingText, TextBatch, grown_tokens, max_tokens_after
+from microgpt.inference.batch import TextBatch, stream_text
 from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
-from microgpt.inference.samples import draw_samples, draw_texts, logits_of_text
-from microgpt.inference.score import IfUnknown, Score, score_dataset, score_each, score_texts
-from microgpt.inference.stream import Reply, TextStream, reply_of
+from microgpt.inference.samples import draw_reply, draw_samples, logits_of_text
+from microgpt.inference.score import IfUnknown, Score, score_all, score_each
+from microgpt.inference.stream import Reply, TextStream
 from microgpt.inference.summary import one_line, rows_of
 from microgpt.model import ModelConfig
 from microgpt.notebook import table
@@ -70,11 +69,7 @@ class LanguageModel:
         training: TrainingRecord | None = None,
         windows: bool = False,
     ) -> None:
-        if tokenizer.vocab_size != parameters.config.vocab_size:
-            raise ConfigError(
-                f"the tokenizer has {tokenizer.vocab_size} token ids, expected "
-                f"vocab_size={parameters.config.vocab_size}"
-            )
+        check_vocabularies(tokenizer.vocab_size, parameters.config.vocab_size)
         self.tokenizer = tokenizer
         self.training = training
         self.windows = windows
@@ -158,7 +153,7 @@ class LanguageModel:
             ChatError, TokenError, ConfigError, ContextLengthError: see `build_prompt`.
         """
         if isinstance(text, str):
-            return self._text_prompt(text, unknown, too_long)
+            return self._as_prompt(text, unknown, too_long)
         return self._chat_prompt(text, unknown, too_long)
 
     def reply(
@@ -187,11 +182,7 @@ class LanguageModel:
             >>> reply.content, reply.finish_reason
             ('ann', 'length')
         """
-        config = config or SamplingConfig()
-        rng = random.Random(int(config.seed))
-        (token_ids,) = draw_texts(self.engine, prompt, [rng], config, signal)
-        n_tokens = max_tokens_after(prompt, config, self.config.block_size)
-        return reply_of(token_ids, self.tokenizer, n_tokens, config.stop, prompt)
+        return draw_reply(self.engine, self.tokenizer, prompt, config or SamplingConfig(), signal)
 
     def generate(
         self,
@@ -274,11 +265,7 @@ class LanguageModel:
             'a|n|n|a|h'
         """
         config = config or SamplingConfig(temperature, top_k, top_p, max_tokens, stop, seed)
-        made = self._as_prompt(prompt)
-        rng = random.Random(int(config.seed))
-        growing = GrowingText(self.engine, made, rng, config, keep_logits=True)
-        tokens = grown_tokens(growing, self.engine)
-        return TextStream(tokens, self.tokenizer, growing.max_tokens, config.stop, made)
+        return stream_text(self.engine, self.tokenizer, self._as_prompt(prompt), config)
 
     def chat(
         self,
@@ -357,14 +344,13 @@ class LanguageModel:
         size = self.config.block_size  # not `prompt`, where a string would begin a document
         return build_prompt(messages, self.tokenizer, size, unknown=unknown, too_long=too_long)
 
-    def _text_prompt(
-        self, text: str, unknown: Unknown = "error", too_long: TooLong = "error"
+    def _as_prompt(
+        self, text: str | Prompt, unknown: Unknown = "error", too_long: TooLong = "error"
     ) -> Prompt:
+        if isinstance(text, Prompt):
+            return text
         size = self.config.block_size
         return text_prompt(text, self.tokenizer, size, unknown, too_long, windows=self.windows)
-
-    def _as_prompt(self, prompt: str | Prompt) -> Prompt:
-        return prompt if isinstance(prompt, Prompt) else self._text_prompt(prompt)
 
     def batch(self, prefixes: PrefixCache | None = None) -> TextBatch:
         """Return a batch for texts that the model continues together.
@@ -444,7 +430,4 @@ class LanguageModel:
             >>> score.n_tokens, round(score.nats_per_token, 1), round(score.perplexity, 1)
             (10, 0.3, 1.3)
         """
-        if not isinstance(dataset, Dataset):
-            return score_texts(self.engine, self.tokenizer, checked_texts(dataset), unknown)
-        check_choice("unknown of a dataset", unknown, ["error"])
-        return score_dataset(self.engine, dataset.encoded_with(self.tokenizer))
+        return score_all(self.engine, self.tokenizer, dataset, unknown)

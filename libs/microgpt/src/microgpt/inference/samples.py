@@ -14,10 +14,10 @@ from microgpt.engines.draws import uniforms
 from microgpt.errors import ConfigError
 from microgpt.inference.batch import GrowingText, max_tokens_after
 from microgpt.inference.prompt import Prompt
-from microgpt.inference.stream import text_of, texts_of
+from microgpt.inference.stream import Reply, reply_of, text_of, texts_of
 from microgpt.parameters import FloatArray
 
-__all__ = ["draw_samples", "draw_texts", "logits_of_text"]
+__all__ = ["draw_reply", "draw_samples", "draw_texts", "logits_of_text"]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
 SAMPLES_TOGETHER = 8192  # at most, since their draws are in memory
@@ -62,6 +62,20 @@ def draw_texts(
     draws = [[rng.random() for _ in range(n_tokens)] for rng in generators]
     drawn = np.array(draws, np.float64).reshape(-1, n_tokens)
     return engine.sample(prompt.token_ids, drawn, config, **_ends(prompt, signal))
+
+
+def draw_reply(
+    engine: Engine,
+    tokenizer: BaseTokenizer,
+    prompt: Prompt,
+    config: SamplingConfig,
+    signal: StopSignal | None,
+) -> Reply:
+    """Return one text that continues a prompt, drawn from the seed of `config`."""
+    rng = random.Random(int(config.seed))
+    (token_ids,) = draw_texts(engine, prompt, [rng], config, signal)
+    n_tokens = max_tokens_after(prompt, config, engine.config.block_size)
+    return reply_of(token_ids, tokenizer, n_tokens, config.stop, prompt)
 
 
 def _check_signal(signal: StopSignal | None) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 
-from microgpt.checks import check_choice
+from microgpt.checks import check_choice, checked_texts
 from microgpt.corpus.batches import Batch, Batches
 from microgpt.corpus.dataset import Dataset
 from microgpt.data import BaseTokenizer
@@ -16,7 +16,7 @@ from microgpt.errors import DataError
 from microgpt.notebook import table
 from microgpt.parameters import IntArray
 
-__all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_dataset", "score_each", "score_texts"]
+__all__ = ["ROWS_TOGETHER", "IfUnknown", "Score", "score_all", "score_dataset", "score_each"]
 
 IfUnknown: TypeAlias = Literal["error", "skip", "worst"]
 
@@ -185,6 +185,19 @@ def score_texts(
     if not n_tokens:
         raise DataError("dataset is empty")
     return _score(total, n_tokens, n_bytes, n_unknown, _per_unknown(tokenizer, unknown))
+
+
+def score_all(
+    engine: Engine,
+    tokenizer: BaseTokenizer,
+    dataset: Dataset | Iterable[str],
+    unknown: IfUnknown = "error",
+) -> Score:
+    """Return how well the engine predicts a dataset or texts; see `LanguageModel.measure`."""
+    if not isinstance(dataset, Dataset):
+        return score_texts(engine, tokenizer, checked_texts(dataset), unknown)
+    check_choice("unknown of a dataset", unknown, ["error"])
+    return score_dataset(engine, dataset.encoded_with(tokenizer))
 
 
 def score_each(
