@@ -46,6 +46,10 @@ TOPICS = {
             "TextBatch LiveText PrefixCache ChosenToken StopSignal generate generate_from_prompt"
         ),
     ),
+    "A look inside": (
+        "What a model computes while it reads a text: `LanguageModel.trace` returns all of it.",
+        "Trace",
+    ),
     "Directories and snapshots": (
         "Models and unfinished runs on the disk, below `LanguageModel.save` and `load`.",
         (

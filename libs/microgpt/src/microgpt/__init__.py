@@ -48,6 +48,7 @@ from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import ChatPrompt, Prompt, Turns, build_prompt
 from microgpt.inference.score import Score
 from microgpt.inference.stream import ChatReply, Reply, TextStream
+from microgpt.inference.trace import Trace
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
 from microgpt.storage.commit import lock_directory
 from microgpt.storage.model_directory import Origin, TrainingRecord, check_writable, holds_model
@@ -115,6 +116,7 @@ __all__ = [
     "TextStream",
     "TokenError",
     "Tokenizer",
+    "Trace",
     "TrainConfig",
     "Trainer",
     "TrainingRecord",

@@ -1,17 +1,28 @@
-"""HTML for notebooks: tables and curves, without scripts, in the text colour of the page."""
+"""HTML for notebooks: tables, curves, tinted texts and shaded squares.
+
+All are without scripts, and in the text colour of the page.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-__all__ = ["curves", "table"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["curves", "shades", "table", "tints", "visible"]
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 240  # of a picture, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 48, 28, 26, 24  # its margins, with the numbers of the axes
 COLORS = ("#3b82f6", "#f97316")  # readable on white and on black
+
+MOST_TINT = 8.0  # a figure that has the full tint
+SQUARE, GAP, PER_ROW = 112, 12, 4  # of shaded squares: pixels, between two, and side by side
+MAX_CELLS = 20_000  # of all squares together, to keep a notebook small
+N_SHADES = 8
 
 
 def table(title: str, rows: Mapping[str, object]) -> str:
@@ -62,6 +73,79 @@ def curves(title: str, axes: str, series: Mapping[str, Points]) -> str:
         f'role="img" aria-label="{escape(title)}" fill="currentColor" '
         f'style="font:11px sans-serif">{"".join(marks)}</svg>'
     )
+
+
+def visible(text: str) -> str:
+    r"""Return a text with spaces and characters that are not printed shown, such as \n."""
+    return "".join(
+        "␣" if char == " " else char if char.isprintable() else ascii(char)[1:-1] for char in text
+    )
+
+
+def tints(title: str, words: Sequence[str], figures: Sequence[float]) -> str:
+    """Return words, each the more tinted the larger its figure, which a pointer shows.
+
+    Args:
+        title: what the figures are.
+        words: not escaped yet.
+        figures: from 0 on, one for each; NaN for none.
+    """
+    spans = []
+    for word, figure in zip(words, figures, strict=True):
+        known = not math.isnan(figure)
+        tint = min(figure, MOST_TINT) / MOST_TINT if known else 0.0
+        about = f"{title}: {figure:.2f}" if known else title
+        spans.append(
+            f'<span title="{escape(about)}" style="background:rgba(249,115,22,{tint:.2f});'
+            f'padding:2px 1px;margin-right:1px">{escape(word)}</span>'
+        )
+    return f'<p style="font-family:monospace;line-height:1.8">{"".join(spans)}</p>'
+
+
+def shades(title: str, squares: Mapping[str, NDArray[np.floating[Any]]]) -> str:
+    """Return named squares, side by side, of cells that are the darker the nearer to 1, as SVG.
+
+    Where there are too many cells, one stands for several neighbours: the darkest of them.
+
+    Args:
+        title: the name of the picture for screen readers.
+        squares: at least one; figures from 0 to 1 each, shape (T, T), nothing above the diagonal.
+    """
+    n_cells = max(1, math.isqrt(2 * MAX_CELLS // len(squares)))
+    marks = []
+    for i, (name, square) in enumerate(squares.items()):
+        x, y = (SQUARE + GAP) * (i % PER_ROW), (SQUARE + GAP + 8) * (i // PER_ROW)
+        pooled = _pooled(square, n_cells)
+        size = SQUARE / len(pooled)
+        marks.append(
+            f'<text x="{x}" y="{y + 12}">{escape(name)}</text>'
+            f'<g transform="translate({x},{y + 16}) scale({size:.4g})">{_shaded(pooled)}</g>'
+        )
+    n_rows = -(-len(squares) // PER_ROW)
+    width, height = (SQUARE + GAP) * min(len(squares), PER_ROW), (SQUARE + GAP + 8) * n_rows
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'role="img" aria-label="{escape(title)}" fill="currentColor" stroke="currentColor" '
+        f'style="font:11px sans-serif">{"".join(marks)}</svg>'
+    )
+
+
+def _pooled(square: NDArray[np.floating[Any]], n_cells: int) -> NDArray[np.floating[Any]]:
+    """Return at most so many rows and columns; each cell is the largest of some neighbours."""
+    starts = np.arange(0, len(square), -(-len(square) // n_cells))
+    return np.maximum.reduceat(np.maximum.reduceat(square, starts, axis=0), starts, axis=1)
+
+
+def _shaded(square: NDArray[np.floating[Any]]) -> str:
+    """Return the outline of a lower triangle and a path per shade, in units of a cell."""
+    n = len(square)
+    levels = np.rint(np.nan_to_num(square) * N_SHADES).astype(int)
+    paths = [f'<path d="M0 0V{n}H{n}" fill="none" stroke-width=".2" opacity=".4"/>']
+    for level in range(1, N_SHADES + 1):
+        cells = "".join(f"M{x} {y}.5h1" for y, x in np.argwhere(levels == level).tolist())
+        if cells:
+            paths.append(f'<path d="{cells}" opacity="{level / N_SHADES:.3g}"/>')
+    return "".join(paths)
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:

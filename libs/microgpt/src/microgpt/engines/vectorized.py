@@ -15,7 +15,7 @@ from microgpt.engines.base import ArrayCache, Engine
 from microgpt.model import RMSNORM_EPS
 from microgpt.parameters import FloatArray, IntArray, Parameters
 
-__all__ = ["VectorizedEngine"]
+__all__ = ["BlockTrace", "VectorizedEngine"]
 
 
 # Each operation of the model is a pair: forward, and the gradient of its input given the gradient
@@ -90,17 +90,19 @@ class _BlockWeights:
 
 
 @dataclass
-class _BlockTrace:
-    """Results of one block's forward pass that its backward pass needs."""
+class BlockTrace:
+    """Results of one block's forward pass, for its backward pass and for those who look inside."""
 
     normed_attn: FloatArray  # (R, C)
     scale_attn: FloatArray  # (R, 1)
     qkv: FloatArray  # (3, B, H, T, D)
     probs: FloatArray  # (B, H, T, T)
     mixed: FloatArray  # (R, C)
+    from_attn: FloatArray  # (R, C), added to the residual stream
     normed_mlp: FloatArray  # (R, C)
     scale_mlp: FloatArray  # (R, 1)
     hidden: FloatArray  # (R, 4C)
+    from_mlp: FloatArray  # (R, C), added to the residual stream
 
 
 def _swap(x: FloatArray) -> FloatArray:
@@ -157,11 +159,7 @@ class VectorizedEngine(Engine):
         self.check_batch(batch)
         inputs, targets = _pad(batch)
         embedded, scale = self._embed(inputs)
-        x = embedded
-        traces = []
-        for block in self._blocks:
-            x, trace = self._block(block, x, *inputs.shape)
-            traces.append(trace)
+        x, traces = self._forward(embedded, *inputs.shape)
         nll, n_targets, d_logits = _cross_entropy(x @ self.parameters["lm_head"].T, targets)
 
         np.matmul(d_logits.T, x, out=self.grads["lm_head"])
@@ -172,6 +170,16 @@ class VectorizedEngine(Engine):
             d_x = self._block_backward(block, trace, grads, d_x)
         self._embed_backward(_rmsnorm_backward(d_x, embedded, scale), inputs)
         return nll, n_targets
+
+    def _forward(
+        self, x: FloatArray, n_docs: int, n_tokens: int
+    ) -> tuple[FloatArray, list[BlockTrace]]:
+        """Return the residual stream (R, C) after the last block, and the results of each."""
+        traces = []
+        for block in self._blocks:
+            x, trace = self._block(block, x, n_docs, n_tokens)
+            traces.append(trace)
+        return x, traces
 
     def _embed(self, ids: IntArray, start: int = 0) -> tuple[FloatArray, FloatArray]:
         """Return the normed sum of token and position embeddings (R, C), and its scales."""
@@ -206,23 +214,33 @@ class VectorizedEngine(Engine):
 
     def _block(
         self, block: _BlockWeights, x: FloatArray, n_docs: int, n_tokens: int
-    ) -> tuple[FloatArray, _BlockTrace]:
+    ) -> tuple[FloatArray, BlockTrace]:
         """Return the residual stream (R, C) after one block."""
         normed_attn, scale_attn = _rmsnorm(x)
         qkv = self._split_heads(normed_attn @ block.w_qkv.T, n_docs, n_tokens, 3)
         q, k, v = qkv
         probs = self._probs(q, k)  # (B, H, T, T)
         mixed = _merge_heads(probs @ v)  # (R, C)
-        x = x + mixed @ block.w_o.T
+        from_attn = mixed @ block.w_o.T
+        x = x + from_attn
         normed_mlp, scale_mlp = _rmsnorm(x)
         hidden = np.maximum(normed_mlp @ block.w_1.T, 0)  # (R, 4C)
-        x = x + hidden @ block.w_2.T
-        return x, _BlockTrace(
-            normed_attn, scale_attn, qkv, probs, mixed, normed_mlp, scale_mlp, hidden
+        from_mlp = hidden @ block.w_2.T
+        return x + from_mlp, BlockTrace(
+            normed_attn,
+            scale_attn,
+            qkv,
+            probs,
+            mixed,
+            from_attn,
+            normed_mlp,
+            scale_mlp,
+            hidden,
+            from_mlp,
         )
 
     def _block_backward(
-        self, block: _BlockWeights, trace: _BlockTrace, grads: _BlockWeights, d_x: FloatArray
+        self, block: _BlockWeights, trace: BlockTrace, grads: _BlockWeights, d_x: FloatArray
     ) -> FloatArray:
         """Write the block's gradients; return that of its input, given that of its output."""
         np.matmul(d_x.T, trace.hidden, out=grads.w_2)
@@ -273,6 +291,20 @@ class VectorizedEngine(Engine):
         """See `Engine.logits`."""
         x = self._extend(token_ids, self.new_cache())
         return x @ self.parameters["lm_head"].T
+
+    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
+    def trace(self, token_ids: Sequence[int]) -> tuple[FloatArray, list[BlockTrace]]:
+        """Return the embedded tokens, shape (T, C), and what each block makes of them (B = 1).
+
+        Args:
+            token_ids: see `Engine.logits`.
+
+        Raises:
+            As `Engine.logits`.
+        """
+        ids = self.check_tokens(token_ids)[None]
+        embedded, _ = self._embed(ids)
+        return embedded, self._forward(embedded, *ids.shape)[1]
 
     def _extend(self, token_ids: Sequence[int], cache: ArrayCache) -> FloatArray:
         """Append tokens to `cache`; return the residual stream after the last block (T, C)."""

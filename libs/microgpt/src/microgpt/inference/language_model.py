@@ -18,6 +18,7 @@ from microgpt.inference.samples import draw_reply, draw_samples, logits_of_text
 from microgpt.inference.score import IfUnknown, Score, score_all, score_each
 from microgpt.inference.stream import Reply, TextStream
 from microgpt.inference.summary import one_line, rows_of
+from microgpt.inference.trace import Trace, Traceable, trace_text
 from microgpt.model import ModelConfig
 from microgpt.notebook import table
 from microgpt.parameters import FloatArray, Parameters
@@ -372,6 +373,19 @@ class LanguageModel:
             ContextLengthError: more than block_size tokens.
         """
         return self.engine.logits(token_ids)
+
+    def trace(self, text: Traceable, *, unknown: Unknown = "error") -> Trace:
+        """Return all that the model computes while it reads a text.
+
+        Args:
+            text: as for `generate`; or messages, also with an answer at the end; or token ids.
+            unknown: see `build_prompt`.
+
+        Raises:
+            ChatError, TokenError, ShapeError, ContextLengthError: see `prompt` and `logits`.
+        """
+        model = self.parameters, self.tokenizer
+        return trace_text(*model, text, unknown, windows=self.windows)
 
     def reply_logits(self, reply: Reply) -> FloatArray:
         """Return the logits that each token of a reply was chosen from, shape (n_tokens, V).

@@ -1,0 +1,246 @@
+"""A look inside: all that a model computes while it reads a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+
+from microgpt.checks import checked_integer, checked_messages
+from microgpt.data import BaseTokenizer, Message, Unknown
+from microgpt.engines.vectorized import VectorizedEngine
+from microgpt.inference.prompt import Prompt, build_prompt, text_prompt
+from microgpt.notebook import shades, tints, visible
+from microgpt.parameters import FloatArray, Parameters
+
+__all__ = ["Trace", "Traceable", "trace_text"]
+
+Traceable: TypeAlias = str | Prompt | Sequence[Message] | Sequence[int]
+
+DIGITS = 4  # of the figures of `Trace.to_json`
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trace:
+    """All that a model computes while it reads a text: in float64, whatever its engine and dtype.
+
+    The residual stream begins as the embedded tokens. Each block adds to it what its attention,
+    then its MLP, makes of it, and `lm_head` maps it to logits. T is the number of tokens.
+
+    Args:
+        prompt: the tokens read, and what was left out of them.
+        tokenizer: of the model.
+        attention: how much each position, a row, attends to each, a column: shape
+            (n_layer, H, T, T). Rows sum to 1, and no row attends to a position behind its own.
+        residual: the residual stream before the first block and after each, shape
+            (n_layer + 1, T, C).
+        from_attn: what the attention of each block adds to it, shape (n_layer, T, C).
+        from_mlp: what its MLP adds, shape (n_layer, T, C).
+        hidden: activations of the MLPs, after ReLU, shape (n_layer, T, 4C).
+        lens: the logit lens: `lm_head` on each stage of the residual stream, as logits of shape
+            (n_layer + 1, T, V).
+
+    Example:
+        >>> import microgpt
+        >>> model = microgpt.fit(["anna", "bob", "hannah", "otto"], steps=100)
+        >>> trace = model.trace("hann")
+        >>> trace
+        <Trace: 5 tokens, 1 block of 4 heads, loss 0.45>
+        >>> trace.tokens
+        ['bos', 'h', 'a', 'n', 'n']
+        >>> trace.attention.shape, trace.residual.shape, trace.logits.shape
+        ((1, 4, 5, 5), (2, 5, 16), (5, 7))
+        >>> [round(nats, 1) for nats in trace.surprise[1:].tolist()]
+        [1.7, 0.0, 0.0, 0.0]
+        >>> model.tokenizer.token_text(trace.logits[-1].argmax())
+        'a'
+    """
+
+    prompt: Prompt
+    tokenizer: BaseTokenizer = field(repr=False)
+    attention: FloatArray
+    residual: FloatArray
+    from_attn: FloatArray
+    from_mlp: FloatArray
+    hidden: FloatArray
+    lens: FloatArray
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens read."""
+        return self.prompt.token_ids
+
+    @property
+    def tokens(self) -> list[str]:
+        """The tokens read, as `BaseTokenizer.token_text` shows them."""
+        return [self.tokenizer.token_text(token_id) for token_id in self.token_ids]
+
+    @property
+    def logits(self) -> FloatArray:
+        """The logits after each token, shape (T, V): the last stage of `lens`."""
+        last: FloatArray = self.lens[-1]
+        return last
+
+    @property
+    def surprise(self) -> FloatArray:
+        """What each token costs given those before it, in nats; NaN for the first: shape (T,)."""
+        costs = np.full(len(self.token_ids), np.nan)
+        rows = np.arange(len(costs) - 1)
+        costs[1:] = -log_probs(self.logits[:-1])[rows, self.token_ids[1:]]
+        return costs
+
+    @property
+    def loss(self) -> float:
+        """The mean of `surprise`, in nats per predicted token; NaN for a single token."""
+        costs = self.surprise[1:]
+        return float(costs.mean()) if costs.size else float("nan")
+
+    def __repr__(self) -> str:
+        return f"<Trace: {self._summary()}>"
+
+    def _summary(self) -> str:
+        n_layer, n_head, n_tokens, _ = self.attention.shape
+        tokens = f"{n_tokens} token{'s' * (n_tokens > 1)}"
+        heads = f"{n_layer} block{'s' * (n_layer > 1)} of {n_head} head{'s' * (n_head > 1)}"
+        loss = f", loss {self.loss:.2f}" * (n_tokens > 1)
+        return f"{tokens}, {heads}{loss}"
+
+    def _repr_html_(self) -> str:
+        special = self.tokenizer.n_plain
+        words = [
+            f"⟨{text}⟩" if token_id >= special else visible(text)
+            for token_id, text in zip(self.token_ids, self.tokens, strict=True)
+        ]
+        heads = {
+            f"block {i + 1}, head {j + 1}": head
+            for i, block in enumerate(self.attention)
+            for j, head in enumerate(block)
+        }
+        text = tints("surprise in nats", words, self.surprise.tolist())
+        return f"<div>{text}{shades(f'Trace: {self._summary()}', heads)}</div>"
+
+    def to_json(self, top: int = 10) -> str:
+        """Return what there is to show, as JSON; figures are rounded to four decimals.
+
+        An object with these members, where a token is an object of its `id` and its `text`, and of
+        `special`, true, if it stands for no text; a figure that is no finite number is null:
+
+        - `tokens`: the tokens read, T of them.
+        - `surprise`: nats of each, null for the first; `loss`: their mean.
+        - `next`: after each token the likeliest next ones, the likeliest first, each with its
+          `probability`.
+        - `lens`: for each stage of the residual stream and each token the likeliest next one.
+        - `attention`: per block, head and position the probabilities of the positions up to it.
+        - `residual`: root mean square of each stage, per token; `from_attn` and `from_mlp`: that of
+          what each block adds to it.
+        - `active`: share of the hidden units of each block that are above 0, per token.
+
+        Args:
+            top: how many next tokens, at least 1.
+
+        Raises:
+            ConfigError: `top` is no such integer.
+        """
+        rows = {
+            "tokens": [self._token(token_id) for token_id in self.token_ids],
+            "loss": _rounded(self.loss),
+            "surprise": _rounded(self.surprise),
+            "next": self._likeliest(self.logits, checked_integer("top", top, 1)),
+            "lens": [[each for (each,) in self._likeliest(stage, 1)] for stage in self.lens],
+            "attention": [
+                [[row[: i + 1] for i, row in enumerate(_rounded(head))] for head in block]
+                for block in self.attention
+            ],
+            "residual": _rounded(_root_mean_square(self.residual)),
+            "from_attn": _rounded(_root_mean_square(self.from_attn)),
+            "from_mlp": _rounded(_root_mean_square(self.from_mlp)),
+            "active": _rounded((self.hidden > 0).mean(axis=-1)),
+        }
+        return msgspec.json.encode(rows).decode()
+
+    def _token(self, token_id: int) -> dict[str, Any]:
+        token = {"id": token_id, "text": self.tokenizer.token_text(token_id)}
+        return token | {"special": True} if token_id >= self.tokenizer.n_plain else token
+
+    def _likeliest(self, logits: FloatArray, n: int) -> list[list[dict[str, Any]]]:
+        """Return the likeliest tokens of logits (T, V) with their probabilities, per row."""
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :n]
+        probs = np.exp(np.take_along_axis(log_probs(logits), order, axis=1))
+        return [
+            [self._token(i) | {"probability": p} for i, p in zip(ids, each, strict=True)]
+            for ids, each in zip(order.tolist(), _rounded(probs), strict=True)
+        ]
+
+
+def log_probs(logits: FloatArray) -> FloatArray:
+    """Return the logarithms of the probabilities of logits along the last axis, shape as given."""
+    with np.errstate(invalid="ignore"):  # logits may be infinite: the weights were too large
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        result: FloatArray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result
+
+
+def _root_mean_square(x: FloatArray) -> FloatArray:
+    """Return it along the last axis, of shape (..., C)."""
+    with np.errstate(over="ignore"):
+        result: FloatArray = np.sqrt(np.mean(np.square(x), axis=-1))
+    return result
+
+
+def _rounded(figures: FloatArray | float) -> Any:
+    return np.round(figures, DIGITS).tolist()
+
+
+def trace_text(
+    parameters: Parameters,
+    tokenizer: BaseTokenizer,
+    text: Traceable,
+    unknown: Unknown,
+    *,
+    windows: bool,
+) -> Trace:
+    """Return what a model computes while it reads a text; see `LanguageModel.trace`."""
+    weights = Parameters(parameters.config, parameters.flat.astype(np.float64))
+    engine = VectorizedEngine(weights)
+    block_size = weights.config.block_size
+    if isinstance(text, Prompt):
+        prompt = text
+    elif isinstance(text, str):
+        prompt = text_prompt(text, tokenizer, block_size, unknown, windows=windows)
+    elif isinstance(text, Sequence) and text and isinstance(text[0], dict):
+        prompt = _conversation_prompt(text, tokenizer, block_size, unknown)
+    else:
+        prompt = Prompt(engine.check_tokens(text).tolist())  # type: ignore[arg-type]
+    embedded, blocks = engine.trace(prompt.token_ids)
+    residual = [embedded]
+    with np.errstate(over="ignore", invalid="ignore"):  # as in the engine, of which these are bits
+        for block in blocks:
+            residual.append(residual[-1] + block.from_attn + block.from_mlp)
+        stream = np.stack(residual)
+        lens = stream @ weights["lm_head"].T
+    return Trace(
+        prompt=prompt,
+        tokenizer=tokenizer,
+        attention=np.concatenate([block.probs for block in blocks]),
+        residual=stream,
+        from_attn=np.stack([block.from_attn for block in blocks]),
+        from_mlp=np.stack([block.from_mlp for block in blocks]),
+        hidden=np.stack([block.hidden for block in blocks]),
+        lens=lens,
+    )
+
+
+def _conversation_prompt(
+    messages: Sequence[Any], tokenizer: BaseTokenizer, block_size: int, unknown: Unknown
+) -> Prompt:
+    """Return the prompt of the reply to messages; of an answer at their end, and the answer."""
+    *_, (role, answer) = checked_messages(messages)
+    if role != "assistant":
+        return build_prompt(messages, tokenizer, block_size, unknown=unknown)
+    prompt = build_prompt(messages[:-1], tokenizer, block_size, unknown=unknown)
+    _, *rest = tokenizer.encode_turn(role, answer, unknown=unknown)
+    left_out = len(answer) - len(tokenizer.decode(rest))
+    return replace(
+        prompt, token_ids=[*prompt.token_ids, *rest], n_unknown=prompt.n_unknown + left_out
+    )
