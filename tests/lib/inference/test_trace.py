@@ -14,6 +14,7 @@ from markup import shown_in
 from microgpt import (
     ENGINES,
     ChatError,
+    ConfigError,
     ContextLengthError,
     InferenceGPT,
     LanguageModel,
@@ -308,6 +309,19 @@ def test_answer_that_nobody_asked_for_is_refused(chatty: LanguageModel) -> None:
         chatty.trace([{"role": "assistant", "content": "a"}])
 
 
+@pytest.mark.parametrize("temperature", [0.3, 1, 2.5])
+def test_probabilities_follow_the_temperature(model: LanguageModel, temperature: float) -> None:
+    trace = model.trace("hanna")
+    expected = [softmax([z / temperature for z in row]) for row in trace.logits.tolist()]
+    np.testing.assert_allclose(trace.probs(temperature), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan, "warm", True])
+def test_temperature_that_is_none_is_refused(model: LanguageModel, temperature: Any) -> None:
+    with pytest.raises(ConfigError, match=r"temperature is .*, expected a number above 0"):
+        model.trace("a").probs(temperature)
+
+
 # ---------------------------------------------------------------- shown
 
 
@@ -338,7 +352,7 @@ def test_json_has_what_there_is_to_show(model: LanguageModel) -> None:
         np.testing.assert_allclose(figures[name], expected, atol=5e-5)
     np.testing.assert_allclose(figures["active"], (trace.hidden > 0).mean(axis=-1), atol=5e-5)
     assert len(json.loads(trace.to_json(99))["next"][0]) == 7
-    with pytest.raises(microgpt.ConfigError, match="top is 0, expected an integer of at least 1"):
+    with pytest.raises(ConfigError, match="top is 0, expected an integer of at least 1"):
         trace.to_json(0)
 
 

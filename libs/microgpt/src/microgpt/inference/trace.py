@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
-from microgpt.checks import checked_integer, checked_messages
+from microgpt.checks import checked_integer, checked_messages, is_number
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.vectorized import VectorizedEngine
+from microgpt.errors import ConfigError
 from microgpt.inference.prompt import Prompt, build_prompt, text_prompt
 from microgpt.notebook import shades, tints, visible
 from microgpt.parameters import FloatArray, Parameters
@@ -95,6 +96,21 @@ class Trace:
         """The mean of `surprise`, in nats per predicted token; NaN for a single token."""
         costs = self.surprise[1:]
         return float(costs.mean()) if costs.size else float("nan")
+
+    def probs(self, temperature: float = 1.0) -> FloatArray:
+        """Return the probabilities of the token after each, shape (T, V).
+
+        Args:
+            temperature: divides the logits; above 0.
+
+        Raises:
+            ConfigError: `temperature` is no such number.
+        """
+        if not is_number(temperature) or not 0 < temperature < np.inf:
+            raise ConfigError(f"temperature is {temperature!r:.80}, expected a number above 0")
+        with np.errstate(over="ignore"):  # a small temperature makes logits large
+            result: FloatArray = np.exp(log_probs(self.logits / temperature))
+        return result
 
     def __repr__(self) -> str:
         return f"<Trace: {self._summary()}>"
