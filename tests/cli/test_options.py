@@ -8,7 +8,7 @@ import pytest
 if TYPE_CHECKING:
     from cli.conftest import Cli
 
-READERS = ["generate", "chat", "info", "plot", "score", "export", "evaluate"]
+READERS = ["generate", "chat", "info", "plot", "score", "export", "evaluate", "explain"]
 
 
 @pytest.mark.parametrize("command", READERS)
@@ -17,6 +17,7 @@ def test_directory_of_the_model_is_an_argument_or_a_flag(cli: "Cli", command: st
         "score": ["--input", "in"],
         "export": ["--output", "out"],
         "evaluate": ["--questions", "in"],
+        "explain": ["--input", "in"],
     }.get(command, [])
 
     def place(*arguments: str) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {  # each is `command` of the module of that name in commands/
     "info": "Show the contents of a model directory.",
     "plot": "Draw the learning curve of a training run.",
     "score": "Measure how well a model predicts text.",
+    "explain": "Show attention and choices of a model that reads a text.",
     "export": "Write a copy of a model in another format.",
     "evaluate": "Ask a chat model questions and count exact answers.",
     "bench": "Measure the speed of the engines on this machine.",

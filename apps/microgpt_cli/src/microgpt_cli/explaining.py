@@ -1,0 +1,157 @@
+"""What a model computes while it reads a text, as lines for a terminal."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+
+from microgpt_cli.terminal import printable
+
+__all__ = ["lines_of", "looks_at", "named"]
+
+MOST_NEXT = 5  # likeliest next tokens in the table
+LONGEST_NAME = 10  # columns
+BETWEEN = 3  # columns between two heads
+LEAST_HEAD = 16  # columns, for its title
+UNPOOLED = 32  # tokens that have a cell each, if the terminal has the columns
+SHADES = "\N{MIDDLE DOT}░▒▓█"  # each from that share of attention on
+SHARES = (0, 0.05, 0.2, 0.4, 0.7)
+LEGEND = "from " + ", ".join(
+    f"{share:.0%} {shade}" for shade, share in zip(SHADES, SHARES, strict=True)
+)
+
+
+def named(token: dict[str, Any]) -> str:
+    """Return a token of `Trace.to_json` for display: on one line, and a special one as <bos>."""
+    if "special" in token:
+        return f"<{token['text']}>"
+    return printable(token["text"].replace("\n", "↵").replace(" ", "␣"), one_line=True)
+
+
+def looks_at(head: Sequence[Sequence[float | None]]) -> tuple[str, float]:
+    """Return the place that a head looks at most, and its mean share of attention there.
+
+    Args:
+        head: attention of each position, a row, to each up to its own; None for no finite share.
+    """
+    rows = [(i, [share or 0.0 for share in row]) for i, row in enumerate(head)]
+    rows = rows[2:] or rows[-1:]  # before, places are the same
+    places = {
+        "itself": sum(row[i] for i, row in rows),
+        "previous": sum(row[max(i - 1, 0)] for i, row in rows),
+        "first": sum(row[0] for _, row in rows),
+    }
+    place = max(places, key=places.__getitem__)
+    return place, places[place] / len(rows)
+
+
+def lines_of(figures: dict[str, Any], width: int) -> Iterator[str]:
+    """Yield a table of tokens, then the heads of each block as shaded squares.
+
+    Args:
+        figures: the content of `Trace.to_json`.
+        width: columns, at least 40.
+    """
+    yield from _table(figures, width)
+    names = [named(token) for token in figures["tokens"]]
+    for i, block in enumerate(figures["attention"], 1):
+        yield ""
+        yield from _heads(f"block {i}", block, names, width)
+
+
+def _fitted(text: str, width: int) -> str:
+    """Return a text of so many columns: cut, or with spaces after it."""
+    if cell_len(text) > width:
+        return set_cell_size(text, width - 1) + "…"
+    return set_cell_size(text, width)
+
+
+def _share(probability: float | None) -> str:
+    """Return a probability in four columns."""
+    return "   ?" if probability is None else f"{probability:4.0%}"
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _table(figures: dict[str, Any], width: int) -> Iterator[str]:
+    shown = [*figures["tokens"], *(t for row in figures["next"] for t in row[:MOST_NEXT])]
+    shown += [token for stage in figures["lens"] for token in stage]
+    n_name = min(LONGEST_NAME, max(cell_len(named(token)) for token in shown))
+    n_token = max(n_name, len("token"))
+    n_cell = n_name + 7  # a space, four columns of probability, and two between
+    n_cells = max(1, (width - n_token - len("  surprise") - 2) // n_cell)
+    n_next = min(MOST_NEXT, len(figures["next"][0]))
+    stages = _spread(len(figures["lens"]) - 1, n_cells - 1)  # the last is that of `next`
+    n_next = min(n_next, n_cells - len(stages))
+    lens = "".join(_fitted(f"lens {i}", n_cell) for i in stages)  # after block i
+    following = _fitted("next", n_cell * n_next)
+    yield f"{_fitted('token', n_token)}  surprise  {following}{lens}".rstrip()
+    for t, token in enumerate(figures["tokens"]):
+        surprise = figures["surprise"][t]
+        cells = [*figures["next"][t][:n_next], *(figures["lens"][i][t] for i in stages)]
+        row = "".join(
+            f"{_fitted(named(each), n_name)} {_share(each['probability'])}  " for each in cells
+        )
+        cost = " " * 8 if surprise is None else f"{surprise:8.2f}"
+        yield f"{_fitted(named(token), n_token)}  {cost}  {row}".rstrip()
+    loss = figures["loss"]
+    if loss is not None:
+        yield f"{_fitted('mean', n_token)}  {loss:8.2f}  nats per token"
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """Return the numbers below `n`; where these are too many, some of them, with equal steps."""
+    if n <= most:
+        return list(range(n))
+    return sorted({i * (n - 1) // max(1, most - 1) for i in range(most)})
+
+
+# ---------------------------------------------------------------- the heads
+
+
+def _heads(
+    title: str, block: Sequence[Sequence[Sequence[float]]], names: Sequence[str], width: int
+) -> Iterator[str]:
+    """Yield the heads of a block, side by side."""
+    n_tokens, most = len(names), max(UNPOOLED, (width + BETWEEN) // len(block) - BETWEEN)
+    n_label = max(1, min(LONGEST_NAME, max(map(cell_len, names))))
+    n_together = -(-n_tokens // min(most, width - n_label - 1))  # tokens of one cell
+    labels = [_fitted(name, n_label) for name in names[::n_together]]
+    n_columns = 2 if 2 * len(labels) <= LEAST_HEAD else 1  # of a cell
+    n_head = max(LEAST_HEAD, n_columns * len(labels))
+    per_line = max(1, (width - n_label - 1 + BETWEEN) // (n_head + BETWEEN))
+    about = f", a cell is {n_together} tokens" * (n_together > 1)
+    yield f"{title}{about}: rows attend to columns, {LEGEND}"[:width]
+    numbered = list(enumerate(block, 1))
+    gap = " " * BETWEEN
+    for line in range(0, len(numbered), per_line):
+        together = numbered[line : line + per_line]
+        titles = []
+        for number, head in together:
+            place, share = looks_at(head)
+            titles.append(_fitted(f"{number} {place} {share:.0%}", n_head))
+        yield f"{' ' * n_label} {gap.join(titles)}".rstrip()
+        squares = [_pooled(head, n_together) for _, head in together]
+        for row, label in enumerate(labels):
+            cells = ["".join(_shade(p) * n_columns for p in square[row]) for square in squares]
+            yield f"{label} {gap.join(f'{each:<{n_head}}' for each in cells)}".rstrip()
+
+
+def _shade(share: float | None) -> str:
+    if share is None:  # attention of weights that are too large
+        return "?"
+    return SHADES[max(i for i, least in enumerate(SHARES) if share >= least)]
+
+
+def _pooled(head: Sequence[Sequence[float]], n: int) -> list[list[float]]:
+    """Return a head with one cell, the largest, for n rows and n columns."""
+    if n == 1:
+        return [list(row) for row in head]
+    return [
+        [
+            max(row[j] for row in head[i : i + n] for j in range(start, min(start + n, len(row))))
+            for start in range(0, min(i + n, len(head)), n)
+        ]
+        for i in range(0, len(head), n)
+    ]
