@@ -186,13 +186,13 @@ def by_pytorch(torch: Any, weights: Parameters, token_ids: Sequence[int]) -> Arr
 @shapes
 def test_every_figure_is_that_of_pytorch(seed: int) -> None:
     torch = pytest.importorskip("torch")
-    weights, token_ids = random_case(1000 + seed, widest=40, most_tokens=90)
+    weights, token_ids = random_case(1000 + seed, widest=40, most_tokens=200)
     assert_same(traced(weights, token_ids), by_pytorch(torch, weights, token_ids))
 
 
 @shapes
 def test_attention_sums_to_one_and_looks_at_nothing_ahead(seed: int) -> None:
-    weights, token_ids = random_case(2000 + seed, widest=30, most_tokens=60)
+    weights, token_ids = random_case(2000 + seed, widest=30, most_tokens=200)
     trace = traced(weights, token_ids)
     np.testing.assert_allclose(trace.attention.sum(axis=-1), 1.0, rtol=TOLERANCE)
     assert not np.triu(trace.attention, k=1).any()

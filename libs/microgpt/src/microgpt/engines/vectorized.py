@@ -17,6 +17,8 @@ from microgpt.parameters import FloatArray, IntArray, Parameters
 
 __all__ = ["BlockTrace", "VectorizedEngine"]
 
+QUERIES_TOGETHER = 128  # rows of attention; those of long texts spare half the work in parts
+
 
 # Each operation of the model is a pair: forward, and the gradient of its input given the gradient
 # of its output. Both stand side by side.
@@ -159,7 +161,7 @@ class VectorizedEngine(Engine):
         self.check_batch(batch)
         inputs, targets = _pad(batch)
         embedded, scale = self._embed(inputs)
-        x, traces = self._forward(embedded, *inputs.shape)
+        x, _, traces = self._forward(embedded, *inputs.shape)
         nll, n_targets, d_logits = _cross_entropy(x @ self.parameters["lm_head"].T, targets)
 
         np.matmul(d_logits.T, x, out=self.grads["lm_head"])
@@ -173,13 +175,15 @@ class VectorizedEngine(Engine):
 
     def _forward(
         self, x: FloatArray, n_docs: int, n_tokens: int
-    ) -> tuple[FloatArray, list[BlockTrace]]:
-        """Return the residual stream (R, C) after the last block, and the results of each."""
+    ) -> tuple[FloatArray, FloatArray, list[BlockTrace]]:
+        """Return the residual stream (R, C) after the last block, attention, and all results."""
+        c = self.config
+        probs = np.zeros((c.n_layer, n_docs, c.n_head, n_tokens, n_tokens), x.dtype)
         traces = []
-        for block in self._blocks:
-            x, trace = self._block(block, x, n_docs, n_tokens)
+        for block, out in zip(self._blocks, probs, strict=True):
+            x, trace = self._block(block, x, out)
             traces.append(trace)
-        return x, traces
+        return x, probs, traces
 
     def _embed(self, ids: IntArray, start: int = 0) -> tuple[FloatArray, FloatArray]:
         """Return the normed sum of token and position embeddings (R, C), and its scales."""
@@ -200,11 +204,24 @@ class VectorizedEngine(Engine):
         split = x.reshape(n_docs, n_tokens, n_parts, config.n_head, config.head_dim)
         return split.transpose(2, 0, 3, 1, 4)
 
-    def _probs(self, q: FloatArray, k: FloatArray, start: int = 0) -> FloatArray:
-        """Return attention of queries (B, H, T, D) from position `start` on, to all of `k`."""
-        scores = q @ _swap(k)  # (B, H, T, start + T)
+    def _probs(
+        self, q: FloatArray, k: FloatArray, start: int = 0, out: FloatArray | None = None
+    ) -> FloatArray:
+        """Return attention of queries (B, H, T, D) from position `start` on, to all of `k`.
+
+        It is written to `out`, if that is given: zeros.
+        """
+        n_queries, n_keys = q.shape[-2], k.shape[-2]
+        if n_queries > QUERIES_TOGETHER:
+            probs = np.zeros((*q.shape[:-1], n_keys), q.dtype) if out is None else out
+            for first in range(0, n_queries, QUERIES_TOGETHER):
+                rows = slice(first, first + QUERIES_TOGETHER)
+                seen = min(start + first + QUERIES_TOGETHER, n_keys)  # those after it are ahead
+                part = probs[..., rows, :seen]
+                self._probs(q[..., rows, :], k[..., :seen, :], start + first, part)
+            return probs
+        scores = np.matmul(q, _swap(k), out=out)  # (B, H, T, start + T)
         scores *= self._attention_scale
-        n_queries, n_keys = scores.shape[-2:]
         if n_queries > 1:  # a single query, the latest, sees all keys
             mask = self._mask  # which another thread may replace
             if len(mask) < n_keys:
@@ -213,13 +230,14 @@ class VectorizedEngine(Engine):
         return _softmax(scores)
 
     def _block(
-        self, block: _BlockWeights, x: FloatArray, n_docs: int, n_tokens: int
+        self, block: _BlockWeights, x: FloatArray, probs: FloatArray
     ) -> tuple[FloatArray, BlockTrace]:
-        """Return the residual stream (R, C) after one block."""
+        """Return the residual stream (R, C) after one block; write attention to `probs`: zeros."""
+        n_docs, _, n_tokens, _ = probs.shape
         normed_attn, scale_attn = _rmsnorm(x)
         qkv = self._split_heads(normed_attn @ block.w_qkv.T, n_docs, n_tokens, 3)
         q, k, v = qkv
-        probs = self._probs(q, k)  # (B, H, T, T)
+        self._probs(q, k, out=probs)  # (B, H, T, T)
         mixed = _merge_heads(probs @ v)  # (R, C)
         from_attn = mixed @ block.w_o.T
         x = x + from_attn
@@ -293,8 +311,10 @@ class VectorizedEngine(Engine):
         return x @ self.parameters["lm_head"].T
 
     @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
-    def trace(self, token_ids: Sequence[int]) -> tuple[FloatArray, list[BlockTrace]]:
-        """Return the embedded tokens, shape (T, C), and what each block makes of them (B = 1).
+    def trace(self, token_ids: Sequence[int]) -> tuple[FloatArray, FloatArray, list[BlockTrace]]:
+        """Return the embedded tokens, attention, and what else each block computes (B = 1).
+
+        Their shapes are (T, C) and (n_layer, H, T, T).
 
         Args:
             token_ids: see `Engine.logits`.
@@ -304,7 +324,8 @@ class VectorizedEngine(Engine):
         """
         ids = self.check_tokens(token_ids)[None]
         embedded, _ = self._embed(ids)
-        return embedded, self._forward(embedded, *ids.shape)[1]
+        _, probs, blocks = self._forward(embedded, *ids.shape)
+        return embedded, probs[:, 0], blocks
 
     def _extend(self, token_ids: Sequence[int], cache: ArrayCache) -> FloatArray:
         """Append tokens to `cache`; return the residual stream after the last block (T, C)."""

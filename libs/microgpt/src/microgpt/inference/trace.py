@@ -228,7 +228,7 @@ def trace_text(
         prompt = _conversation_prompt(text, tokenizer, block_size, unknown)
     else:
         prompt = Prompt(engine.check_tokens(text).tolist())  # type: ignore[arg-type]
-    embedded, blocks = engine.trace(prompt.token_ids)
+    embedded, attention, blocks = engine.trace(prompt.token_ids)
     residual = [embedded]
     with np.errstate(over="ignore", invalid="ignore"):  # as in the engine, of which these are bits
         for block in blocks:
@@ -238,7 +238,7 @@ def trace_text(
     return Trace(
         prompt=prompt,
         tokenizer=tokenizer,
-        attention=np.concatenate([block.probs for block in blocks]),
+        attention=attention,
         residual=stream,
         from_attn=np.stack([block.from_attn for block in blocks]),
         from_mlp=np.stack([block.from_mlp for block in blocks]),
