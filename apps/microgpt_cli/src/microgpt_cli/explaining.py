@@ -10,7 +10,7 @@ from microgpt_cli.terminal import printable
 __all__ = ["lines_of", "looks_at", "named"]
 
 MOST_NEXT = 5  # likeliest next tokens in the table
-LONGEST_NAME = 10  # columns
+LONGEST_NAME, LONGEST_LABEL = 10, 6  # columns, in the table and beside a head
 BETWEEN = 3  # columns between two heads
 LEAST_HEAD = 16  # columns, for its title
 UNPOOLED = 32  # tokens that have a cell each, if the terminal has the columns
@@ -115,7 +115,7 @@ def _heads(
 ) -> Iterator[str]:
     """Yield the heads of a block, side by side."""
     n_tokens, most = len(names), max(UNPOOLED, (width + BETWEEN) // len(block) - BETWEEN)
-    n_label = max(1, min(LONGEST_NAME, max(map(cell_len, names))))
+    n_label = min(LONGEST_LABEL, max(map(cell_len, names)))
     n_together = -(-n_tokens // min(most, width - n_label - 1))  # tokens of one cell
     labels = [_fitted(name, n_label) for name in names[::n_together]]
     n_columns = 2 if 2 * len(labels) <= LEAST_HEAD else 1  # of a cell

@@ -117,7 +117,7 @@ const heads = data.heads.map(({ title, about }) => {
 });
 tokens.forEach((token, i) => {
   $("tokens").append(token);
-  if (data.tokens[i] === "↵") $("tokens").append(made("br"));
+  if (["↵", "<end_turn>"].includes(data.tokens[i])) $("tokens").append(made("br"));
   token.addEventListener("mouseenter", () => choose({ token: i }));
 });
 $("heads").append(...heads);
