@@ -43,13 +43,14 @@ def chat_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(model, tmp_path_factory.mktemp("explain") / "chat")
 
 
-def looking_back() -> LanguageModel:
+def looking_back(block_size: int = 8) -> LanguageModel:
     """Return a model with one head, built to attend to the previous token: by position alone."""
-    config = ModelConfig(vocab_size=4, n_embd=8, n_head=1, n_layer=1, block_size=8)
+    n = block_size
+    config = ModelConfig(vocab_size=4, n_embd=n, n_head=1, n_layer=1, block_size=n)
     weights = Parameters.zeros(config, "float64")
-    weights["wpe"][:] = np.eye(8)
-    weights["layer0.attn_wq"][:] = 9 * np.eye(8, k=1)  # position t asks for t - 1
-    weights["layer0.attn_wk"][:] = np.eye(8)
+    weights["wpe"][:] = np.eye(n)
+    weights["layer0.attn_wq"][:] = 9 * np.eye(n, k=1)  # position t asks for t - 1
+    weights["layer0.attn_wk"][:] = np.eye(n)
     return LanguageModel(Tokenizer(tuple("abc")), weights)
 
 
@@ -81,7 +82,13 @@ def test_text_alone_is_read_by_the_model_in_output(
     cli: Any, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(model_dir.parent)
-    assert "cannot read output/" in cli("explain", "names").err
+    assert "cannot read output/" in cli("explain", "anna").err
+
+
+def test_directory_of_a_model_alone_is_no_text(cli: Any, model_dir: Path) -> None:
+    result = cli("explain", model_dir)
+    assert (result.status, result.out) == (2, "")
+    assert result.err.splitlines()[-1] == "Error: Invalid value for TEXT: it is missing."
 
 
 @pytest.mark.parametrize(
@@ -201,7 +208,7 @@ def test_table_has_surprise_next_tokens_and_lens(
 @pytest.mark.parametrize("n_head", [1, 8])
 def test_lines_fit_the_terminal_and_control_nothing(width: int, n_layer: int, n_head: int) -> None:
     trace = wide(n_layer, n_head).trace(STRANGE)
-    lines = [*lines_of(figures_of(trace), width)]
+    lines = [*lines_of(trace, width)]
     assert max(map(cell_len, lines)) <= width
     assert all(line.isprintable() for line in lines)
     assert sum(line.startswith("block") for line in lines) == n_layer
@@ -209,15 +216,14 @@ def test_lines_fit_the_terminal_and_control_nothing(width: int, n_layer: int, n_
 
 
 def test_long_names_are_cut_by_the_columns_that_they_take() -> None:
-    figures = figures_of(wide(1, 1).trace(STRANGE))
-    figures["tokens"][1]["text"] = 8 * "漢"
-    lines = [*lines_of(figures, 80)]
+    model = microgpt.fit([8 * "漢"] * 9, steps=1, tokenizer="bpe", vocab_size=300)
+    lines = [*lines_of(model.trace(8 * "漢"), 80)]
     assert lines[2].startswith("漢漢漢漢 …  ")
 
 
 def test_wide_terminal_shows_more() -> None:
-    figures = figures_of(wide(9, 8).trace(STRANGE))
-    narrow, broad = ([*lines_of(figures, width)] for width in (80, 200))
+    trace = wide(9, 8).trace(STRANGE)
+    narrow, broad = ([*lines_of(trace, width)] for width in (80, 200))
     assert len(broad) < len(narrow)
     assert broad[0].count("lens") > narrow[0].count("lens") >= 1
     assert "lens 8" in broad[0]
@@ -225,34 +231,28 @@ def test_wide_terminal_shows_more() -> None:
 
 
 def test_heads_of_a_long_text_have_cells_for_several_tokens() -> None:
-    model = looking_back()
-    figures = figures_of(model.trace("abcabca"))
-    n = 50
-    figures["tokens"] = [figures["tokens"][0]] * n
-    head = [[float(column == max(0, row - 1)) for column in range(row + 1)] for row in range(n)]
-    figures["attention"] = [[head]]
-    figures["surprise"] = [None] * n
-    figures["next"], figures["lens"] = [figures["next"][0]] * n, [[figures["lens"][0][0]] * n]
-    lines = [*lines_of(figures, 40)]
+    trace = looking_back(block_size=50).trace("ab" * 24 + "c")
+    lines = [*lines_of(trace, 40)]
     start = next(i for i, line in enumerate(lines) if line.startswith("block"))
     assert lines[start].startswith("block 1, a cell is 2 tokens: rows attend")
     assert lines[start + 1].split() == ["1", "previous", "100%"]
-    rows = [line.partition(" ")[2] for line in lines[start + 2 :]]
+    rows = [line[len("<bos> ") :] for line in lines[start + 2 :]]
     assert rows == ["█"] + ["·" * i + "██" for i in range(24)]
 
 
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        ([[1.0]], ("itself", 1.0)),
-        ([[1.0], [0.25, 0.75]], ("itself", 0.75)),
-        ([[1.0], [1.0, 0.0], [1.0, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0]], ("first", 0.75)),
-        ([[1.0], [1.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5, 0.0]], ("previous", 0.75)),
-        ([[None], [None, None]], ("itself", 0.0)),
+        ([[1.0]], "itself 100%"),
+        ([[1.0, 0], [0.25, 0.75]], "itself 75%"),
+        ([[1.0, 0], [0.75, 0.25]], "previous 75%"),
+        ([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0.5, 0, 0.5, 0]], "first 75%"),
+        ([[1, 0, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0.25, 0, 0.5, 0.25]], "previous 75%"),
+        ([[math.nan] * 2] * 2, "itself nan%"),
     ],
 )
-def test_a_head_is_described(head: Any, expected: tuple[str, float]) -> None:
-    assert looks_at(head) == expected
+def test_a_head_is_described(head: Any, expected: str) -> None:
+    assert looks_at(np.array(head)) == expected
 
 
 def test_weights_that_are_too_large_are_shown_as_unknown(cli: Any, tmp_path: Path) -> None:

@@ -352,6 +352,8 @@ def test_json_has_what_there_is_to_show(model: LanguageModel) -> None:
         np.testing.assert_allclose(figures[name], expected, atol=5e-5)
     np.testing.assert_allclose(figures["active"], (trace.hidden > 0).mean(axis=-1), atol=5e-5)
     assert len(json.loads(trace.to_json(99))["next"][0]) == 7
+    rest = json.loads(trace.to_json(2, attention=False))
+    assert rest == {name: value for name, value in figures.items() if name != "attention"}
     with pytest.raises(ConfigError, match="top is 0, expected an integer of at least 1"):
         trace.to_json(0)
 

@@ -51,10 +51,8 @@ def _content(trace: microgpt.Trace) -> dict[str, Any]:
             f"{n_tokens} tokens of {n_layer * n_head} heads make {n_cells:,} cells of attention, "
             f"expected at most {MOST_CELLS:,} for a page; shorten the text, or use --json"
         )
-    figures = json.loads(trace.to_json(N_NEXT))
-    heads = [head for block in figures["attention"] for head in block]
-    shares = bytes(round(255 * (p or 0)) for head in heads for row in head for p in row)
-    places = [looks_at(head) for head in heads]
+    figures = json.loads(trace.to_json(N_NEXT, attention=False))
+    heads = [(i, j) for i in range(n_layer) for j in range(n_head)]
     logits = trace.logits
     return {
         "about": repr(trace)[1:-1].removeprefix("Trace: "),
@@ -63,13 +61,12 @@ def _content(trace: microgpt.Trace) -> dict[str, Any]:
         "special": ["special" in token for token in figures["tokens"]],
         "surprise": figures["surprise"],
         "heads": [
-            {
-                "title": f"block {i // n_head + 1}, head {i % n_head + 1}",
-                "about": f"{place} {share:.0%}",
-            }
-            for i, (place, share) in enumerate(places)
+            {"title": f"block {i + 1}, head {j + 1}", "about": looks_at(trace.attention[i, j])}
+            for i, j in heads
         ],
-        "attention": base64.b64encode(shares).decode(),
+        "attention": base64.b64encode(
+            b"".join(_bytes_of(trace.attention[i, j]) for i, j in heads)
+        ).decode(),
         # After each token: the likeliest next ones, and by how much their logits are below the
         # largest; and the probability of the likeliest at each temperature.
         "next": [
@@ -90,6 +87,13 @@ def _content(trace: microgpt.Trace) -> dict[str, Any]:
             [(named(each), each["probability"]) for each in stage] for stage in figures["lens"]
         ],
     }
+
+
+def _bytes_of(head: Any) -> bytes:
+    """Return the rows of a lower triangle one after another, a byte from 0 to 255 per cell."""
+    scaled = (255 * head).round()
+    scaled[scaled != scaled] = 0  # noqa: PLR0124 - NaN, of weights that are too large
+    return b"".join(row[: i + 1].tobytes() for i, row in enumerate(scaled.astype("uint8")))
 
 
 def _finite(figure: float) -> float | None:

@@ -1,8 +1,10 @@
 """What a model computes while it reads a text, as lines for a terminal."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import microgpt
 from rich.cells import cell_len, set_cell_size
 
 from microgpt_cli.terminal import printable
@@ -28,33 +30,34 @@ def named(token: dict[str, Any]) -> str:
     return printable(token["text"].replace("\n", "↵").replace(" ", "␣"), one_line=True)
 
 
-def looks_at(head: Sequence[Sequence[float | None]]) -> tuple[str, float]:
-    """Return the place that a head looks at most, and its mean share of attention there.
+def looks_at(head: Any) -> str:
+    """Return the place that a head looks at most, with its mean share of attention there.
 
     Args:
-        head: attention of each position, a row, to each up to its own; None for no finite share.
+        head: attention of each position, a row, to each: an array of shape (T, T).
     """
-    rows = [(i, [share or 0.0 for share in row]) for i, row in enumerate(head)]
-    rows = rows[2:] or rows[-1:]  # before, places are the same
+    first = min(2, len(head) - 1)  # before, places are the same
+    previous = head.diagonal(-1)[first - 1 :] if first else head
     places = {
-        "itself": sum(row[i] for i, row in rows),
-        "previous": sum(row[max(i - 1, 0)] for i, row in rows),
-        "first": sum(row[0] for _, row in rows),
+        "itself": head.diagonal()[first:].mean(),
+        "previous": previous.mean(),
+        "first": head[first:, 0].mean(),
     }
     place = max(places, key=places.__getitem__)
-    return place, places[place] / len(rows)
+    return f"{place} {places[place]:.0%}"
 
 
-def lines_of(figures: dict[str, Any], width: int) -> Iterator[str]:
+def lines_of(trace: microgpt.Trace, width: int) -> Iterator[str]:
     """Yield a table of tokens, then the heads of each block as shaded squares.
 
     Args:
-        figures: the content of `Trace.to_json`.
+        trace: of a text.
         width: columns, at least 40.
     """
+    figures = json.loads(trace.to_json(MOST_NEXT, attention=False))
     yield from _table(figures, width)
     names = [named(token) for token in figures["tokens"]]
-    for i, block in enumerate(figures["attention"], 1):
+    for i, block in enumerate(trace.attention, 1):
         yield ""
         yield from _heads(f"block {i}", block, names, width)
 
@@ -75,13 +78,13 @@ def _share(probability: float | None) -> str:
 
 
 def _table(figures: dict[str, Any], width: int) -> Iterator[str]:
-    shown = [*figures["tokens"], *(t for row in figures["next"] for t in row[:MOST_NEXT])]
+    shown = [*figures["tokens"], *(t for row in figures["next"] for t in row)]
     shown += [token for stage in figures["lens"] for token in stage]
     n_name = min(LONGEST_NAME, max(cell_len(named(token)) for token in shown))
     n_token = max(n_name, len("token"))
     n_cell = n_name + 7  # a space, four columns of probability, and two between
     n_cells = max(1, (width - n_token - len("  surprise") - 2) // n_cell)
-    n_next = min(MOST_NEXT, len(figures["next"][0]))
+    n_next = len(figures["next"][0])
     stages = _spread(len(figures["lens"]) - 1, n_cells - 1)  # the last is that of `next`
     n_next = min(n_next, n_cells - len(stages))
     lens = "".join(_fitted(f"lens {i}", n_cell) for i in stages)  # after block i
@@ -110,9 +113,7 @@ def _spread(n: int, most: int) -> list[int]:
 # ---------------------------------------------------------------- the heads
 
 
-def _heads(
-    title: str, block: Sequence[Sequence[Sequence[float]]], names: Sequence[str], width: int
-) -> Iterator[str]:
+def _heads(title: str, block: Any, names: Sequence[str], width: int) -> Iterator[str]:
     """Yield the heads of a block, side by side."""
     n_tokens, most = len(names), max(UNPOOLED, (width + BETWEEN) // len(block) - BETWEEN)
     n_label = min(LONGEST_LABEL, max(map(cell_len, names)))
@@ -127,10 +128,7 @@ def _heads(
     gap = " " * BETWEEN
     for line in range(0, len(numbered), per_line):
         together = numbered[line : line + per_line]
-        titles = []
-        for number, head in together:
-            place, share = looks_at(head)
-            titles.append(_fitted(f"{number} {place} {share:.0%}", n_head))
+        titles = [_fitted(f"{number} {looks_at(head)}", n_head) for number, head in together]
         yield f"{' ' * n_label} {gap.join(titles)}".rstrip()
         squares = [_pooled(head, n_together) for _, head in together]
         for row, label in enumerate(labels):
@@ -138,20 +136,16 @@ def _heads(
             yield f"{label} {gap.join(f'{each:<{n_head}}' for each in cells)}".rstrip()
 
 
-def _shade(share: float | None) -> str:
-    if share is None:  # attention of weights that are too large
+def _shade(share: float) -> str:
+    if share != share:  # noqa: PLR0124 - NaN, of weights that are too large
         return "?"
     return SHADES[max(i for i, least in enumerate(SHARES) if share >= least)]
 
 
-def _pooled(head: Sequence[Sequence[float]], n: int) -> list[list[float]]:
-    """Return a head with one cell, the largest, for n rows and n columns."""
-    if n == 1:
-        return [list(row) for row in head]
+def _pooled(head: Any, n: int) -> list[list[float]]:
+    """Return the lower triangle of a head, with one cell, the largest, for n rows and n columns."""
+    starts = range(0, len(head), n)
     return [
-        [
-            max(row[j] for row in head[i : i + n] for j in range(start, min(start + n, len(row))))
-            for start in range(0, min(i + n, len(head)), n)
-        ]
-        for i in range(0, len(head), n)
+        [float(head[row : row + n, column : column + n].max()) for column in starts[: i + 1]]
+        for i, row in enumerate(starts)
     ]

@@ -1,6 +1,5 @@
 """`microgpt-cli explain`: what a model computes while it reads a text."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ def command(
     ] = False,
 ) -> None:
     """Show attention and choices of a model that reads a text."""
-    directory, text = _split_arguments(arguments or [], is_text_last=input is None)
+    directory, text = _split_arguments(arguments or [], model_dir, is_text_last=input is None)
     if as_json and output:
         raise typer.BadParameter("use it or --output, not both.", param_hint="--json")
     if output:
@@ -84,16 +83,21 @@ def command(
         typer.echo(trace.to_json())
     else:
         width = max(LEAST_WIDTH, shutil.get_terminal_size().columns)
-        typer.echo("\n".join(lines_of(json.loads(trace.to_json()), width)))
+        typer.echo("\n".join(lines_of(trace, width)))
 
 
-def _split_arguments(arguments: list[str], *, is_text_last: bool) -> tuple[Path | None, str]:
+def _split_arguments(
+    arguments: list[str], model_dir: Path | None, *, is_text_last: bool
+) -> tuple[Path | None, str]:
     """Return the directory, if it is among the arguments, and the text; the text is the last.
 
     Raises:
         BadParameter: there are too many, or there is no text.
     """
-    if is_text_last and not arguments:
+    is_directory = (
+        len(arguments) == 1 and model_dir is None and microgpt.holds_model(Path(arguments[0]))
+    )
+    if is_text_last and (not arguments or is_directory):
         raise typer.BadParameter("it is missing.", param_hint="TEXT")
     *before, text = arguments if is_text_last else [*arguments, ""]
     if len(before) > 1:

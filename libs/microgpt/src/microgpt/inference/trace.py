@@ -136,7 +136,7 @@ class Trace:
         text = tints("surprise in nats", words, self.surprise.tolist())
         return f"<div>{text}{shades(f'Trace: {self._summary()}', heads)}</div>"
 
-    def to_json(self, top: int = 10) -> str:
+    def to_json(self, top: int = 10, *, attention: bool = True) -> str:
         """Return what there is to show, as JSON; figures are rounded to four decimals.
 
         An object with these members, where a token is an object of its `id` and its `text`, and of
@@ -154,6 +154,7 @@ class Trace:
 
         Args:
             top: how many next tokens, at least 1.
+            attention: whether it is part of it; most of the figures of a long text are.
 
         Raises:
             ConfigError: `top` is no such integer.
@@ -164,15 +165,13 @@ class Trace:
             "surprise": _rounded(self.surprise),
             "next": self._likeliest(self.logits, checked_integer("top", top, 1)),
             "lens": [[each for (each,) in self._likeliest(stage, 1)] for stage in self.lens],
-            "attention": [
-                [[row[: i + 1] for i, row in enumerate(_rounded(head))] for head in block]
-                for block in self.attention
-            ],
             "residual": _rounded(_root_mean_square(self.residual)),
             "from_attn": _rounded(_root_mean_square(self.from_attn)),
             "from_mlp": _rounded(_root_mean_square(self.from_mlp)),
             "active": _rounded((self.hidden > 0).mean(axis=-1)),
         }
+        if attention:
+            rows["attention"] = [[_encoded(head) for head in block] for block in self.attention]
         return msgspec.json.encode(rows).decode()
 
     def _token(self, token_id: int) -> dict[str, Any]:
@@ -202,6 +201,12 @@ def _root_mean_square(x: FloatArray) -> FloatArray:
     with np.errstate(over="ignore"):
         result: FloatArray = np.sqrt(np.mean(np.square(x), axis=-1))
     return result
+
+
+def _encoded(head: FloatArray) -> msgspec.Raw:
+    """Return the lower triangle of a head as JSON: in memory, its numbers take thrice as much."""
+    rows = [row[: i + 1] for i, row in enumerate(_rounded(head))]
+    return msgspec.Raw(msgspec.json.encode(rows))
 
 
 def _rounded(figures: FloatArray | float) -> Any:
