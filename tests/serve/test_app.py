@@ -225,6 +225,7 @@ def test_long_texts_are_read_in_the_pool(chat: TestClient, monkeypatch: pytest.M
         ("/v1/chat/completions", {"messages": many, "max_tokens": 1}),
         ("/microgpt/v1/next", {"prompt": text}),
         ("/microgpt/v1/next", {"messages": messages}),
+        ("/microgpt/v1/trace", {"prompt": text}),
         ("/microgpt/v1/chat", {"messages": messages}),
         (GENERATE, {"prompt": text}),
     ]:

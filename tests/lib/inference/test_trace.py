@@ -243,6 +243,16 @@ def test_text_longer_than_the_block_is_refused_and_its_end_can_be_traced(
     assert trace.prompt.tokens_dropped == 5
 
 
+def test_trace_of_too_many_figures_is_refused(model: LanguageModel) -> None:
+    trace = model.trace("hanna")
+    arrays = (trace.attention, trace.lens, trace.residual, trace.hidden, trace.from_attn)
+    with pytest.raises(ContextLengthError, match=r"a trace of 6 tokens .* has 2,202 figures") as e:
+        model.trace("hanna", max_figures=2201)
+    assert sum(array.size for array in arrays) + model.config.n_params < 2202
+    assert "expected at most 2,201; shorten the text" in str(e.value)
+    assert model.trace("hanna", max_figures=2202).token_ids == trace.token_ids
+
+
 def test_model_of_windows_reads_no_bos() -> None:
     model = microgpt.fit(["anna and bob " * 9], steps=1, block_size=12, long="window")
     assert model.windows
@@ -282,7 +292,7 @@ def test_unknown_characters_are_refused_or_left_out_and_counted(
         chatty.trace(strange)
     trace = chatty.trace(strange, unknown="skip")
     assert trace.token_ids == chatty.trace(TALK[:2]).token_ids
-    assert trace.prompt.n_unknown == 3
+    assert (trace.prompt.n_unknown, trace.prompt.unknown) == (3, "☺")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ ROUTES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "/microgpt/v1/generate": (schemas.GenerateRequest, "{}"),
     "/microgpt/v1/chat": (schemas.ChatRequest, f'{{"messages": {HELLO}}}'),
     "/microgpt/v1/next": (schemas.NextRequest, "{}"),
+    "/microgpt/v1/trace": (schemas.TraceRequest, "{}"),
     "/v1/chat/completions": (openai_schemas.ChatCompletionRequest, f'{{"messages": {HELLO}}}'),
     "/v1/completions": (openai_schemas.CompletionRequest, "{}"),
 }

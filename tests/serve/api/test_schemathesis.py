@@ -22,7 +22,7 @@ def attack(model_dir: Path, tmp_path: Path, n_examples: int) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-        assert "15 selected / 15 total" in done.stdout
+        assert "16 selected / 16 total" in done.stdout
         assert "Traceback" not in server.log
 
 

@@ -4,6 +4,8 @@ import math
 from contextlib import aclosing
 from operator import attrgetter
 
+import msgspec
+from microgpt import LanguageModel
 from starlette.requests import Request
 
 from microgpt_serve.api.generation import (
@@ -24,14 +26,17 @@ from microgpt_serve.api.schemas import (
     NextRequest,
     NextResponse,
     NextToken,
+    TraceRequest,
+    TraceResponse,
 )
 
-__all__ = ["chat", "describe_model", "generate", "show_next_tokens"]
+__all__ = ["chat", "describe_model", "generate", "show_next_tokens", "trace"]
 
 # Multiplications, at most a quarter of a millisecond. The event loop itself generates texts that
 # take no longer: a thread that returns from the engine waits until the event loop releases the
 # interpreter lock, and the event loop waits for the thread, which halves the requests per second.
 INLINE_WORK = 250_000
+MAX_FIGURES = 8_000_000  # of a trace: 64 MB in memory, and as JSON at most that
 
 
 async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
@@ -92,6 +97,26 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     ]
     tokens.sort(key=attrgetter("probability"), reverse=True)
     return NextResponse(tokens, prompt.tokens_dropped, prompt.system_dropped, prompt.unknown)
+
+
+async def trace(request: Request, body: TraceRequest) -> TraceResponse:
+    """Return what the model computes while it reads a text or a conversation."""
+    state = request.app.state
+    model = state.models.get(body.model).model
+    work = state.pool.run(lambda _: _traced(model, body))
+    return await cancel_on_disconnect(request, work)
+
+
+def _traced(model: LanguageModel, body: TraceRequest) -> TraceResponse:
+    source = body.prompt if body.messages is None else msgspec.to_builtins(body.messages)
+    traced = model.trace(
+        source, unknown="error" if body.messages is None else "skip", max_figures=MAX_FIGURES
+    )
+    content = traced.to_json(body.top, attention=body.attention)
+    answer = msgspec.json.decode(content, type=TraceResponse)
+    for name in ("tokens_dropped", "system_dropped", "unknown"):
+        setattr(answer, name, getattr(traced.prompt, name))
+    return answer
 
 
 async def describe_model(request: Request) -> ModelInfo:

@@ -5,7 +5,7 @@ from microgpt_serve.api.completions import complete_text
 from microgpt_serve.api.docs import docs, openapi
 from microgpt_serve.api.endpoint import Endpoint
 from microgpt_serve.api.health import live, readiness, show_metrics
-from microgpt_serve.api.microgpt import chat, describe_model, generate, show_next_tokens
+from microgpt_serve.api.microgpt import chat, describe_model, generate, show_next_tokens, trace
 from microgpt_serve.api.models import list_models, show_model
 from microgpt_serve.api.openai_schemas import (
     ChatCompletion,
@@ -30,6 +30,8 @@ from microgpt_serve.api.schemas import (
     TokenizeRequest,
     TokenizeResponse,
     TokenizerInfo,
+    TraceRequest,
+    TraceResponse,
 )
 from microgpt_serve.api.tokens import detokenize, show_tokenizer, tokenize
 
@@ -66,6 +68,16 @@ ENDPOINTS = (  # in the order of the documentation
         body=NextRequest,
         example={"prompt": ""},
         response=NextResponse,
+        errors=(404,),
+    ),
+    Endpoint(
+        "POST",
+        "/microgpt/v1/trace",
+        trace,
+        "Trace a text",
+        body=TraceRequest,
+        example={"prompt": ""},
+        response=TraceResponse,
         errors=(404,),
     ),
     Endpoint(

@@ -37,6 +37,9 @@ __all__ = [
     "TokenizerInfo",
     "TopK",
     "TopP",
+    "TraceRequest",
+    "TraceResponse",
+    "TracedToken",
     "Turn",
 ]
 
@@ -83,6 +86,16 @@ Role = Annotated[
     str, Meta(extra_json_schema={"enum": ["user", "assistant", "system", "developer"]})
 ]
 AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
+ATTENTION = {  # sent as the library encodes it: it may be a million numbers
+    "type": ["array", "null"],
+    "items": {
+        "type": "array",
+        "items": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": ["number", "null"]}},
+        },
+    },
+}
 
 
 # ---------------------------------------------------------------- /microgpt/v1
@@ -168,6 +181,53 @@ class NextResponse(msgspec.Struct, omit_defaults=True):
     """Every token of the vocabulary, the most likely first; see `ChatReplyBody` for the others."""
 
     tokens: list[NextToken]
+    tokens_dropped: int = 0
+    system_dropped: bool = False
+    unknown: str = ""
+
+
+class TraceRequest(msgspec.Struct):
+    """A request to look inside while the model reads a prompt or, for chat models, messages."""
+
+    prompt: str = ""
+    messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
+    top: Annotated[int, Meta(ge=1, le=100, description="number of likeliest next tokens")] = 10
+    attention: Annotated[bool, Meta(description="whether to return attention, most of a trace")] = (
+        True
+    )
+    model: ModelName | None = None
+
+
+class TracedToken(msgspec.Struct, omit_defaults=True):
+    """A token of a trace; `special` if it stands for no text; a next token has a probability."""
+
+    id: int
+    text: str
+    special: bool = False
+    probability: float | None = None
+
+
+class TraceResponse(msgspec.Struct, omit_defaults=True):
+    """What the model computed, with nats of each token; a figure that is not finite is null.
+
+    After each token: the likeliest next ones (`next`), and the likeliest one for each stage of the
+    residual stream (`lens`). Root mean squares of these stages, and of what each block adds; the
+    share of its hidden units that are active. For each block, head and token: its attention to
+    those up to itself. See `ChatReplyBody` for the others.
+    """
+
+    tokens: list[TracedToken]
+    loss: float | None
+    surprise: list[float | None]
+    next: list[list[TracedToken]]
+    lens: list[list[TracedToken]]
+    residual: list[list[float | None]]
+    from_attn: list[list[float | None]]
+    from_mlp: list[list[float | None]]
+    active: list[list[float | None]]
+    attention: Annotated[msgspec.Raw, Meta(extra_json_schema=ATTENTION)] = msgspec.field(
+        default_factory=lambda: msgspec.Raw(b"null")
+    )
     tokens_dropped: int = 0
     system_dropped: bool = False
     unknown: str = ""

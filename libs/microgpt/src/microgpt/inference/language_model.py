@@ -374,18 +374,21 @@ class LanguageModel:
         """
         return self.engine.logits(token_ids)
 
-    def trace(self, text: Traceable, *, unknown: Unknown = "error") -> Trace:
+    def trace(
+        self, text: Traceable, *, unknown: Unknown = "error", max_figures: int | None = None
+    ) -> Trace:
         """Return all that the model computes while it reads a text.
 
         Args:
             text: as for `generate`; or messages, also with an answer at the end; or token ids.
             unknown: see `build_prompt`.
+            max_figures: refuse a trace of more, of eight bytes each; None for no limit.
 
         Raises:
             ChatError, TokenError, ShapeError, ContextLengthError: see `prompt` and `logits`.
         """
-        model = self.parameters, self.tokenizer
-        return trace_text(*model, text, unknown, windows=self.windows)
+        parts = self.parameters, self.tokenizer, self.windows
+        return trace_text(*parts, text, unknown, max_figures)
 
     def reply_logits(self, reply: Reply) -> FloatArray:
         """Return the logits that each token of a reply was chosen from, shape (n_tokens, V).

@@ -10,7 +10,7 @@ from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
 
-__all__ = ["ChatPrompt", "Prompt", "TooLong", "Turns", "build_prompt", "text_prompt"]
+__all__ = ["ChatPrompt", "Prompt", "TooLong", "Turns", "build_prompt", "left_out", "text_prompt"]
 
 TooLong: TypeAlias = Literal["error", "truncate"]
 
@@ -79,7 +79,7 @@ def text_prompt(
     first = () if windows else (tokenizer.bos,)
     token_ids = [*first, *known] or [tokenizer.bos]
     n_tokens = len(token_ids)
-    n_unknown, strange = _left_out(text, known, tokenizer) if unknown == "skip" else (0, "")
+    n_unknown, strange = left_out(text, known, tokenizer) if unknown == "skip" else (0, "")
     if too_long == "truncate" and n_tokens > block_size:
         token_ids = slid(token_ids, block_size, first)
     return Prompt(
@@ -231,7 +231,7 @@ class Turns:
 
     def _encoded(self, role: str, content: str) -> _Turn:
         token_ids = self._tokenizer.encode_turn(role, content, unknown=self._unknown)
-        return _Turn(token_ids, *_left_out(content, token_ids, self._tokenizer))
+        return _Turn(token_ids, *left_out(content, token_ids, self._tokenizer))
 
     def prompt(self, block_size: int, too_long: TooLong = "error") -> Prompt:
         """Return the prompt of a reply.
@@ -287,7 +287,7 @@ class Turns:
         return first
 
 
-def _left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> tuple[int, str]:
+def left_out(text: str, token_ids: list[int], tokenizer: BaseTokenizer) -> tuple[int, str]:
     """Return the number of characters that encoding has left out, and each of them once."""
     n_known = (
         sum(token_id < tokenizer.n_plain for token_id in token_ids)  # half the time of decoding

@@ -10,8 +10,9 @@ import numpy as np
 from microgpt.checks import checked_integer, checked_messages, is_number
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.vectorized import VectorizedEngine
-from microgpt.errors import ConfigError
-from microgpt.inference.prompt import Prompt, build_prompt, text_prompt
+from microgpt.errors import ConfigError, ContextLengthError
+from microgpt.inference.prompt import Prompt, build_prompt, left_out, text_prompt
+from microgpt.model import ModelConfig
 from microgpt.notebook import shades, tints, visible
 from microgpt.parameters import FloatArray, Parameters
 
@@ -216,15 +217,13 @@ def _rounded(figures: FloatArray | float) -> Any:
 def trace_text(
     parameters: Parameters,
     tokenizer: BaseTokenizer,
+    windows: bool,  # noqa: FBT001 - the parts of a model, then what is asked
     text: Traceable,
     unknown: Unknown,
-    *,
-    windows: bool,
+    max_figures: int | None,
 ) -> Trace:
     """Return what a model computes while it reads a text; see `LanguageModel.trace`."""
-    weights = Parameters(parameters.config, parameters.flat.astype(np.float64))
-    engine = VectorizedEngine(weights)
-    block_size = weights.config.block_size
+    block_size = parameters.config.block_size
     if isinstance(text, Prompt):
         prompt = text
     elif isinstance(text, str):
@@ -232,7 +231,12 @@ def trace_text(
     elif isinstance(text, Sequence) and text and isinstance(text[0], dict):
         prompt = _conversation_prompt(text, tokenizer, block_size, unknown)
     else:
-        prompt = Prompt(engine.check_tokens(text).tolist())  # type: ignore[arg-type]
+        ids = VectorizedEngine(parameters).check_tokens(text)  # type: ignore[arg-type]
+        prompt = Prompt(ids.tolist())
+    if max_figures is not None:
+        _check_size(parameters.config, len(prompt.token_ids), max_figures)
+    weights = Parameters(parameters.config, parameters.flat.astype(np.float64))
+    engine = VectorizedEngine(weights)
     embedded, attention, blocks = engine.trace(prompt.token_ids)
     residual = [embedded]
     with np.errstate(over="ignore", invalid="ignore"):  # as in the engine, of which these are bits
@@ -261,7 +265,22 @@ def _conversation_prompt(
         return build_prompt(messages, tokenizer, block_size, unknown=unknown)
     prompt = build_prompt(messages[:-1], tokenizer, block_size, unknown=unknown)
     _, *rest = tokenizer.encode_turn(role, answer, unknown=unknown)
-    left_out = len(answer) - len(tokenizer.decode(rest))
+    n_unknown, strange = left_out(answer, rest, tokenizer)
     return replace(
-        prompt, token_ids=[*prompt.token_ids, *rest], n_unknown=prompt.n_unknown + left_out
+        prompt,
+        token_ids=[*prompt.token_ids, *rest],
+        n_unknown=prompt.n_unknown + n_unknown,
+        unknown="".join(dict.fromkeys(prompt.unknown + strange)),
     )
+
+
+def _check_size(config: ModelConfig, n_tokens: int, most: int) -> None:
+    """Raise ContextLengthError for a trace of more figures than that."""
+    per_block = config.n_head * n_tokens + 12 * config.n_embd  # attention; what `BlockTrace` holds
+    lens = (config.n_layer + 1) * config.vocab_size
+    n = config.n_params + n_tokens * (config.n_layer * per_block + lens)
+    if n > most:
+        raise ContextLengthError(
+            f"a trace of {n_tokens} tokens by this model has {n:,} figures, expected at most "
+            f"{most:,}; shorten the text"
+        )
