@@ -1,5 +1,7 @@
 """HTML for notebooks: escaped, without scripts, small, and every point inside the picture."""
 
+import math
+import re
 from collections.abc import Iterator
 from xml.etree import ElementTree as ET
 
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from markup import parsed, shown_in
-from microgpt.notebook import HEIGHT, WIDTH, curves, table
+from microgpt.notebook import HEIGHT, WIDTH, curves, table, tints, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 STRANGE = "<script>alert('&')</script>\""
@@ -62,3 +64,23 @@ def test_every_point_is_inside_and_no_axis_is_crowded(losses: list[float], strid
     root = parsed(curves("loss", "", {"training": points}))
     assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points_of(root))
     assert 5 <= len([*root.itertext()]) - 1 <= 12
+
+
+def test_words_have_a_tint_by_their_figure_and_are_readable_at_the_strongest() -> None:
+    markup = tints(STRANGE, [STRANGE, "b", "c"], [math.nan, 4.0, 100.0])
+    assert shown_in(markup) == [STRANGE, "b", "c"]
+    spans = [*parsed(markup)]
+    assert [span.attrib["title"] for span in spans] == [
+        STRANGE,
+        f"{STRANGE}: 4.00",
+        f"{STRANGE}: 100.00",
+    ]
+    shares = [re.findall(r"rgba\(249,115,22,([\d.]+)\)", each.attrib["style"]) for each in spans]
+    assert shares == [["0.00"], ["0.30"], ["0.60"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("a", "a"), (" ", "␣"), ("\n\x1b", r"\n\x1b"), ("漢", "漢"), ("\\", "\\")]
+)
+def test_what_is_not_printed_is_made_visible(text: str, shown: str) -> None:
+    assert visible(text) == shown

@@ -19,7 +19,7 @@ WIDTH, HEIGHT = 480, 240  # of a picture, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 48, 28, 26, 24  # its margins, with the numbers of the axes
 COLORS = ("#3b82f6", "#f97316")  # readable on white and on black
 
-MOST_TINT = 8.0  # a figure that has the full tint
+MOST_TINT, OPACITY = 8.0, 0.6  # a figure that has the full tint; with it, text is readable
 SQUARE, GAP, PER_ROW = 112, 12, 4  # of shaded squares: pixels, between two, and side by side
 MAX_CELLS = 20_000  # of all squares together, to keep a notebook small
 N_SHADES = 8
@@ -93,19 +93,20 @@ def tints(title: str, words: Sequence[str], figures: Sequence[float]) -> str:
     spans = []
     for word, figure in zip(words, figures, strict=True):
         known = not math.isnan(figure)
-        tint = min(figure, MOST_TINT) / MOST_TINT if known else 0.0
+        tint = OPACITY * min(figure, MOST_TINT) / MOST_TINT if known else 0.0
         about = f"{title}: {figure:.2f}" if known else title
         spans.append(
             f'<span title="{escape(about)}" style="background:rgba(249,115,22,{tint:.2f});'
             f'padding:2px 1px;margin-right:1px">{escape(word)}</span>'
         )
-    return f'<p style="font-family:monospace;line-height:1.8">{"".join(spans)}</p>'
+    style = "font-family:monospace;line-height:1.8;overflow-wrap:anywhere"
+    return f'<p style="{style}">{"".join(spans)}</p>'
 
 
 def shades(title: str, squares: Mapping[str, NDArray[np.floating[Any]]]) -> str:
-    """Return named squares, side by side, of cells that are the darker the nearer to 1, as SVG.
+    """Return named squares, side by side, of cells that are the stronger the nearer to 1, as SVG.
 
-    Where there are too many cells, one stands for several neighbours: the darkest of them.
+    Where there are too many cells, one stands for several neighbours: the strongest of them.
 
     Args:
         title: the name of the picture for screen readers.
@@ -119,13 +120,14 @@ def shades(title: str, squares: Mapping[str, NDArray[np.floating[Any]]]) -> str:
         size = SQUARE / len(pooled)
         marks.append(
             f'<text x="{x}" y="{y + 12}">{escape(name)}</text>'
-            f'<g transform="translate({x},{y + 16}) scale({size:.4g})">{_shaded(pooled)}</g>'
+            f'<g transform="translate({x},{y + 16}) scale({size:.4g})" stroke="currentColor">'
+            f"{_shaded(pooled)}</g>"
         )
     n_rows = -(-len(squares) // PER_ROW)
     width, height = (SQUARE + GAP) * min(len(squares), PER_ROW), (SQUARE + GAP + 8) * n_rows
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        f'role="img" aria-label="{escape(title)}" fill="currentColor" stroke="currentColor" '
+        f'role="img" aria-label="{escape(title)}" fill="currentColor" '
         f'style="font:11px sans-serif">{"".join(marks)}</svg>'
     )
 
