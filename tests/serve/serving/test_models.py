@@ -123,6 +123,70 @@ def test_reloading_keeps_what_cannot_be_read(
     assert "the directory is gone, keeping the old model model=b" in capsys.readouterr().err
 
 
+def test_a_link_may_lead_to_another_model_after_a_reload(saved: Path, tmp_path: Path) -> None:
+    for name, letter in {"current": "a", "stable": "a"}.items():
+        (tmp_path / name).symlink_to(saved / letter)
+    store = loaded(tmp_path)
+    assert names_in(store) == ["current", "stable"]
+    (tmp_path / "current").unlink()
+    (tmp_path / "current").symlink_to(saved / "b")
+    store.reload()
+    assert names_in(store) == ["current", "stable"]
+    assert [letter_of(store, name) for name in names_in(store)] == ["b", "a"]
+
+
+def test_a_request_keeps_the_model_that_it_began_with(folder: Path) -> None:
+    """A prompt that one model has encoded is never continued by the next one."""
+    store = loaded(folder)
+    served = store.get("a")
+    before = served.model
+    save(folder / "a", "x")
+    store.reload()
+    assert served.model is before
+    assert store.get("a").model is not before
+
+
+def test_a_second_model_of_a_name_is_not_taken_by_a_reload(
+    folder: Path, tmp_path: Path, start_log: StartLog, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder / "a", other / "c")
+    store = loaded(f"{folder},{other}")
+    before = [served.model for served in store]
+    shutil.copytree(folder / "b", other / "a")
+    start_log("text")
+    store.reload()
+    assert [served.model for served in store] == before
+    assert "two models are named 'a'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_dir", [",", ",".join(["model"] * 100), "x" * 300])
+def test_directories_that_cannot_be_looked_into_are_refused(model_dir: str) -> None:
+    with pytest.raises(CheckpointError):
+        store_of(model_dir).load()
+
+
+def test_a_directory_that_is_forbidden_is_no_model(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start_log: StartLog,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Such as lost+found, at the top of a volume."""
+
+    def holds_model(directory: Path) -> bool:
+        if directory.name == "notes":
+            raise PermissionError(13, "Permission denied")
+        return microgpt.holds_model(directory)
+
+    monkeypatch.setattr("microgpt_serve.serving.models.holds_model", holds_model)
+    start_log("text")
+    assert names_in(loaded(folder)) == ["a", "b"]
+    assert "cannot look into a directory" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"cannot read .*notes: Permission denied"):
+        store_of(folder / "notes").load()
+
+
 def test_requests_choose_their_model(make_client: MakeClient, saved: Path) -> None:
     client = make_client(saved)
     body = {"max_tokens": 3, "temperature": 0}

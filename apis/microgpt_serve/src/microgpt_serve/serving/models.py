@@ -1,8 +1,10 @@
 """The served models: loaded at start, loaded again on SIGHUP."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from microgpt import CheckpointError, LanguageModel, MicrogptError, holds_model, load
@@ -16,27 +18,21 @@ __all__ = ["ModelStore", "ServedModel"]
 MEBIBYTE = 1 << 20
 
 
+@dataclass(frozen=True)
 class ServedModel:
-    """A model of a directory, and the batch in which its texts grow.
+    """A model of a directory as requests see it that begin before the next reload.
 
     Args:
-        directory: a model directory.
+        id: name of the model for clients: the name of the directory, or of the link to it.
         model: of the directory.
         batcher: generates the texts of the model, and of those that replace it.
-
-    Attributes:
-        id: name of the model for clients: the name of the directory.
         created: time of loading, in seconds since 1970.
     """
 
-    def __init__(self, directory: Path, model: LanguageModel, batcher: Batcher) -> None:
-        self.id = model_id(directory)
-        self.batcher = batcher
-        self.replace(model)
-
-    def replace(self, model: LanguageModel) -> None:
-        """Serve `model` from the next request on; requests in flight keep the one before."""
-        self.model, self.created = model, int(time.time())
+    id: str
+    model: LanguageModel
+    batcher: Batcher
+    created: int = field(default_factory=lambda: int(time.time()))
 
 
 class ModelStore:
@@ -102,18 +98,21 @@ class ModelStore:
                 more memory than allowed; nothing is served then.
         """
         loaded: dict[str, ServedModel] = {}
-        for directory in self._directories():
-            if (name := model_id(directory)) in loaded:
-                raise CheckpointError(
-                    f"two models are named {name!r}; rename the directory {directory}"
-                )
+        for name, directory in self._directories().items():
             model = self._read(directory, loaded)
-            loaded[name] = ServedModel(directory, model, self._make_batcher(name))
+            loaded[name] = ServedModel(name, model, self._make_batcher(name))
         self._served = loaded
 
     def reload(self) -> None:
-        """Read all models again; one that cannot be read is logged, and its old one is kept."""
-        directories = {model_id(directory): directory for directory in self._directories()}
+        """Read all models again; one that cannot be read is logged, and its old one is kept.
+
+        Requests in flight keep the model that they began with.
+        """
+        try:
+            directories = self._directories()
+        except CheckpointError as error:
+            log(logging.ERROR, "cannot reload the models, keeping the old ones", error=str(error))
+            return
         for name in self._served.keys() - directories.keys():
             log(logging.WARNING, "the directory is gone, keeping the old model", model=name)
         for name, directory in directories.items():
@@ -124,11 +123,9 @@ class ModelStore:
                 event = "cannot reload the model, keeping the old one"
                 log(logging.ERROR, event, model=name, error=str(error))
                 continue
-            if name in self._served:
-                self._served[name].replace(model)
-            else:
-                served = ServedModel(directory, model, self._make_batcher(name))
-                self._served = {**self._served, name: served}
+            old = self._served.get(name)
+            batcher = old.batcher if old else self._make_batcher(name)
+            self._served = {**self._served, name: ServedModel(name, model, batcher)}
             log(logging.INFO, "model reloaded", model=name)
 
     def abort_all(self) -> None:
@@ -136,11 +133,25 @@ class ModelStore:
         for served in self:
             served.batcher.abort_all()
 
-    def _directories(self) -> list[Path]:
-        whole = Path(self._model_dir)
-        names = [self._model_dir] if whole.exists() else self._model_dir.split(",")
+    def _directories(self) -> dict[str, Path]:
+        """Return the model directories by the names of their models, at least one.
+
+        Raises:
+            CheckpointError: there is none, one cannot be looked into, or two have the same name.
+        """
+        is_one = os.path.exists(self._model_dir)  # noqa: PTH110 - false for a name that is too long
+        names = [self._model_dir] if is_one else self._model_dir.split(",")
         paths = [Path(name.strip()) for name in names if name.strip()]
-        return [directory for path in paths for directory in _models_in(path)]
+        directories: dict[str, Path] = {}
+        for directory in (directory for path in paths for directory in _models_in(path)):
+            if (name := model_id(directory)) in directories:
+                raise CheckpointError(
+                    f"two models are named {name!r}; rename the directory {directory}"
+                )
+            directories[name] = directory
+        if not directories:
+            raise CheckpointError(f"MODEL_DIR is {self._model_dir!r}, expected a model directory")
+        return directories
 
     def _read(self, directory: Path, others: dict[str, ServedModel]) -> LanguageModel:
         """Return the model of a directory.
@@ -163,12 +174,24 @@ class ModelStore:
 
 
 def model_id(directory: Path) -> str:
-    """Return the name of a model for clients."""
-    return directory.resolve().name or "microgpt"
+    """Return the name of a model for clients; a link keeps its own, wherever it leads."""
+    return Path(os.path.abspath(directory)).name or "microgpt"  # noqa: PTH100 - follows no links
 
 
 def _models_in(path: Path) -> list[Path]:
     """Return a model directory, or those inside a directory that holds several."""
-    if holds_model(path) or not path.is_dir():
-        return [path]
-    return [inside for inside in sorted(path.iterdir()) if holds_model(inside)] or [path]
+    try:
+        if holds_model(path) or not path.is_dir():
+            return [path]
+        return [inside for inside in sorted(path.iterdir()) if _is_model(inside)] or [path]
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _is_model(path: Path) -> bool:
+    try:
+        return holds_model(path)
+    except OSError as error:  # such as lost+found, at the top of a volume
+        event = "cannot look into a directory beside the models"
+        log(logging.WARNING, event, path=str(path), error=error.strerror)
+        return False
