@@ -1,5 +1,6 @@
 """`/v1/completions`: several prompts, echo, log-probabilities; the routes of the tokenizer."""
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_streams_of_several_prompts_carry_their_index(names: TestClient) -> None
         texts[choice["index"]] += choice["text"]
     whole = complete(names, prompt=["an", "bo"], n=2, seed=3)
     assert texts == [choice["text"] for choice in whole["choices"]]
+
+
+def test_other_requests_come_between_the_prompts_of_one(
+    names: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    encode = microgpt.LanguageModel.prompt
+
+    def prompt(self: microgpt.LanguageModel, text: str, **options: Any) -> microgpt.Prompt:
+        events.append("prompt")
+        asyncio.get_running_loop().call_soon(events.append, "other")
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(microgpt.LanguageModel, "prompt", prompt)
+    complete(names, prompt=["an", "bo", "an"], max_tokens=1)
+    assert events == ["prompt", "other"] * 3
 
 
 @pytest.mark.parametrize(

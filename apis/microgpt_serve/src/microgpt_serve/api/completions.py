@@ -1,5 +1,6 @@
 """`POST /v1/completions`: texts that continue prompts, and log-probabilities of the prompts."""
 
+import asyncio
 import codecs
 import math
 from collections.abc import AsyncGenerator, Sequence
@@ -142,9 +143,11 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
             param="prompt",
         )
     is_echo, generates = bool(body.echo), body.max_tokens != 0
-    sources = [
-        await read_source(request, served.model, prompt, is_echo=is_echo) for prompt in prompts
-    ]
+    sources: list[Source] = []
+    for prompt in prompts:
+        if sources:
+            await asyncio.sleep(0)  # each may take milliseconds: others have their turn
+        sources.append(await read_source(request, served.model, prompt, is_echo=is_echo))
     body.max_tokens = body.max_tokens or None
     config = sampling_config(body, seed=RANDOM_SEED)
     generation = start_generation(request, served, [each.prompt for each in sources], config, n)
