@@ -320,12 +320,19 @@ def test_no_answer_is_of_a_wrong_model(tmp_path: Path, n_reloads: int) -> None:
                 answers.append(await ask_for_letters(server.url, "ab"[seed % 2], seed))
                 seed += 1
 
+        async def wait_for_answers() -> None:
+            enough = len(answers) + 4 * len(clients)
+            while len(answers) < enough:
+                assert not any(client.done() for client in clients)
+                await asyncio.sleep(0.01)
+
         clients = [asyncio.create_task(ask(i)) for i in range(8)]
+        await wait_for_answers()
         for i in range(n_reloads):
             copy_model(tmp_path / "yb"[i % 2], tmp_path / "served" / "b")
             server.process.send_signal(signal.SIGHUP)
             await asyncio.to_thread(server.wait_for_log, "model reloaded model=b", i + 1)
-            await asyncio.sleep(0.1)
+            await wait_for_answers()
         is_over = True
         await asyncio.gather(*clients)
         seen = set(answers)

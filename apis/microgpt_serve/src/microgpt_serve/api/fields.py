@@ -57,7 +57,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
 }
 # Ignored, although they resemble fields of ours.
-NOT_MISSPELT = {"max_tokens", "mode", "models", "top_k", "top_p"}
+NOT_MISSPELT = {"max_tokens", "mode", "models", "stop", "top", "top_k", "top_p"}
 
 MAX_EDITS = 2
 LETTERS_PER_EDIT = 3  # `seed` may be one letter off, and `n` none
