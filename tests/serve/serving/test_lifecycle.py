@@ -283,21 +283,18 @@ def save_writer(directory: Path, letter: str) -> None:
     microgpt.fit(["aby", *[letter * 15] * 20], steps=150, n_embd=8, n_head=2).save(directory)
 
 
-async def ask_for_letters(url: str, model: str, seed: int) -> tuple[str, str, str]:
+async def ask_for_letters(
+    client: httpx2.AsyncClient, model: str, seed: int
+) -> tuple[str, str, str]:
     """Return the requested and the reported model, and the letters of its texts."""
-    body = {"model": model, "prompt": "", "n": 3, "max_tokens": 40, "temperature": 0, "seed": seed}
-    async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
-        if seed % 3 == 0:
-            response = await client.post("/v1/completions", json={**body, "stream": True})
-            data = [line.removeprefix("data: ") for line in response.text.split("\n\n")[:-2]]
-            answers = list(map(json.loads, data))
-        elif seed % 3 == 1:
-            answers = [(await client.post("/v1/completions", json=body)).json()]
-        else:
-            body = {"model": model, "num_samples": 3, "max_tokens": 40, "temperature": 0}
-            response = await client.post("/microgpt/v1/generate", json=body)
-            texts = "".join(response.json()["samples"])
-            return model, model, "".join(set(texts))
+    body = {"model": model, "max_tokens": 40, "temperature": 0}
+    if seed % 3 == 2:
+        response = await client.post(GENERATE, json={**body, "num_samples": 3})
+        return model, model, "".join(set("".join(response.json()["samples"])))
+    body |= {"n": 3, "stream": seed % 3 == 1}
+    lines = (await client.post("/v1/completions", json=body)).text.split("\n\n")
+    data = [line.removeprefix("data: ") for line in lines if line and "[DONE]" not in line]
+    answers = list(map(json.loads, data))
     texts = "".join(choice["text"] for answer in answers for choice in answer["choices"])
     (reported,) = {answer["model"] for answer in answers}
     return model, reported, "".join(set(texts))
@@ -310,14 +307,14 @@ def test_no_answer_is_of_a_wrong_model(tmp_path: Path, n_reloads: int) -> None:
     for letter in "by":
         save_writer(tmp_path / letter, letter)
 
-    async def scenario(server: Server) -> None:
+    async def scenario(client: httpx2.AsyncClient, server: Server) -> None:
         answers: list[tuple[str, str, str]] = []
         is_over = False
 
         async def ask(first: int) -> None:
             seed = first
             while not is_over:
-                answers.append(await ask_for_letters(server.url, "ab"[seed % 2], seed))
+                answers.append(await ask_for_letters(client, "ab"[seed % 2], seed))
                 seed += 1
 
         async def wait_for_answers() -> None:
@@ -335,11 +332,13 @@ def test_no_answer_is_of_a_wrong_model(tmp_path: Path, n_reloads: int) -> None:
             await wait_for_answers()
         is_over = True
         await asyncio.gather(*clients)
+        await client.aclose()
         seen = set(answers)
         assert seen == {("a", "a", "a"), ("b", "b", "b"), ("b", "b", "y")}
 
     with running(tmp_path / "served") as server:
-        asyncio.run(scenario(server))
+        client = httpx2.AsyncClient(base_url=server.url, timeout=30)
+        asyncio.run(scenario(client, server))
         assert "Traceback" not in server.log
 
 
