@@ -128,6 +128,27 @@ def test_a_body_that_says_it_is_huge_is_refused_at_once(quick: Server) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (HEAD.replace(GENERATE, "/x"), 404),
+        (HEAD.replace("/json", "/xml"), 415),
+        (HEAD + "Content-Encoding: gzip\r\n", 415),
+    ],
+)
+def test_an_answer_that_waits_for_no_body_says_that_the_connection_ends(
+    quick: Server, head: str, status: int
+) -> None:
+    """Otherwise a client sends its next request into a closed connection, and gets no answer."""
+    with socket.create_connection(("127.0.0.1", quick.port), 10) as client:
+        client.sendall(f"{head}Content-Length: 2\r\n\r\n".encode())
+        answer = client.recv(10_000)
+    assert answer.startswith(f"HTTP/1.1 {status}".encode())
+    assert b"connection: close" in answer.lower()
+    read = httpx2.post(quick.url + GENERATE, json=[])
+    assert (read.status_code, "connection" in read.headers) == (400, False)
+
+
+@pytest.mark.parametrize(
     "sent",
     [
         b"\x16\x03\x01\x02\x00",

@@ -63,17 +63,27 @@ class Observer:
         scope[DETAILS] = {}
         path = scope["path"]
         status = CLIENT_CLOSED  # until a response starts
+        is_read = BODY_LENGTHS.isdisjoint([name for name, _ in scope["headers"]])
+
+        async def receive_body() -> Message:
+            nonlocal is_read
+            message = await receive()
+            is_read |= not message.get("more_body", False)
+            return message
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = {(b"x-request-id", request_id.encode()), NO_SNIFF}
+                # Hypercorn ends a connection whose body nobody has read, and does not say so.
+                if not is_read and scope["http_version"] != "2":
+                    added.add((b"connection", b"close"))
                 message["headers"] = [*message["headers"], *added.difference(message["headers"])]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive_body, send_with_id)
         except Exception as error:
             log(logging.ERROR, "request failed", error, request_id=request_id)
             if status != CLIENT_CLOSED:  # a response has started: only the connection can be cut
@@ -131,11 +141,9 @@ class Entrance:
         await (response or self._app)(scope, receive, send)
 
     async def _refusal(self, scope: Scope) -> Response:
-        """Return the response to a body whose end is ambiguous, which closes the connection."""
+        """Return the response to a body whose end is ambiguous; unread, it ends the connection."""
         message = "expected Content-Length or Transfer-Encoding, not both"
-        response = await self._error_response(Request(scope), ApiError(400, message))
-        response.headers["Connection"] = "close"
-        return response
+        return await self._error_response(Request(scope), ApiError(400, message))
 
     def _enter(self, scope: Scope) -> Response | None:
         """Remove the prefix from the path; redirect from the prefix to the page below it."""
