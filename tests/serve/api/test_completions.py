@@ -103,7 +103,7 @@ def test_other_requests_come_between_the_prompts_of_one(
         ([99], "token id 99, expected 0 to "),
         ([[0], [-1]], "token id -1, expected 0 to "),
         (["a", "?"], "characters that the model does not know: '?'"),
-        ("a" * 16, "the prompt has 17 tokens, expected at most block_size=16"),
+        ("a" * 16, "the prompt has 17 tokens, BOS included, expected at most 16 of block_size=16"),
         (["a"] * 2049, "the request asks for 2,049 texts, 1 for each of 2,049 prompts"),
     ],
 )
@@ -132,6 +132,9 @@ def test_nothing_is_generated_for_zero_tokens(names: TestClient) -> None:
     assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
     (choice,) = complete(names, prompt="an", max_tokens=0)["choices"]
     assert (choice["text"], choice["logprobs"]) == ("", None)
+    for prompt in ("a" * 16, [0] * 16):  # and BOS: one token too many, as if a text were to follow
+        error = refused(names, prompt=prompt, max_tokens=0)
+        assert "expected at most 16 of block_size=16" in error["message"]
 
 
 def test_log_probabilities_are_those_of_the_model(names: TestClient, names_dir: Path) -> None:

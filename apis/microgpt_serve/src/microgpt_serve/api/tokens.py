@@ -73,13 +73,13 @@ async def read_source(
         has_bos = given[:1] == [bos]
         needs_bos = not (has_bos or (given and model.windows))
         ids = [*prompt.token_ids, *given] if needs_bos else list(given)
-    read = ids
-    if is_echo and len(ids) > block_size:
-        if len(ids) > block_size + 1:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, BOS included, expected at most "
-                f"{block_size + 1} of block_size={block_size}; send parts of the text"
-            )
+    read, longest = ids, block_size + is_echo
+    if len(ids) > longest:
+        raise ContextLengthError(
+            f"the prompt has {len(ids)} tokens, BOS included, expected at most {longest} "
+            f"of block_size={block_size}; send parts of the text"
+        )
+    if len(ids) > block_size:
         n_first = len(prompt.first)
         read = [*prompt.first, *ids[n_first + 1 :]]
     n_hidden = int(ids[:1] == [bos] and not has_bos)
