@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -10,6 +11,7 @@ from urllib.parse import unquote
 import microgpt
 import numpy as np
 import pytest
+from microgpt_serve.serving.batcher import Batcher
 from serve.service import MakeClient
 from starlette.testclient import TestClient
 
@@ -178,6 +180,27 @@ def test_the_tokens_sent_are_the_tokens_listed(names: TestClient, names_dir: Pat
     assert choice["text"].startswith(text)
     assert choice["logprobs"]["tokens"][:2] == [BOS, "h"]
     assert choice["logprobs"]["text_offset"][:3] == [0, len(BOS), len(BOS) + 1]
+
+
+def test_the_deadline_of_a_text_counts_from_before_its_prompt_was_scored(
+    names: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = []
+    logits, grow = microgpt.LanguageModel.logits, Batcher.generate
+
+    def scored(self: microgpt.LanguageModel, ids: list[int]) -> Any:
+        times.append(time.monotonic())  # the clock of the event loop
+        return logits(self, ids)
+
+    def grown(self: Batcher, *texts: Any, since: float, **options: Any) -> Any:
+        times.append(since)
+        return grow(self, *texts, since=since, **options)
+
+    monkeypatch.setattr(microgpt.LanguageModel, "logits", scored)
+    monkeypatch.setattr(Batcher, "generate", grown)
+    complete(names, prompt="an", echo=True, logprobs=1, max_tokens=1)
+    at_scoring, since = times
+    assert since < at_scoring
 
 
 @pytest.mark.parametrize("n_letters", [15, 16])

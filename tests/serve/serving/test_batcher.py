@@ -209,6 +209,17 @@ def test_running_and_waiting_requests_that_miss_their_deadlines_raise(
     scenario(work())
 
 
+def test_what_a_request_did_before_counts_for_its_deadline(model: LanguageModel) -> None:
+    async def work() -> None:
+        batcher = Batcher(1, 1, TIMEOUT)
+        since = asyncio.get_running_loop().time() - TIMEOUT
+        with pytest.raises(DeadlineError):
+            await read(batcher.generate(model, *long_text(10**6), since=since))
+        batcher.abort_all()
+
+    scenario(work())
+
+
 def test_a_reader_that_stops_reading_keeps_no_place(model: LanguageModel) -> None:
     async def work() -> None:
         batcher = Batcher(1, 1, TIMEOUT)

@@ -1,5 +1,6 @@
 """The one way from a request to its texts: prompts, sampling options, generation, usage."""
 
+import asyncio
 import logging
 import math
 import secrets
@@ -133,6 +134,7 @@ class Generation:
     config: SamplingConfig
     n: int
     details: dict[str, Any]
+    _since: float = field(init=False, default_factory=lambda: asyncio.get_running_loop().time())
     _n_generated: dict[int, int] = field(init=False, default_factory=dict)  # by text
 
     def __post_init__(self) -> None:
@@ -190,7 +192,12 @@ class Generation:
     ) -> AsyncGenerator[Grown]:
         """Yield what `Batcher.generate` yields for all texts; `usage` counts with it."""
         texts = self.served.batcher.generate(
-            self.model, self.prompts, self.configs, pieces=pieces, of_token=of_token
+            self.model,
+            self.prompts,
+            self.configs,
+            pieces=pieces,
+            of_token=of_token,
+            since=self._since,
         )
         try:
             async with aclosing(texts):

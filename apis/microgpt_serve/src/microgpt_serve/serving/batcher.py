@@ -136,6 +136,7 @@ class Batcher:
         *,
         pieces: bool = False,
         of_token: Callable[[ChosenToken], Any] | None = None,
+        since: float | None = None,
     ) -> AsyncGenerator[Grown]:
         """Yield what the texts of a request gain; to be closed, which ends them.
 
@@ -147,6 +148,7 @@ class Batcher:
             pieces: whether to yield texts as they grow; else each as a whole, at its end.
             of_token: returns what is kept of a token and the logits that it was chosen from, which
                 may be large; called in the thread of the texts. None to keep nothing.
+            since: time of the event loop from which the deadline counts; None for now.
 
         Raises:
             BusyError: the queue is full.
@@ -165,7 +167,8 @@ class Batcher:
         self._jobs.append(job)
         metrics.QUEUED.inc()
         loop = asyncio.get_running_loop()
-        deadline = loop.call_later(self._timeout, job.fail, DeadlineError(self._timeout))
+        end = (loop.time() if since is None else since) + self._timeout
+        deadline = loop.call_at(end, job.fail, DeadlineError(self._timeout))
         try:
             self._begin_turns()
             while (grown := await job.grown.get()) is not None:
