@@ -307,7 +307,9 @@ def test_one_of_several_models_is_chosen_in_the_header(
     expect(page.locator("#message")).to_be_focused()
     expect(page.locator("#models")).to_be_hidden()
     with running(f"{talking_dir},{names_dir}") as both:
-        _choose(open_page(both))
+        page = open_page(both)
+        _choose(page)
+        _choose_while_answers_are_late(page)
 
 
 def _choose(page: Page) -> None:
@@ -326,6 +328,30 @@ def _choose(page: Page) -> None:
         *["talking"] * 2,  # the next token, the reply
         *["names"] * 2,  # the next token, the samples
     ]
+
+
+def _choose_while_answers_are_late(page: Page) -> None:
+    """What comes late is of the model before, and is not shown."""
+    late: list[Route] = []
+
+    def hold(route: Route) -> None:
+        late.append(route)
+
+    page.route("**/generate", hold)
+    page.click("#generate button")
+    page.select_option("#models", "talking")
+    expect(page.locator("#message")).to_be_focused()
+    page.route("**/model?model=names", hold)
+    page.select_option("#models", "names")
+    page.select_option("#models", "talking")
+    expect(page.locator("#message")).to_be_focused()
+    assert len(late) == 2
+    for route in late:
+        route.continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#texts li")).to_have_count(0)
+    expect(page.locator("#chat")).to_be_visible()
+    expect(page.locator("#samples")).to_be_hidden()
 
 
 class Uniforms:

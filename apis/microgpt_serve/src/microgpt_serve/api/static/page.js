@@ -8,6 +8,7 @@ let model = null; // the response of microgpt/v1/model
 let next = []; // the tokens of the response of microgpt/v1/next
 let running = null; // AbortController of the streamed reply
 let asking = null; // AbortController of the request for the next token
+let sampling = null; // AbortController of the request for samples
 
 // A problem has one place, where later ones replace it; equal ones are not announced again.
 function showProblem(problem) {
@@ -192,6 +193,7 @@ document.addEventListener("keydown", (event) => {
 });
 function clear() {
   running?.abort();
+  sampling?.abort();
   setRunning(null);
   messages.length = 0;
   $("turns").replaceChildren();
@@ -210,10 +212,13 @@ $("generate").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (!areValid()) return;
   showProblem("");
+  sampling?.abort();
+  sampling = new AbortController();
+  const { signal } = sampling;
   try {
     const { seed = Math.floor(Math.random() * 2 ** 32), ...others } = samplingOptions();
     const body = { prompt: $("prompt").value, num_samples: numberOf("count"), seed, ...others };
-    const { samples } = await (await post("microgpt/v1/generate", body)).json();
+    const { samples } = await (await post("microgpt/v1/generate", body, signal)).json();
     $("texts").replaceChildren(
       ...samples.map((sample) => {
         const item = document.createElement("li");
@@ -222,6 +227,7 @@ $("generate").addEventListener("submit", async (event) => {
       }),
     );
   } catch (error) {
+    if (signal.aborted) return;
     $("texts").replaceChildren();
     showProblem(error.message);
   }
@@ -343,7 +349,10 @@ async function start() {
     setTimeout(start, 500);
     return;
   }
-  model = await response.json();
+  const described = await response.json();
+  if ($("models").value !== chosen) return; // another one was chosen meanwhile
+  clear(); // what the model before was asked meanwhile
+  model = described;
   await listModels();
   const { id, n_params, n_layer, n_head, n_embd, block_size } = model;
   $("model").textContent = [
