@@ -1,10 +1,7 @@
-"""Pictures of the lessons: all numbers are from the program that the lessons write."""
+"""Pictures of the lessons: numbers of the program that they write, or of its model, trained."""
 
-import json
 import math
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import microgpt
@@ -108,11 +105,11 @@ def attention() -> Figure:
     """Draw where three heads look: one built by hand, two learned."""
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     heads = [("built: the previous letter", built_head())]
-    learned = learned_heads()
+    learned = learned_model().trace(WORD).attention[0]
     heads += [(f"learned, head {i + 1}", learned[i]) for i in (1, 2)]
     tokens = [".", *WORD]
     for axes, (title, rows) in zip(figure.subplots(1, 3), heads, strict=True):
-        seen = [[*row, *[math.nan] * (len(tokens) - len(row))] for row in rows]
+        seen = [[*row[:i], *[math.nan] * (len(tokens) - i)] for i, row in enumerate(rows, 1)]
         axes.imshow(seen, cmap="Blues", vmin=0, vmax=1, interpolation="none")
         axes.set_xticks(range(len(tokens)), tokens)
         axes.set_yticks(range(len(tokens)), tokens)
@@ -155,18 +152,14 @@ def adam() -> Figure:
 
 def temperature() -> Figure:
     """Draw the probabilities of the next letter at several temperatures."""
-    names, weights, chars = learned_program()
-    keys: list[Any] = []
-    values: list[Any] = []
-    for token_id in names["encode"](START, chars)[:-1]:
-        logits = names["forward"](weights, token_id, keys, values)
-    order = sorted(range(27), key=lambda i: -logits[i].data)[:10]
+    trace = learned_model().trace(START)
+    tokens = [*trace.tokenizer.chars, "."]
+    order = trace.logits[-1].argsort()[::-1][:10]
     figure = Figure(figsize=(8, 2.8), layout="constrained")
     panels = figure.subplots(1, len(TEMPERATURES), sharey=True)
     for axes, each in zip(panels, TEMPERATURES, strict=True):
-        shares = names["softmax"]([z / each for z in logits])
-        heights = [shares[i].data for i in order]
-        axes.bar([[*chars, "."][i] for i in order], heights, color=STRONG)
+        heights = trace.probs(each)[-1, order]
+        axes.bar([tokens[i] for i in order], heights, color=STRONG)
         axes.set_title(f"temperature {each:g}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", length=0)
@@ -189,41 +182,10 @@ def counted() -> tuple[list[str], list[list[int]]]:
     return chars, counts
 
 
-def learned_program() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Return gpt.py, the weights after 5,000 steps of 8 names, and the letters."""
-    names = lessons_program()
-    documents = names["read_names"](NAMES)
-    model = microgpt.fit(documents, steps=5000, batch_size=8, seed=42, dtype="float64")
-    with tempfile.TemporaryDirectory() as folder:
-        model.save(folder)
-        matrices = json.loads((Path(folder) / "weights.json").read_text(encoding="utf-8"))
-    weights = {
-        name.removeprefix("layer0."): [[names["Value"](w) for w in row] for row in matrix]
-        for name, matrix in matrices.items()
-    }
-    return names, weights, sorted(set("".join(documents)))
-
-
-def learned_heads() -> list[list[list[float]]]:
-    """Return per head and position how much it looks at each position so far, in `WORD`."""
-    names, weights, chars = learned_program()
-    heads: list[list[list[float]]] = []
-    inner = names["attention_weights"]
-    calls: list[list[float]] = []
-
-    def noted(q: Any, keys: Any) -> Any:
-        looks = inner(q, keys)
-        calls.append([w.data for w in looks])
-        return looks
-
-    names["attention_weights"] = noted  # `attention` calls it, head by head
-    keys: list[Any] = []
-    values: list[Any] = []
-    for token_id in names["encode"](WORD, chars)[:-1]:
-        names["forward"](weights, token_id, keys, values)
-    n_head = names["N_HEAD"]
-    heads += [calls[head::n_head] for head in range(n_head)]
-    return heads
+def learned_model() -> microgpt.LanguageModel:
+    """Return the model of gpt.py, after 5,000 steps of 8 names."""
+    documents = microgpt.read_documents(NAMES)
+    return microgpt.fit(documents, steps=5000, batch_size=8, seed=42, dtype="float64")
 
 
 def built_head() -> list[list[float]]:
