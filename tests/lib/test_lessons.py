@@ -3,10 +3,13 @@
 import doctest
 import json
 import math
+import os
 import random
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from itertools import product
 from pathlib import Path
@@ -24,6 +27,7 @@ TOOL: dict[str, Any] = runpy.run_path(str(ROOT / "tools/lessons.py"))
 CHAPTERS: list[Path] = TOOL["CHAPTERS"]
 PROGRAM: str = TOOL["program"](CHAPTERS)
 TEXT_BLOCK = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BASH_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MAX_WORDS = 1000  # of a chapter: ten minutes with its code
 
 of_each_chapter = pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
@@ -128,6 +132,19 @@ def test_links_lead_somewhere() -> None:
                 )
                 anchors = [re.sub(r"[^\w -]", "", each).replace(" ", "-") for each in headings]
                 assert not anchor or anchor in [each.lower() for each in anchors], link
+
+
+@pytest.mark.long
+def test_commands_train_the_model_whose_heads_are_described() -> None:
+    (chapter,) = (path for path in CHAPTERS if path.stem == "5-attention")
+    (commands,) = BASH_BLOCK.findall(chapter.read_text(encoding="utf-8"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    typed = ["bash", "-ec", commands]
+    printed = subprocess.check_output(typed, env={**os.environ, "PATH": path}, text=True)
+    heads = microgpt.load("out").trace("christopher").attention[0]
+    assert "  2 previous 61%  " in printed
+    assert heads[1].diagonal(-1)[1:].mean() > 0.6  # "the previous letter"
+    assert all(heads[2][3:6, 1] > 0.7)  # "still looks at the c when it has read r, i and s"
 
 
 # ---------------------------------------------------------------- the program
