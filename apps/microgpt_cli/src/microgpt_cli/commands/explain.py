@@ -57,7 +57,11 @@ def command(
         bool, typer.Option("--json", help="Print JSON, as the library's Trace.to_json.")
     ] = False,
 ) -> None:
-    """Show attention and choices of a model that reads a text."""
+    """Show attention and choices of a model that reads a text.
+
+    Surprise is the loss of a token, next the likeliest tokens after it, and lens N the likeliest
+    one, were the model to end after block N.
+    """
     directory, text = _split_arguments(arguments or [], model_dir, is_text_last=input is None)
     if as_json and output:
         raise typer.BadParameter("use it or --output, not both.", param_hint="--json")
