@@ -187,6 +187,15 @@ def test_a_directory_that_is_forbidden_is_no_model(
         store_of(folder / "notes").load()
 
 
+def test_a_name_that_is_not_utf_8_can_be_sent(
+    make_client: MakeClient, saved: Path, tmp_path: Path
+) -> None:
+    client = make_client(shutil.copytree(saved / "a", tmp_path / "name\udcff"))
+    assert client.get("/v1/models").json()["data"][0]["id"] == "name?"
+    body = {"model": "name?", "max_tokens": 1, "temperature": 0}
+    assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "a"
+
+
 def test_requests_choose_their_model(make_client: MakeClient, saved: Path) -> None:
     client = make_client(saved)
     body = {"max_tokens": 3, "temperature": 0}

@@ -23,7 +23,7 @@ Serve a microgpt model over HTTP. Settings are environment variables:
 
 {}
 
-SIGTERM stops the service once requests in flight are answered; SIGHUP reloads the model."""
+SIGTERM stops the service once requests in flight are answered; SIGHUP reloads all models."""
 
 
 def _is_json() -> bool:

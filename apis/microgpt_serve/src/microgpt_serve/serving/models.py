@@ -175,7 +175,8 @@ class ModelStore:
 
 def model_id(directory: Path) -> str:
     """Return the name of a model for clients; a link keeps its own, wherever it leads."""
-    return Path(os.path.abspath(directory)).name or "microgpt"  # noqa: PTH100 - follows no links
+    name = Path(os.path.abspath(directory)).name or "microgpt"  # noqa: PTH100 - follows no links
+    return name.encode(errors="replace").decode()  # of bytes that are not UTF-8, "?"
 
 
 def _models_in(path: Path) -> list[Path]:
