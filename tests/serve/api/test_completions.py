@@ -255,6 +255,19 @@ def test_half_characters_and_windows_are_listed(make_client: MakeClient, tmp_pat
     )
 
 
+def test_ids_that_spell_the_name_of_bos_are_letters(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
+    model = microgpt.fit([BOS], steps=1)
+    model.save(tmp_path / "letters")
+    client = make_client(tmp_path / "letters")
+    ids, bos = model.tokenizer.encode(BOS), model.tokenizer.bos
+    for prompt, offsets in [(ids, [0, 1, 2]), ([bos, *ids], [0, 0, 1]), (BOS * 2, [0, 7, 8])]:
+        body = {"prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0}
+        logprobs = complete(client, **body)["choices"][0]["logprobs"]
+        assert logprobs["text_offset"][:3] == offsets
+
+
 # ---------------------------------------------------------------- options
 
 

@@ -79,7 +79,7 @@ class _TextAnswer(Answer[Completion]):
             rows = model.logits(ids[:-1]).tolist() if len(ids) > 1 else []
             tokens = list(map(ChosenToken, ids, [[], *rows]))[source.n_hidden :]
             listed = [each for token in tokens if (each := self.listed(token))]
-            if listed and source.text.startswith(mark):  # a token that was sent as its name
+            if source.is_named:
                 listed[0] = listed[0]._replace(content=mark.encode())
             self._listed[i] = listed
 

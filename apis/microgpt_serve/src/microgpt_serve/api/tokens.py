@@ -36,12 +36,14 @@ class Source:
         text: the prompt as text.
         token_ids: its tokens, with BOS in front unless the model reads none.
         n_hidden: 1 if this BOS was not sent, else 0.
+        is_named: whether it was sent by name, as the beginning of a text.
         prompt: the tokens that a text continues: all of them, or those of the block.
     """
 
     text: str
     token_ids: list[int]
     n_hidden: int
+    is_named: bool
     prompt: Prompt
 
 
@@ -83,7 +85,8 @@ async def read_source(
         n_first = len(prompt.first)
         read = [*prompt.first, *ids[n_first + 1 :]]
     n_hidden = int(ids[:1] == [bos] and not has_bos)
-    return Source(text, ids, n_hidden, replace(prompt, token_ids=read))
+    is_named = has_bos and isinstance(given, str)
+    return Source(text, ids, n_hidden, is_named, replace(prompt, token_ids=read))
 
 
 # ---------------------------------------------------------------- routes
