@@ -126,6 +126,15 @@ def test_echo_begins_the_text_with_the_prompt(names: TestClient) -> None:
     ]
 
 
+def test_a_full_queue_is_told_before_an_echo_is_streamed(
+    names: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Batcher, "is_healthy", False)
+    response = names.post("/v1/completions", json={"prompt": "an", "echo": True, "stream": True})
+    assert response.status_code == 503
+    assert "retry-after" in response.headers
+
+
 def test_nothing_is_generated_for_zero_tokens(names: TestClient) -> None:
     answer = complete(names, prompt="an", max_tokens=0, echo=True, logprobs=1)
     (choice,) = answer["choices"]

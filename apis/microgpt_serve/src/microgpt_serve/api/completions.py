@@ -86,14 +86,16 @@ class _TextAnswer(Answer[Completion]):
     async def pieces(self, *, whole: bool = False) -> AsyncGenerator[Piece]:
         """See `Answer`."""
         reason: Literal["length"] | None = None if self._generates else "length"
-        for index in range(len(self._ends) if self._is_echo or reason else 0):
-            source = index // self.generation.n
-            text = self._sources[source].text if self._is_echo else ""
-            yield Piece(index, text, self._listed[source], reason)
-        if self._generates:
-            async with aclosing(super().pieces(whole=whole)) as pieces:
-                async for piece in pieces:
-                    yield piece
+        async with aclosing(super().pieces(whole=whole)) as pieces:
+            # Awaited before the echo, so that a full queue has a status of its own.
+            piece = await anext(pieces) if self._generates else None
+            for index in range(len(self._ends) if self._is_echo or reason else 0):
+                source = index // self.generation.n
+                text = self._sources[source].text if self._is_echo else ""
+                yield Piece(index, text, self._listed[source], reason)
+            while piece:
+                yield piece
+                piece = await anext(pieces, None)
 
     def response(self, texts: list[Piece]) -> Completion:
         """See `Answer`."""
