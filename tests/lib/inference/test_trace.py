@@ -286,13 +286,14 @@ def test_unknown_characters_are_refused_or_left_out_and_counted(
     assert (trace.tokens, trace.prompt.n_unknown) == (["bos", "b", "o"], 1)
     strange = [
         {"role": "user", "content": f"{TALK[0]['content']}☺"},
-        {"role": "assistant", "content": f"☺{TALK[1]['content']}☺"},
+        {"role": "assistant", "content": f"☺{TALK[1]['content']}☻☺"},
     ]
     with pytest.raises(TokenError, match="does not know: '☺'"):
         chatty.trace(strange)
     trace = chatty.trace(strange, unknown="skip")
     assert trace.token_ids == chatty.trace(TALK[:2]).token_ids
-    assert (trace.prompt.n_unknown, trace.prompt.unknown) == (3, "☺")
+    assert trace.prompt.n_unknown == 4
+    assert trace.prompt.unknown == "☺☻"
 
 
 @pytest.mark.parametrize(
@@ -324,6 +325,17 @@ def test_probabilities_follow_the_temperature(model: LanguageModel, temperature:
     trace = model.trace("hanna")
     expected = [softmax([z / temperature for z in row]) for row in trace.logits.tolist()]
     np.testing.assert_allclose(trace.probs(temperature), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 5e-324])
+def test_smallest_temperatures_choose_the_likeliest(
+    model: LanguageModel, temperature: float
+) -> None:
+    trace = model.trace("hanna")
+    assert (
+        trace.probs(temperature).tolist()
+        == (trace.probs() == trace.probs().max(1)[:, None]).tolist()
+    )
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.inf, math.nan, "warm", True])

@@ -109,8 +109,9 @@ class Trace:
         """
         if not is_number(temperature) or not 0 < temperature < np.inf:
             raise ConfigError(f"temperature is {temperature!r:.80}, expected a number above 0")
-        with np.errstate(over="ignore"):  # a small temperature makes logits large
-            result: FloatArray = np.exp(log_probs(self.logits / temperature))
+        with np.errstate(over="ignore", invalid="ignore"):  # of small temperatures, large weights
+            below = self.logits - self.logits.max(axis=-1, keepdims=True)
+            result: FloatArray = np.exp(log_probs(below / temperature))
         return result
 
     def __repr__(self) -> str:
