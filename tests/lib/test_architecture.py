@@ -34,7 +34,7 @@ OF_APPLICATIONS = {"hypercorn", "microgpt_cli", "microgpt_serve", "rich", "starl
 # The rooms of the library in the order of their imports: each imports only those before it.
 WING = ("autograd", "data", "model", "train", "sampling")  # the algorithm, in plain Python
 ROOMS = (
-    *("version", "errors", "checks", *WING, "drawing", "parameters", "notebook", "history"),
+    *("version", "errors", "checks", *WING, "parameters", "notebook", "drawing", "history"),
     *("corpus", "storage", "engines", "inference", "training"),
 )
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -81,6 +82,7 @@ def graphs(draws: st.DrawFn) -> Value:
         (lambda x: x.relu(), 0.7, "relu"),
         (lambda x: x.relu(), -0.7, "relu"),
         (lambda x: x + 2.5, math.nan, "+ nan"),
+        (lambda x: x + 2.5, math.inf, "?"),
         (lambda x: x * x, math.inf, "*"),
         (lambda x: x * x, math.nan, "*"),
         (lambda x: Value(math.sin(x.data), (x,), (math.cos(x.data),)), 0.7, "?"),
@@ -119,6 +121,19 @@ def test_drawing_changes_no_number() -> None:
 def test_dot_escapes_labels() -> None:
     x = Value(3.0)
     assert '0 [label="<script>\\"\\\\n&\\ndata 3\\ngrad 0"]' in str(draw(x, {STRANGE: x}))
+
+
+def test_label_stays_on_one_line_and_in_xml() -> None:
+    x = Value(3.0)
+    drawing = draw(x, {"a\n\0\x1b\ud800\ufffe b": x})
+    shown = r"a\n\x00\x1b\ud800\ufffe b"
+    assert str(drawing).count("\n") == str(draw(x)).count("\n")
+    assert shown_in(drawing.svg) == [shown, "data 3", "grad 0"]
+
+
+def test_value_may_have_several_names() -> None:
+    x = Value(3.0)
+    assert draw(x, {"x": x, "y": x}).nodes[0].title == "x, y"
 
 
 def test_drawing_is_short_where_it_is_printed_and_a_picture_in_notebooks() -> None:
@@ -208,6 +223,22 @@ def test_large_graph_is_refused() -> None:
         draw(y + 1.0)
 
 
+def test_graph_of_too_many_operands_is_refused() -> None:
+    x = Value(1.0)
+    assert len(draw(Value(1.0, (x,) * 600, (1.0,) * 600)).edges) == 600
+    with pytest.raises(ShapeError, match=r"has 601 operands, expected at most 600; draw an"):
+        draw(Value(1.0, (x,) * 601, (1.0,) * 601))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Value(-2.0) ** 0.5, Value(0) * 10**400, Value(1j) * 2, Value("3")],  # type: ignore[arg-type]
+)
+def test_graph_of_other_things_than_numbers_is_refused(value: Value) -> None:
+    with pytest.raises(ConfigError, match=r"holds .*, expected real numbers"):
+        draw(value)
+
+
 def test_other_things_than_values_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"value is of type float, expected a microgpt\.Value"):
         draw(3.0)  # type: ignore[arg-type]
@@ -217,3 +248,16 @@ def test_other_things_than_values_are_refused() -> None:
 def test_labels_of_other_values_are_refused(other: Value) -> None:
     with pytest.raises(ConfigError, match=r"label 'w' is of .*, expected a Value of this graph"):
         draw(Value(3.0), {"w": other})
+
+
+@pytest.mark.parametrize("name", [1, None, b"w"])
+def test_labels_that_are_no_strings_are_refused(name: Any) -> None:
+    x = Value(3.0)
+    with pytest.raises(ConfigError, match=r"label .*, expected a string"):
+        draw(x, {name: x})
+
+
+@pytest.mark.parametrize("labels", ["x", [("x", Value(3.0))]])
+def test_labels_that_are_no_mapping_are_refused(labels: Any) -> None:
+    with pytest.raises(ConfigError, match=r"labels is .*, expected a mapping of names to values"):
+        draw(Value(3.0), labels)

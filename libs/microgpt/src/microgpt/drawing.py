@@ -5,17 +5,20 @@ inferred from the numbers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
 
 from microgpt.autograd import Value, _topological_order
+from microgpt.checks import is_number
 from microgpt.errors import ConfigError, ShapeError
+from microgpt.notebook import printable
 
 __all__ = ["Drawing", "draw"]
 
 MAX_VALUES = 300  # of a graph that can still be read
+MAX_OPERANDS = 2 * MAX_VALUES
 
 COLUMN_GAP, ROW_GAP, MARGIN = 72, 14, 8  # pixels
 LINE_HEIGHT, CHARACTER = 15, 7.2  # of a box's text; the width is a mean, and boxes have room
@@ -97,15 +100,16 @@ def draw(value: Value, labels: Mapping[str, Value] | None = None) -> Drawing:
     such as exp and `+ 1` at 0, one of them is shown; "?" where none does.
 
     Args:
-        value: the result, with at most 300 values in its graph.
-        labels: names of some of these values.
+        value: the result, with at most 300 values and 600 operands in its graph.
+        labels: names of some of these values; characters that are not printed are shown as \n.
 
     Returns:
         A drawing: `str()` is DOT, `svg` a picture, which notebooks show.
 
     Raises:
         ShapeError: `value` is no Value, or its graph is larger.
-        ConfigError: a label is of no value of this graph.
+        ConfigError: a label is no string or of no value of this graph, or a value or derivative is
+            no real number.
 
     Example:
         >>> x = Value(3.0)
@@ -127,29 +131,51 @@ def draw(value: Value, labels: Mapping[str, Value] | None = None) -> Drawing:
     if not isinstance(value, Value):
         raise ShapeError(f"value is of type {type(value).__name__}, expected a microgpt.Value")
     values = _topological_order(value)
-    if len(values) > MAX_VALUES:
-        raise ShapeError(
-            f"the graph has {len(values):,} values, expected at most {MAX_VALUES}; "
-            "draw an inner value, or the result of a smaller computation"
-        )
-    numbers = {each: i for i, each in enumerate(values)}
-    names: dict[Value, str] = {}
-    for name, named in (labels or {}).items():
-        if not isinstance(named, Value) or named not in numbers:
-            raise ConfigError(
-                f"label {name!r} is of {named!r}, expected a Value of this graph; leave it out"
+    n_operands = sum(len(each._operands) for each in values)
+    for what, n, most in (
+        ("values", len(values), MAX_VALUES),
+        ("operands", n_operands, MAX_OPERANDS),
+    ):
+        if n > most:
+            raise ShapeError(
+                f"the graph has {n:,} {what}, expected at most {most}; "
+                "draw an inner value, or the result of a smaller computation"
             )
-        names[named] = name
-    nodes = []
-    for each in values:
-        title = ": ".join(filter(None, (names.get(each), _operation(each))))
-        nodes.append(Node(title, each.data, each.grad, not each._operands))
+    numbers = {each: i for i, each in enumerate(values)}
+    names = _names({} if labels is None else labels, numbers)
     edges = [
-        Edge(numbers[operand], i, local_grad)
+        Edge(numbers[operand], i, _real(local_grad))
         for i, each in enumerate(values)
         for operand, local_grad in zip(each._operands, each._local_grads, strict=True)
     ]
+    figures = [(_real(each.data), _real(each.grad)) for each in values]
+    nodes = [
+        Node(": ".join(filter(None, (names.get(each), _operation(each)))), *own, not each._operands)
+        for each, own in zip(values, figures, strict=True)
+    ]
     return Drawing(nodes, edges)
+
+
+def _names(labels: Mapping[str, Value], values: Collection[Value]) -> dict[Value, str]:
+    """Return what is written for the labels of each of these values."""
+    if not isinstance(labels, Mapping):
+        raise ConfigError(f"labels is {labels!r:.80}, expected a mapping of names to values")
+    names: dict[Value, str] = {}
+    for name, named in labels.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"label {name!r:.80}, expected a string")
+        if not isinstance(named, Value) or named not in values:
+            raise ConfigError(
+                f"label {name!r} is of {named!r}, expected a Value of this graph; leave it out"
+            )
+        names[named] = ", ".join(filter(None, (names.get(named), printable(name))))
+    return names
+
+
+def _real(figure: float) -> float:
+    if not is_number(figure) and not isinstance(figure, bool):
+        raise ConfigError(f"the graph holds {figure!r:.80}, expected real numbers that fit a float")
+    return float(figure)
 
 
 # ---------------------------------------------------------------- names of operations
@@ -181,7 +207,7 @@ def _of_one(x: float, y: float, slope: float) -> str:
     if exponent != 1 and _is_power(x, exponent, y):
         return f"** {exponent:.4g}"
     if slope == 1:
-        return f"+ {y - x:.4g}"
+        return "?" if math.isinf(x) else f"+ {y - x:.4g}"
     return f"* {slope:.4g}" if _same(y, x * slope) else "?"
 
 

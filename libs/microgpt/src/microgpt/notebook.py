@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["curves", "shades", "table", "tints", "visible"]
+__all__ = ["curves", "printable", "shades", "table", "tints", "visible"]
 
 Points: TypeAlias = Sequence[tuple[float, float]]
 
@@ -75,11 +75,14 @@ def curves(title: str, axes: str, series: Mapping[str, Points]) -> str:
     )
 
 
+def printable(text: str) -> str:
+    r"""Return a text with characters that are not printed shown, such as \n."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def visible(text: str) -> str:
-    r"""Return a text with spaces and characters that are not printed shown, such as \n."""
-    return "".join(
-        "␣" if char == " " else char if char.isprintable() else ascii(char)[1:-1] for char in text
-    )
+    """Return a text with spaces and characters that are not printed shown."""
+    return printable(text).replace(" ", "␣")
 
 
 def tints(title: str, words: Sequence[str], figures: Sequence[float]) -> str:
