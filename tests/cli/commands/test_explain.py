@@ -263,6 +263,16 @@ def test_weights_that_are_too_large_are_shown_as_unknown(cli: Any, tmp_path: Pat
     assert result.lines[1].split()[:3] == ["<bos>", "a", "?"]
 
 
+@pytest.mark.parametrize("scale", [1e4, 1e30, 1e90])
+def test_lines_fit_the_terminal_however_large_a_surprise(scale: float) -> None:
+    model = looking_back()
+    model.parameters["lm_head"][:] = -scale * np.eye(4, 8)
+    trace = model.trace("abc")
+    assert trace.loss > scale
+    assert max(map(cell_len, lines_of(trace, 60))) <= 60
+    assert len(repr(trace)) < 60
+
+
 # ---------------------------------------------------------------- the page
 
 
@@ -342,6 +352,20 @@ def test_page_of_weights_that_are_too_large_has_no_figures() -> None:
         model.parameters[name][:] = np.finfo(np.float64).max
     data = data_of(page_of(model.trace("abc")))
     assert data["surprise"] == [None] * 4
+    model.parameters["layer0.mlp_fc1"][:] = 0
+    data = data_of(page_of(model.trace("abc")))  # infinite logits, and no warning of them
+    assert [gap for row in data["next"] for _, gap, _ in row] == [None] * 16
+
+
+@pytest.mark.long
+def test_page_of_unknown_probabilities_shows_none(open_page: Callable[..., Page]) -> None:
+    model = looking_back()
+    model.parameters["wte"][:] = math.nan
+    page = open_page(model.trace("abc"))
+    for degrees in ("10", "0"):
+        page.locator("#temperature").fill(degrees)
+        shown = [row.inner_text().split()[-1] for row in page.locator("#next tr").all()]
+        assert set(shown) == {"?"}
 
 
 # ---------------------------------------------------------------- the page in a browser

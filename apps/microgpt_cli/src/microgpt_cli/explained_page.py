@@ -71,7 +71,11 @@ def _content(trace: microgpt.Trace) -> dict[str, Any]:
         # largest; and the probability of the likeliest at each temperature.
         "next": [
             [
-                (named(each), _finite(logits[t, each["id"]] - logits[t, row[0]["id"]]), each["id"])
+                (
+                    named(each),
+                    _finite(logits.item(t, each["id"]) - logits.item(t, row[0]["id"])),
+                    each["id"],
+                )
                 for each in row
             ]
             for t, row in enumerate(figures["next"])

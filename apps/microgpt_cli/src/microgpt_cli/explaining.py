@@ -69,6 +69,11 @@ def _fitted(text: str, width: int) -> str:
     return set_cell_size(text, width)
 
 
+def _nats(figure: float) -> str:
+    """Return a surprise in eight columns."""
+    return f"{figure:8.2f}" if figure < 1e5 else f"{figure:8.1e}"  # noqa: PLR2004
+
+
 def _share(probability: float | None) -> str:
     """Return a probability in four columns."""
     return "   ?" if probability is None else f"{probability:4.0%}"
@@ -96,11 +101,11 @@ def _table(figures: dict[str, Any], width: int) -> Iterator[str]:
         row = "".join(
             f"{_fitted(named(each), n_name)} {_share(each['probability'])}  " for each in cells
         )
-        cost = " " * 8 if surprise is None else f"{surprise:8.2f}"
+        cost = " " * 8 if surprise is None else _nats(surprise)
         yield f"{_fitted(named(token), n_token)}  {cost}  {row}".rstrip()
     loss = figures["loss"]
     if loss is not None:
-        yield f"{_fitted('mean', n_token)}  {loss:8.2f}  nats per token"
+        yield f"{_fitted('mean', n_token)}  {_nats(loss)}  nats per token"
 
 
 def _spread(n: int, most: int) -> list[int]:

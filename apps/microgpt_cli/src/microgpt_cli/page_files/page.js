@@ -102,7 +102,7 @@ function showNext() {
   const rows = data.next[token].map(([name, gap, id], i) => {
     const best = data.best[token][step - 1];
     const p = step ? best * Math.exp(gap / degrees) : i ? 0 : 1;
-    return row(name, Number.isFinite(p) ? p : null, "", id === data.ids[token + 1]);
+    return row(name, gap === null || best === null ? null : p, "", id === data.ids[token + 1]);
   });
   $("next").tBodies[0].replaceChildren(...rows);
 }

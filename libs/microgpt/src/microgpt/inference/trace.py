@@ -21,6 +21,7 @@ __all__ = ["Trace", "Traceable", "trace_text"]
 Traceable: TypeAlias = str | Prompt | Sequence[Message] | Sequence[int]
 
 DIGITS = 4  # of the figures of `Trace.to_json`
+LARGE = 1e5  # a loss that is shown with its exponent
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,7 +90,7 @@ class Trace:
         """What each token costs given those before it, in nats; NaN for the first: shape (T,)."""
         costs = np.full(len(self.token_ids), np.nan)
         rows = np.arange(len(costs) - 1)
-        costs[1:] = -log_probs(self.logits[:-1])[rows, self.token_ids[1:]]
+        costs[1:] = 0.0 - log_probs(self.logits[:-1])[rows, self.token_ids[1:]]
         return costs
 
     @property
@@ -121,7 +122,7 @@ class Trace:
         n_layer, n_head, n_tokens, _ = self.attention.shape
         tokens = f"{n_tokens} token{'s' * (n_tokens > 1)}"
         heads = f"{n_layer} block{'s' * (n_layer > 1)} of {n_head} head{'s' * (n_head > 1)}"
-        loss = f", loss {self.loss:.2f}" * (n_tokens > 1)
+        loss = f", loss {self.loss:{'.2f' if self.loss < LARGE else '.1e'}}" * (n_tokens > 1)
         return f"{tokens}, {heads}{loss}"
 
     def _repr_html_(self) -> str:
