@@ -135,6 +135,13 @@ def test_a_full_queue_is_told_before_an_echo_is_streamed(
     assert "retry-after" in response.headers
 
 
+def test_an_echo_that_lists_too_much_is_refused(names: TestClient) -> None:
+    body = {"prompt": ["hannahhannahhan"] * 700, "echo": True, "max_tokens": 0}
+    assert len(complete(names, **body, logprobs=1)["choices"]) == 700
+    error = refused(names, **body, logprobs=20)
+    assert "the echo lists 235,200 log-probabilities" in error["message"]
+
+
 def test_nothing_is_generated_for_zero_tokens(names: TestClient) -> None:
     answer = complete(names, prompt="an", max_tokens=0, echo=True, logprobs=1)
     (choice,) = answer["choices"]

@@ -31,6 +31,7 @@ from microgpt_serve.serving.errors import ApiError
 __all__ = ["complete_text"]
 
 MAX_TEXTS = 2048  # of one request
+MAX_LISTED = 200_000  # log-probabilities of an echo: some five megabytes
 TEXT = "text_completion"
 
 
@@ -156,8 +157,21 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
     n_top = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
     answer = _TextAnswer(generation, n_top, sources, is_echo=is_echo, generates=generates)
     if is_echo and n_top is not None:
+        _check_listed(sum(len(each.token_ids) for each in sources) * n, n_top)
         await cancel_on_disconnect(request, request.app.state.pool.run(answer.list_prompts))
     return await send(request, answer, body)
+
+
+def _check_listed(n_tokens: int, n_top: int) -> None:
+    """Raise if an answer would list so much that it holds other requests up."""
+    n_listed = n_tokens * (n_top + 1)
+    if n_listed > MAX_LISTED:
+        raise ApiError(
+            400,
+            f"the echo lists {n_listed:,} log-probabilities, {n_top + 1} of each of {n_tokens:,} "
+            f"tokens, expected at most {MAX_LISTED:,}; send several requests",
+            param="prompt",
+        )
 
 
 def _prompts(given: str | Sequence[Any] | None) -> Sequence[str | Sequence[int]]:

@@ -16,9 +16,12 @@ __all__ = ["BodyDecoder"]
 
 # Fields that change the response and that no route has, with their values without effect.
 WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
     "bad_words": ([],),
     "best_of": (1,),
+    "continue_final_message": (False,),
     "dry_multiplier": (0,),
+    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -52,6 +55,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_a": (0,),
+    "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (False,),
     "xtc_probability": (0,),
