@@ -152,6 +152,21 @@ def test_chat_model_explains_a_message_or_a_conversation(
     assert "the conversation ends with an answer" in result.err
 
 
+def test_question_at_the_end_of_a_conversation_is_explained_and_answered(
+    cli: Any, chat_dir: Path, tmp_path: Path
+) -> None:
+    model = microgpt.load(chat_dir)
+    path = tmp_path / "talk.jsonl"
+    path.write_text(f"{json.dumps(TALK[:1])}\n{json.dumps(TALK[:3])}\n")
+    for number, asked in enumerate((TALK[:1], TALK[:3]), 1):
+        result = cli("explain", chat_dir, "--input", path, "--document", number, "--json")
+        assert (result.out, result.err) == (model.trace(asked).to_json() + "\n", "")
+    result = cli("explain", chat_dir, "--input", path, "--continue", "--json")
+    assert result.status == 0
+    n_tokens = len(model.trace(TALK[:1]).token_ids)
+    assert len(json.loads(result.out)["tokens"]) > n_tokens
+
+
 def test_a_text_can_be_continued(cli: Any, model_dir: Path, chat_dir: Path) -> None:
     model = microgpt.load(model_dir)
     text = model.generate(prompt="h", temperature=0)[0]

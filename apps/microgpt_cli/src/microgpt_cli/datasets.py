@@ -59,9 +59,9 @@ def open_texts(paths: Sequence[str], source: Source) -> microgpt.Documents:
     return microgpt.read_documents(_opened(paths), split=source.split, field=source.field)
 
 
-def read_talks(paths: Sequence[str]) -> microgpt.Conversations:
+def read_talks(paths: Sequence[str], *, keep_unanswered: bool = False) -> microgpt.Conversations:
     """Read conversations; warn about those that were trimmed or left out."""
-    conversations = microgpt.read_conversations(_opened(paths))
+    conversations = microgpt.read_conversations(_opened(paths), keep_unanswered=keep_unanswered)
     _warn_of_files(conversations.notes)
     if conversations.n_trimmed:
         trimmed = counted(conversations.n_trimmed, "conversation")

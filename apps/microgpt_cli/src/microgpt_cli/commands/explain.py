@@ -120,7 +120,8 @@ def _read(source: Source, number: int) -> str | list[microgpt.Message]:
         DataError: there are fewer.
     """
     if source.chat:
-        read: Sequence[str | list[microgpt.Message]] = read_talks(source.input).conversations
+        talks = read_talks(source.input, keep_unanswered=True)
+        read: Sequence[str | list[microgpt.Message]] = talks.conversations
     else:
         read = documents = open_texts(source.input, source)
         len(documents)  # reads them

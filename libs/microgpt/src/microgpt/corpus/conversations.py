@@ -49,13 +49,14 @@ class Conversations:
     """Conversations ready for training, and counts of the changes to them.
 
     Args:
-        conversations: each a list of messages that ends with the assistant. A message with the
-            weight 0 is read, not learned.
+        conversations: each a list of messages that ends with the assistant, unless unanswered turns
+            are kept. A message with the weight 0 is read, not learned.
         n_trimmed: conversations that lost unanswered user turns at their end.
         n_skipped: conversations without any assistant turn, left out whole.
         skipped: all conversations that were left out, by reason.
         kinds: conversations that were read from files, by the first key of their form.
         notes: what was skipped in folders or given twice.
+        keep_unanswered: whether turns that nobody answered stay: to be read, not learned.
     """
 
     conversations: list[list[Message]] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Conversations:
     skipped: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=Notes, compare=False)
+    keep_unanswered: bool = field(default=False, compare=False)
 
     def add(self, messages: Sequence[Message]) -> None:
         """Append one conversation without its unanswered turns at the end; count the change.
@@ -77,6 +79,9 @@ class Conversations:
         self._append(messages, [role for role, _ in checked_messages(messages)])
 
     def _append(self, messages: Sequence[Message], roles: list[str]) -> None:
+        if self.keep_unanswered:
+            self.conversations.append(list(messages))
+            return
         answered = [i for i, role in enumerate(roles, 1) if role == "assistant"]
         if not answered:
             self.n_skipped += 1
@@ -107,7 +112,7 @@ def _message(turn: Turn) -> Message:
     return {"role": turn.role, "content": turn.content} | weight
 
 
-def read_conversations(path: Inputs) -> Conversations:
+def read_conversations(path: Inputs, *, keep_unanswered: bool = False) -> Conversations:
     """Read files of conversations.
 
     A file holds a conversation per line, or one JSON array of conversations. The forms of a
@@ -121,6 +126,7 @@ def read_conversations(path: Inputs) -> Conversations:
 
     Args:
         path: a file, or whatever else `read_documents` takes.
+        keep_unanswered: keep user turns that nobody answered, for a model to answer them.
 
     Returns:
         The conversations in their order, and the counts.
@@ -128,7 +134,7 @@ def read_conversations(path: Inputs) -> Conversations:
     Raises:
         DataError: a file cannot be read, or a line is no conversation (file and line are named).
     """
-    result = Conversations()
+    result = Conversations(keep_unanswered=keep_unanswered)
     sources = Sources(path)
     for source, chunks in sources:
         for number, value in _values(source, text_of(source, chunks, sources.notes)):
