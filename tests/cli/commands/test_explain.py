@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,14 @@ def looking_back(block_size: int = 8) -> LanguageModel:
     return LanguageModel(Tokenizer(tuple("abc")), weights)
 
 
-def wide(n_layer: int, n_head: int) -> LanguageModel:
+def wide(n_layer: int, n_head: int, block_size: int = 16) -> LanguageModel:
     """Return a model of strange characters."""
     config = ModelConfig(
-        vocab_size=len(set(STRANGE)) + 1, n_embd=n_head * 2, n_head=n_head, n_layer=n_layer
+        vocab_size=len(set(STRANGE)) + 1,
+        n_embd=n_head * 2,
+        n_head=n_head,
+        n_layer=n_layer,
+        block_size=block_size,
     )
     weights = np.random.default_rng(42).normal(0, 1, config.n_params)
     return LanguageModel(Tokenizer(tuple(sorted(set(STRANGE)))), Parameters(config, weights))
@@ -234,6 +239,13 @@ def test_long_names_are_cut_by_the_columns_that_they_take() -> None:
     model = microgpt.fit([8 * "漢"] * 9, steps=1, tokenizer="bpe", vocab_size=300)
     lines = [*lines_of(model.trace(8 * "漢"), 80)]
     assert lines[2].startswith("漢漢漢漢 …  ")
+
+
+def test_many_heads_take_no_time_in_a_wide_terminal() -> None:
+    trace = wide(6, 12, block_size=160).trace([0] * 160)
+    start = time.thread_time()
+    assert sum(map(len, lines_of(trace, 5000))) > 72 * 160 * 160 / 2
+    assert time.thread_time() - start < 1
 
 
 def test_wide_terminal_shows_more() -> None:

@@ -137,20 +137,22 @@ def _heads(title: str, block: Any, names: Sequence[str], width: int) -> Iterator
         yield f"{' ' * n_label} {gap.join(titles)}".rstrip()
         squares = [_pooled(head, n_together) for _, head in together]
         for row, label in enumerate(labels):
-            cells = ["".join(_shade(p) * n_columns for p in square[row]) for square in squares]
+            cells = ["".join(mark * n_columns for mark in square[row]) for square in squares]
             yield f"{label} {gap.join(f'{each:<{n_head}}' for each in cells)}".rstrip()
 
 
-def _shade(share: float) -> str:
-    if share != share:  # noqa: PLR0124 - NaN, of weights that are too large
-        return "?"
-    return SHADES[max(i for i, least in enumerate(SHARES) if share >= least)]
-
-
-def _pooled(head: Any, n: int) -> list[list[float]]:
-    """Return the lower triangle of a head, with one cell, the largest, for n rows and n columns."""
+def _pooled(head: Any, n: int) -> list[str]:
+    """Return the lower triangle of a head in shades, the darkest for n rows and n columns."""
+    marks = f"{SHADES}?"  # for NaN, of weights that are too large
+    levels = sum(head >= least for least in SHARES[1:]) + (head != head) * len(SHADES)  # noqa: PLR0124
+    if n == 1:
+        return [
+            "".join(map(marks.__getitem__, row[: i + 1])) for i, row in enumerate(levels.tolist())
+        ]
     starts = range(0, len(head), n)
     return [
-        [float(head[row : row + n, column : column + n].max()) for column in starts[: i + 1]]
+        "".join(
+            marks[levels[row : row + n, column : column + n].max()] for column in starts[: i + 1]
+        )
         for i, row in enumerate(starts)
     ]
