@@ -160,6 +160,11 @@ class ModelStore:
             CheckpointError: it cannot be read, or its weights and those of `others` take more
                 memory than allowed.
         """
+        if not holds_model(directory):
+            raise CheckpointError(
+                f"there is no model in {directory}, expected MODEL_DIR to be a model directory, "
+                "several with commas, or a directory that holds several"
+            )
         model = load(directory, threads=self._threads)
         model.generate(1, max_tokens=1)  # a model that cannot generate is refused
         models = [model, *(served.model for served in others.values())]
