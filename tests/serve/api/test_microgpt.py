@@ -168,7 +168,8 @@ def test_chat_says_what_is_wrong_with_messages(
 
 
 def test_models_of_documents_do_not_chat(names: TestClient) -> None:
-    assert error_of(names, "chat", {"messages": HELLO}) == "model was not trained with chat tokens"
+    error = "this model was not trained with chat tokens; serve one trained with --chat"
+    assert error_of(names, "chat", {"messages": HELLO}) == error
 
 
 # ---------------------------------------------------------------- what comes next, and the model

@@ -218,3 +218,12 @@ def test_requests_choose_their_model(make_client: MakeClient, saved: Path) -> No
         assert response.status_code == 404
         assert "'a' or 'b'" in response.text
     assert client.get("/tokenizer_info?model=c").status_code == 404
+
+
+def test_a_conversation_for_a_model_of_documents_names_the_chat_models(
+    make_client: MakeClient, names_dir: Path, chat_dir: Path
+) -> None:
+    client = make_client(Path(f"{names_dir},{chat_dir}"))
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    message = client.post("/v1/chat/completions", json=body).json()["error"]["message"]
+    assert message.endswith(f"chat tokens; request model {chat_dir.name!r}")

@@ -93,7 +93,7 @@ async def read_prompt(
         encode = partial(model.prompt, source, unknown=unknown)
     else:
         if not model.tokenizer.is_chat:
-            raise ApiError(400, "model was not trained with chat tokens", param="messages")
+            raise ApiError(400, _cannot_chat(request), param="messages")
         messages = [_as_message(i, turn) for i, turn in enumerate(source)]
         n_characters = sum(len(each["content"]) + CHARACTERS_PER_MESSAGE for each in messages)
         encode = partial(model.prompt, messages, unknown="skip")
@@ -101,6 +101,12 @@ async def read_prompt(
         return encode()
     work = request.app.state.pool.run(lambda _: encode())
     return await cancel_on_disconnect(request, work)
+
+
+def _cannot_chat(request: Request) -> str:
+    chats = [repr(each.id) for each in request.app.state.models if each.model.tokenizer.is_chat]
+    advice = f"request model {' or '.join(chats)}" if chats else "serve one trained with --chat"
+    return f"this model was not trained with chat tokens; {advice}"
 
 
 def _as_message(index: int, turn: Turn | OpenAITurn) -> Message:
