@@ -99,6 +99,22 @@ def test_large_answers_are_compressed_if_asked_and_streams_never(
     assert "content-encoding" not in stream.headers
 
 
+@pytest.mark.parametrize(
+    ("path", "error"),
+    [
+        ("/v1/models/", "there is no /v1/models/; did you mean /v1/models?"),
+        ("/chat/completions", "there is no /chat/completions; did you mean /v1/chat/completions?"),
+        ("/v1/v1/models", "there is no /v1/v1/models; did you mean /v1/models?"),
+        ("/generate", "there is no /generate; did you mean /microgpt/v1/generate?"),
+        ("/%07" + "x" * 999, "there is no /\\x07" + "x" * 78),
+        ("/v1/completions", "/v1/completions expects POST, got GET"),
+    ],
+)
+def test_a_path_without_a_route_is_named(chat: TestClient, path: str, error: str) -> None:
+    answer = chat.get(path).json()["error"]
+    assert (answer if isinstance(answer, str) else answer["message"]) == error
+
+
 # ---------------------------------------------------------------- metrics
 
 

@@ -123,8 +123,6 @@ def as_api_error(error: Exception) -> ApiError:
         case MicrogptError():
             hint = f"; {error.hint}" if error.hint else ""
             return ApiError(400 if isinstance(error, ValueError) else 500, f"{error}{hint}")
-        case HTTPException():
-            return ApiError(error.status_code, error.detail)
         case _:
             return ApiError(500, "internal error")
 
@@ -137,11 +135,26 @@ def error_body(error: ApiError, *, openai: bool) -> ErrorBody | OpenAIErrorBody:
     return OpenAIErrorBody(OpenAIErrorDetail(error.message, kind, error.param, error.code))
 
 
+def _routing_error(request: Request, error: HTTPException) -> ApiError:
+    """Return the error of a path or method without a route; a route like the path is named."""
+    path, status = request.url.path, error.status_code
+    if allowed := (error.headers or {}).get("Allow"):
+        return ApiError(status, f"{path} expects {allowed}, got {request.method[:16]}")
+    bare = path.rstrip("/")
+    near = (bare, f"/v1{bare}", f"/microgpt/v1{bare}", bare.removeprefix("/v1"))
+    routes = {route.path for route in request.app.routes}
+    meant = next((f"; did you mean {each}?" for each in near if each in routes), "")
+    return ApiError(status, f"there is no {printable(path[:MAX_SHOWN])}{meant}")
+
+
 async def error_response(request: Request, error: Exception) -> Response:
     """Return the response for an exception."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED)
-    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    headers: dict[str, str] = {}
+    if isinstance(error, HTTPException):
+        headers.update(error.headers or {})
+        error = _routing_error(request, error)
     sent = as_api_error(error)
     if sent.retry_after is not None:
         headers["Retry-After"] = str(sent.retry_after)
