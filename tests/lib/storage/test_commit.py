@@ -1,12 +1,15 @@
-"""The lock of a run on its model directory."""
+"""The lock of a run on its model directory, and the replacement of files."""
 
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from microgpt import CheckpointError, lock_directory
+from microgpt import CheckpointError, fit, load, lock_directory
+from microgpt.storage import system
+from windows import fake_msvcrt
 
 HOLDER = """
 import sys
@@ -15,6 +18,21 @@ with lock_directory(sys.argv[1]):
     print("locked", flush=True)
     sys.stdin.readline()
 """
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other branch of what POSIX and Windows do differently; `fcntl` cannot be imported."""
+    monkeypatch.setitem(sys.modules, "msvcrt", fake_msvcrt())
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(system, "PAUSE_SECONDS", 0.001)
+
+
+@pytest.fixture(params=["posix", "windows"], autouse=True)
+def _systems(request: pytest.FixtureRequest) -> None:
+    if request.param == "windows":
+        request.getfixturevalue("windows")
 
 
 @pytest.fixture
@@ -70,3 +88,48 @@ def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         lock_directory(tmp_path / "file/out"),
     ):
         pytest.fail("locked")
+
+
+def test_model_is_saved_and_loaded_again(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        model = fit(["anna", "bob"], steps=2, n_embd=4, seed=seed)
+        model.save(tmp_path / "out")
+        assert load(tmp_path / "out").generate(seed=3) == model.generate(seed=3)
+    assert not list(tmp_path.glob("out/*.lock"))
+
+
+def test_file_that_is_open_is_replaced_once_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, tried = Path.replace, list[Path]()
+
+    def refuse_twice(path: Path, target: Path) -> Path:
+        tried.append(path)
+        if len(tried) <= 2:
+            raise PermissionError(13, "Permission denied")
+        return replace(path, target)
+
+    model = fit(["anna", "bob"], steps=2, n_embd=4)
+    model.save(tmp_path / "out")
+    monkeypatch.setattr(Path, "replace", refuse_twice)
+    if sys.platform == "win32":
+        model.save(tmp_path / "out")
+        assert len(set(tried[:3])) == 1
+    else:  # where an open file can be replaced, the permission will not come
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            model.save(tmp_path / "out")
+        assert len(tried) == 1
+
+
+def test_file_that_stays_open_is_an_error_in_the_end(tmp_path: Path) -> None:
+    model = fit(["anna", "bob"], steps=2, n_embd=4)
+    model.save(tmp_path / "out")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(CheckpointError, match="Permission denied"):
+            model.save(tmp_path / "out")
+    assert load(tmp_path / "out").generate(seed=3) == model.generate(seed=3)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from microgpt_cli.terminal import discard
 
 __all__ = ["interruptible"]
 
-REQUESTS = (signal.SIGINT, signal.SIGTERM)
-HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+if sys.platform == "win32":
+    REQUESTS, HANGUP = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK), None
+else:
+    REQUESTS, HANGUP = (signal.SIGINT, signal.SIGTERM), signal.SIGHUP
 SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
@@ -20,8 +23,8 @@ SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 def interruptible() -> Iterator[list[int]]:
     """Yield a list that collects the signals received.
 
-    A second SIGINT or SIGTERM ends the process. A second SIGHUP does not, because shell and kernel
-    may send one each. Under nohup SIGHUP is ignored.
+    A second SIGINT, SIGTERM or SIGBREAK (Windows) ends the process. A second SIGHUP does not,
+    because shell and kernel may send one each. Under nohup SIGHUP is ignored.
     """
     received: list[int] = []
     numbers = [*REQUESTS]
@@ -37,15 +40,15 @@ def interruptible() -> Iterator[list[int]]:
     for number in numbers:
         signal.signal(number, receive)
     # Python runs handlers between two steps only, and a step may be long: a thread reads at once.
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    previous_writer = signal.set_wakeup_fd(writer)
+    reader, writer = socket.socketpair()  # Windows wakes up sockets only
+    writer.setblocking(False)  # noqa: FBT003 - as the method takes it
+    previous_writer = signal.set_wakeup_fd(writer.fileno())
     threading.Thread(target=_exit_on_second, args=(reader,), daemon=True).start()
     try:
         yield received
     finally:
         signal.set_wakeup_fd(previous_writer)
-        os.close(writer)  # ends the thread
+        writer.close()  # ends the thread
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -57,13 +60,13 @@ def _discard_closed(terminals: list[int]) -> None:
             discard(number)
 
 
-def _exit_on_second(reader: int) -> None:
+def _exit_on_second(reader: socket.socket) -> None:
     """Read the numbers of signals until their writer is closed; exit at the second request."""
     n_received = 0
-    while number := os.read(reader, 1):
-        n_received += number[0] in REQUESTS
-        if n_received > 1:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), SHOW_CURSOR)
-            os._exit(128 + number[0])
-    os.close(reader)
+    with reader:
+        while number := reader.recv(1):
+            n_received += number[0] in REQUESTS
+            if n_received > 1:
+                if sys.stderr.isatty():
+                    os.write(sys.stderr.fileno(), SHOW_CURSOR)
+                os._exit(128 + number[0])

@@ -15,6 +15,14 @@ import msgspec
 
 from microgpt.checks import PathLike, cause_of, checked_path
 from microgpt.errors import CheckpointError
+from microgpt.storage.system import (
+    locked_for_writing,
+    open_locked,
+    remove,
+    replace,
+    sync_directory,
+    unlock,
+)
 
 __all__ = [
     "COMMIT",
@@ -25,7 +33,6 @@ __all__ = [
     "current_path",
     "lock_directory",
     "replace_together",
-    "sync_directory",
     "write_durably",
 ]
 
@@ -40,7 +47,7 @@ def replace_together(
     path: Path, contents: dict[str, bytes], before_replacing: Callable[[], None]
 ) -> None:
     """Replace several files in `path` such that all of them change or none does."""
-    with _locked(path):
+    with locked_for_writing(path):
         complete_commit(path)
         try:
             for name, content in contents.items():
@@ -48,7 +55,7 @@ def replace_together(
             write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
             sync_directory(path)
             before_replacing()
-            (path / (COMMIT + STAGED)).replace(path / COMMIT)
+            replace(path / (COMMIT + STAGED), path / COMMIT)
         except BaseException:
             for name in (*contents, COMMIT):
                 with suppress(OSError):
@@ -62,9 +69,9 @@ def replace_together(
 def _remove_others(path: Path, kept: Collection[str]) -> None:
     """Remove the other files of the model before, and staged files of a save that failed."""
     for name in (*FILES, COMMIT):
-        (path / (name + STAGED)).unlink(missing_ok=True)
+        remove(path / (name + STAGED))
         if name not in kept:
-            (path / name).unlink(missing_ok=True)
+            remove(path / name)
 
 
 def complete_commit(path: Path) -> None:
@@ -73,10 +80,10 @@ def complete_commit(path: Path) -> None:
         names = check_commit(path)
         for name in names:
             with suppress(FileNotFoundError):  # replaced already
-                (path / (name + STAGED)).replace(path / name)
+                replace(path / (name + STAGED), path / name)
         if names:
             sync_directory(path)
-            (path / COMMIT).unlink()
+            remove(path / COMMIT)
     except FileNotFoundError:
         pass  # another process has completed it
 
@@ -115,32 +122,6 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory to disk, so that its renames survive a loss of power."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time write to a directory."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl  # noqa: PLC0415 - exists on POSIX only
-
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)  # which also releases the lock
-
-
 @contextmanager
 def lock_directory(directory: PathLike) -> Iterator[None]:
     """Yield with other processes kept from training into a directory.
@@ -152,43 +133,22 @@ def lock_directory(directory: PathLike) -> Iterator[None]:
         CheckpointError: another process trains into it, or it cannot be written.
     """
     path = checked_path(directory)
-    if os.name != "posix":
-        yield
-        return
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_locked(path / LOCK)
+        descriptor = open_locked(path / LOCK, wait=False)
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"another process trains into {path}",
+            hint="wait until it has ended, or choose another directory",
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         place = getattr(error, "filename", None) or path
         raise CheckpointError(f"cannot write {place}: {cause_of(error)}") from error
     try:
         yield
     finally:
-        with suppress(OSError):
-            (path / LOCK).unlink()
-        os.close(descriptor)  # which also releases the lock
+        unlock(path / LOCK, descriptor)
         with suppress(OSError):  # not empty
             for folder in made:
                 folder.rmdir()
-
-
-def _open_locked(path: Path) -> int:
-    """Return the descriptor of a lock file, locked."""
-    import fcntl  # noqa: PLC0415 - exists on POSIX only
-
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise CheckpointError(
-                f"another process trains into {path.parent}",
-                hint="wait until it has ended, or choose another directory",
-            ) from error
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # of a file that its last holder has removed: open the new one

@@ -7,6 +7,7 @@ names the file. Subwords are in `tokenizer.json`; characters are part of the met
 import hashlib
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ def check_writable(directory: PathLike) -> None:
         if place.exists() and not place.is_dir():
             raise CheckpointError(f"cannot write {path}: {place} is not a directory")
         if place.exists() and not os.access(place, os.W_OK | os.X_OK):
-            if os.statvfs(place).f_flag & os.ST_RDONLY:
+            if sys.platform != "win32" and os.statvfs(place).f_flag & os.ST_RDONLY:
                 raise CheckpointError(
                     f"cannot write {path}: the file system of {place} is read-only"
                 )

@@ -24,8 +24,9 @@ from microgpt.errors import CheckpointError, ConfigError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray, Parameters
-from microgpt.storage.commit import STAGED, sync_directory, write_durably
+from microgpt.storage.commit import STAGED, write_durably
 from microgpt.storage.model_directory import SNAPSHOTS, Origin
+from microgpt.storage.system import remove, replace, sync_directory
 from microgpt.training.options import DEFAULTS, TrainConfig
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Best
@@ -142,10 +143,10 @@ def write_snapshot(
         for stray in folder.glob(f"*{STAGED}"):
             stray.unlink(missing_ok=True)
         write_durably(staged, save(arrays, metadata))
-        staged.replace(path)
+        replace(staged, path)
         sync_directory(folder)
         for old in _snapshots(folder)[:-keep]:
-            old.unlink(missing_ok=True)
+            remove(old)
     except (OSError, ValueError) as error:
         with suppress(OSError):
             staged.unlink(missing_ok=True)

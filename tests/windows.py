@@ -1,0 +1,73 @@
+"""An imitation of Windows for programs of ours: what Python lacks there is taken away.
+
+It shows that a program does without what POSIX has, not that it runs on Windows.
+"""
+
+import fcntl
+import importlib
+import os
+import signal
+import socket
+import sys
+import types
+from pathlib import Path
+
+__all__ = ["BREAK", "command", "imitate"]
+
+BREAK = signal.SIGUSR1  # in the place of SIGBREAK
+# Packages of others that look at the platform when they are imported.
+OTHERS = {
+    "microgpt_cli": ("rich.console", "rich.progress", "typer", "typer.rich_utils"),
+    "microgpt_serve": ("hypercorn.asyncio", "prometheus_client", "starlette.applications"),
+}
+OF_ALL = ("asyncio", "safetensors.numpy", "subprocess", "tempfile")
+ABSENT = {
+    signal: ("SIGHUP", "SIGKILL", "SIG_BLOCK", "SIG_UNBLOCK", "SIG_SETMASK", "pthread_sigmask"),
+    os: ("fork", "register_at_fork", "sched_getaffinity", "set_blocking", "statvfs", "sysconf"),
+}
+
+
+def command(program: str, *arguments: object) -> list[str]:
+    """Return the command line of `program`, such as "microgpt_cli", as on Windows."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
+        f"import windows; windows.imitate({program!r}); import {program}.main as main; "
+        f"sys.argv[0] = {program!r}; main.run()"
+    )
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def imitate(program: str) -> None:
+    """Take away from this process what Windows lacks, and add what it has."""
+    for name in OF_ALL + OTHERS[program]:
+        importlib.import_module(name)
+    for place, names in ABSENT.items():
+        for name in names:
+            delattr(place, name)
+    asyncio = sys.modules["asyncio"]
+    for name in ("add_reader", "add_signal_handler"):
+        setattr(asyncio.SelectorEventLoop, name, _refuse)
+    vars(signal)["SIGBREAK"] = BREAK
+    vars(socket)["SO_EXCLUSIVEADDRUSE"] = socket.SO_KEEPALIVE  # any that changes nothing
+    sys.modules["fcntl"] = None  # type: ignore[assignment]  # an import fails
+    sys.modules["msvcrt"] = fake_msvcrt()
+    sys.platform = "win32"
+
+
+def _refuse(*_: object) -> None:
+    raise NotImplementedError
+
+
+def fake_msvcrt() -> types.ModuleType:
+    """Return the part of `msvcrt` that locks the bytes of a file."""
+    module = types.ModuleType("msvcrt")
+    vars(module).update(LK_UNLCK=0, LK_LOCK=1, LK_NBLCK=2, locking=_locking)
+    return module
+
+
+def _locking(descriptor: int, mode: int, n_bytes: int) -> None:
+    assert (mode, n_bytes) == (2, 1)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PermissionError(13, "Permission denied") from error
