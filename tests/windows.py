@@ -48,7 +48,7 @@ def imitate(program: str) -> None:
     for name in ("add_reader", "add_signal_handler"):
         setattr(asyncio.SelectorEventLoop, name, _refuse)
     vars(signal)["SIGBREAK"] = BREAK
-    vars(socket)["SO_EXCLUSIVEADDRUSE"] = socket.SO_KEEPALIVE  # any that changes nothing
+    vars(socket)["SO_EXCLUSIVEADDRUSE"] = socket.SO_REUSEADDR
     sys.modules["fcntl"] = None  # type: ignore[assignment]  # an import fails
     sys.modules["msvcrt"] = fake_msvcrt()
     sys.platform = "win32"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,12 +120,15 @@ class Server:
 
 @contextmanager
 def running(
-    model_dir: Path | str, limits: Limits = DEFAULT_LIMITS, **settings: object
+    model_dir: Path | str,
+    limits: Limits = DEFAULT_LIMITS,
+    command: Sequence[str] = (),
+    **settings: object,
 ) -> Iterator[Server]:
     """Start the program with these settings and limits; show its log if the test fails."""
-    command = [sys.executable, "-m", "microgpt_serve"]
-    if limits != DEFAULT_LIMITS:
-        command[1:] = ["-c", PROGRAM.format(limits)]
+    module = ["-m", "microgpt_serve"]
+    options = module if limits == DEFAULT_LIMITS else ["-c", PROGRAM.format(limits)]
+    command = command or [sys.executable, *options]
     given = {name.upper(): str(value) for name, value in settings.items()}
     environment = os.environ | {"MODEL_DIR": str(model_dir), "PORT": "0"} | given
     with tempfile.TemporaryFile("w+") as stderr:

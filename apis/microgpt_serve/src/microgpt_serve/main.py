@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from microgpt_serve.serving.log import configure_logging, log, log_what_python_prints
 from microgpt_serve.serving.settings import LISTEN_FD, Settings, SettingsError, describe
+from microgpt_serve.serving.system import HAS_WORKERS, LISTEN_OPTION, RELOADS, unblock_reloads
 
 __all__ = ["run"]
 
@@ -23,7 +24,13 @@ Serve a microgpt model over HTTP. Settings are environment variables:
 
 {}
 
-SIGTERM stops the service once requests in flight are answered; SIGHUP reloads all models."""
+{}"""
+STOP_AND_RELOAD = (
+    "SIGTERM stops the service once requests in flight are answered; SIGHUP reloads all models."
+    if HAS_WORKERS
+    else "Ctrl-C or Ctrl-Break stops the service once requests in flight are answered; on Windows\n"
+    "a changed model needs a restart."
+)
 
 
 def _is_json() -> bool:
@@ -57,7 +64,7 @@ def _print(text: str) -> NoReturn:
 
 def _parse_arguments(arguments: list[str]) -> None:
     if arguments in (["--help"], ["-h"]):
-        _print(HELP.format(describe()))
+        _print(HELP.format(describe(), STOP_AND_RELOAD))
     if arguments == ["--version"]:
         library, service = version("microgpt-lib"), version("microgpt-serve")
         _print(f"microgpt-serve {service} (microgpt-lib {library})")
@@ -76,7 +83,7 @@ def _listen(settings: Settings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, LISTEN_OPTION, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
@@ -98,22 +105,24 @@ def run(limits: Limits = DEFAULT_LIMITS) -> None:
         log_what_python_prints()
     _parse_arguments(sys.argv[1:])
     # No model is loaded yet that SIGHUP could reload; its default action would end the process.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the supervisor blocks it
+    for number in RELOADS:
+        signal.signal(number, signal.SIG_IGN)
+    unblock_reloads()
     try:
         settings = Settings.from_environment(os.environ)
     except SettingsError as error:
         _fail(str(error), USAGE_ERROR)
     # After the checks, so that --help and wrong settings take no import of the server.
     from microgpt_serve.app import create_app  # noqa: PLC0415
-    from microgpt_serve.serving.supervisor import supervise  # noqa: PLC0415
     from microgpt_serve.serving.worker import CANNOT_LOAD, run_worker  # noqa: PLC0415
 
     if LISTEN_FD in os.environ:  # a worker of the supervisor
         listening = socket.socket(fileno=int(os.environ[LISTEN_FD]))
         sys.exit(run_worker(create_app(settings, limits), settings, listening, limits))
     listening = _listen(settings)
-    if settings.workers > 1:
+    if sys.platform != "win32" and settings.workers > 1:
+        from microgpt_serve.serving.supervisor import supervise  # noqa: PLC0415
+
         sys.exit(supervise(settings, listening, limits))
     status = run_worker(create_app(settings, limits), settings, listening, limits)
     sys.exit(1 if status == CANNOT_LOAD else status)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from microgpt_serve.serving.system import HAS_WORKERS
 from microgpt_serve.serving.validation import expectation, shown
 
 __all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
@@ -162,6 +163,11 @@ class Settings(msgspec.Struct, frozen=True):
             field, expected = expectation(error)
             value = shown(given[field])
             raise SettingsError(f"{field.upper()} is {value}, expected {expected}") from error
+        if settings.workers > 1 and not HAS_WORKERS:
+            raise SettingsError(
+                f"WORKERS is {settings.workers}, expected 1: "
+                "on Windows processes cannot share a port"
+            )
         settings = _with_key(settings)
         for origin in settings.origins:
             if not ORIGIN.fullmatch(origin):

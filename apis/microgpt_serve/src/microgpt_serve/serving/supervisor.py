@@ -16,7 +16,10 @@ from prometheus_client import multiprocess
 from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
 from microgpt_serve.serving.settings import LISTEN_FD, READY_FD, Settings
+from microgpt_serve.serving.system import RELOADS, STOPS, unblock_reloads
 from microgpt_serve.serving.worker import CANNOT_LOAD
+
+assert sys.platform != "win32", "processes do not share a socket there"
 
 __all__ = ["supervise"]
 
@@ -47,7 +50,7 @@ class _Supervisor:
         self._status = 0
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS + RELOADS:
             signal.signal(number, self._on_signal)
         while not self._is_stopping:
             self._start_missing_workers()
@@ -63,19 +66,19 @@ class _Supervisor:
 
     def _start_worker(self) -> None:
         # The worker inherits the mask: SIGHUP would end it before it has a handler.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        signal.pthread_sigmask(signal.SIG_BLOCK, RELOADS)
         worker = subprocess.Popen(
             [sys.executable, "-m", "microgpt_serve"],
             env=self._environment,
             pass_fds=[self._listening.fileno(), self._worker_end],
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which forwards it
         )
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+        unblock_reloads()
         self._started_at[worker] = time.monotonic()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            self._forward(signal.SIGHUP)
+        if number in RELOADS:
+            self._forward(number)
         else:
             self._is_stopping = True
 
@@ -121,7 +124,7 @@ class _Supervisor:
                 log(logging.ERROR, "killing a worker that did not stop", seconds=seconds)
                 worker.kill()
                 worker.wait()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS + RELOADS:
             signal.signal(number, signal.SIG_IGN)  # the service has stopped already
         return self._status
 

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
 from microgpt_serve.serving.settings import READY_FD, Settings
+from microgpt_serve.serving.system import RELOADS, STOPS
 
 __all__ = ["CANNOT_LOAD", "run_worker"]
 
@@ -114,9 +115,10 @@ class _Worker:
             loop.call_soon_threadsafe(self._stop.set)
 
         # Not `add_signal_handler`, which loses a signal while the event loop's pipe is full.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
             signal.signal(number, stop)
-        signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(self._reload))
+        for number in RELOADS:
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._reload))
         if self._ready_pipe is not None:
             # The pipe reports an error once its reader, the supervisor, has exited.
             loop.add_reader(self._ready_pipe, self._stop_orphan, loop, self._ready_pipe)
@@ -130,7 +132,7 @@ class _Worker:
         )
         await self._drain(serving)
         self._loading.cancel()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPS + RELOADS:
             signal.signal(number, signal.SIG_IGN)  # the worker has stopped already
         return self._status
 
