@@ -368,7 +368,8 @@ def test_routes_of_this_family_that_do_not_exist_answer_in_its_shape(chat: TestC
     assert chat.get("/v1/files").json()["error"]["type"] == "invalid_request_error"
     response = chat.get("/v1/completions")
     assert response.status_code == 405
-    assert response.json()["error"]["message"] == "Method Not Allowed"
+    message = "/v1/completions expects POST, got GET"
+    assert response.json()["error"]["message"] == message
 
 
 # ---------------------------------------------------------------- the unmodified client
