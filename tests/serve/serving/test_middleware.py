@@ -135,7 +135,7 @@ def test_log_lines_describe_requests_without_their_content(
             "completion_tokens": first["completion_tokens"],
         }
         assert first["completion_tokens"] > 0
-        assert second["status"] == 400
+        assert (second["status"], second["model"]) == (400, "names")
         assert "path" not in second
         assert (third["route"], third["status"]) == ("unmatched", 404)
         assert third["path"] == r"/x\n"

@@ -11,6 +11,7 @@ from microgpt_serve.api.generation import (
     RANDOM_SEED,
     read_prompt,
     sampling_config,
+    served_model,
     start_generation,
 )
 from microgpt_serve.api.openai_schemas import (
@@ -74,7 +75,7 @@ async def complete_chat(request: Request, body: ChatCompletionRequest) -> ChatCo
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     if body.max_completion_tokens is not None:
         body.max_tokens = body.max_completion_tokens
-    served = request.app.state.models.get(body.model)
+    served = served_model(request, body.model)
     config = sampling_config(body, seed=RANDOM_SEED)
     prompt = await read_prompt(request, served.model, body.messages)
     generation = start_generation(request, served, [prompt], config, body.n or 1)

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-from microgpt import ChosenToken, StopSignal
+from microgpt import ChosenToken, MicrogptError, StopSignal
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,9 +16,10 @@ from microgpt_serve.api.generation import (
     RANDOM_SEED,
     Generation,
     sampling_config,
+    served_model,
     start_generation,
 )
-from microgpt_serve.api.http import cancel_on_disconnect
+from microgpt_serve.api.http import as_api_error, cancel_on_disconnect
 from microgpt_serve.api.openai_schemas import (
     Completion,
     CompletionChoice,
@@ -135,7 +136,7 @@ class _TextAnswer(Answer[Completion]):
 
 async def complete_text(request: Request, body: CompletionRequest) -> Completion | Response:
     """Continue a text, or each of several."""
-    served = request.app.state.models.get(body.model)
+    served = served_model(request, body.model)
     prompts = _prompts(body.prompt)
     n = body.n or 1
     if len(prompts) * n > MAX_TEXTS:
@@ -147,10 +148,16 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
         )
     is_echo, generates = bool(body.echo), body.max_tokens != 0
     sources: list[Source] = []
-    for prompt in prompts:
+    for i, prompt in enumerate(prompts):
         if sources:
             await asyncio.sleep(0)  # each may take milliseconds: others have their turn
-        sources.append(await read_source(request, served.model, prompt, is_echo=is_echo))
+        try:
+            sources.append(await read_source(request, served.model, prompt, is_echo=is_echo))
+        except MicrogptError as error:
+            if len(prompts) == 1:
+                raise
+            sent = as_api_error(error)
+            raise ApiError(sent.status, f"prompt[{i}]: {sent.message}", param="prompt") from error
     body.max_tokens = body.max_tokens or None
     config = sampling_config(body, seed=RANDOM_SEED)
     generation = start_generation(request, served, [each.prompt for each in sources], config, n)

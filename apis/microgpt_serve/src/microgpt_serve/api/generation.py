@@ -38,6 +38,7 @@ __all__ = [
     "log_softmax",
     "read_prompt",
     "sampling_config",
+    "served_model",
     "start_generation",
 ]
 
@@ -67,6 +68,18 @@ def sampling_config(
     if given.get("seed") == RANDOM_SEED:
         given["seed"] = secrets.randbits(SEED_BITS)
     return SamplingConfig(**given)
+
+
+def served_model(request: Request, name: str | None) -> ServedModel:
+    """Return the model of a name, the default for None, and note its name for the log.
+
+    Raises:
+        UnavailableError: no model is loaded yet.
+        ApiError: there is no such model (404).
+    """
+    served: ServedModel = request.app.state.models.get(name)
+    request.scope.setdefault(DETAILS, {})["model"] = served.id
+    return served
 
 
 async def read_prompt(
@@ -131,7 +144,7 @@ class Generation:
         prompts: the tokens that the texts continue.
         config: sampling options.
         n: number of texts for each prompt.
-        details: receives the model's name and numbers of tokens, for the log.
+        details: receives the numbers of tokens, for the log.
     """
 
     served: ServedModel
@@ -146,7 +159,7 @@ class Generation:
     def __post_init__(self) -> None:
         n_prompt = self.usage.prompt_tokens
         metrics.PROMPT_TOKENS.inc(n_prompt)
-        self.details.update(model=self.served.id, prompt_tokens=n_prompt)
+        self.details["prompt_tokens"] = n_prompt
 
     @property
     def usage(self) -> Usage:

@@ -13,6 +13,7 @@ from microgpt_serve.api.generation import (
     log_softmax,
     read_prompt,
     sampling_config,
+    served_model,
     start_generation,
 )
 from microgpt_serve.api.http import cancel_on_disconnect
@@ -42,7 +43,7 @@ MAX_FIGURES = 8_000_000  # of a trace: 64 MB in memory, and as JSON at most that
 async def generate(request: Request, body: GenerateRequest) -> GenerateResponse:
     """Generate documents."""
     pool = request.app.state.pool
-    served = request.app.state.models.get(body.model)
+    served = served_model(request, body.model)
     n_samples = min(body.num_samples, MAX_SAMPLES)
     prompt = await read_prompt(request, served.model, body.prompt)
     generation = start_generation(request, served, [prompt], sampling_config(body), n_samples)
@@ -67,7 +68,7 @@ def _is_quick(generation: Generation) -> bool:
 
 async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
     """Generate the assistant's next turn."""
-    served = request.app.state.models.get(body.model)
+    served = served_model(request, body.model)
     prompt = await read_prompt(request, served.model, body.messages)
     generation = start_generation(request, served, [prompt], sampling_config(body))
     async with aclosing(generation.grown()) as texts:
@@ -85,7 +86,7 @@ async def chat(request: Request, body: ChatRequest) -> ChatReplyBody:
 async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
     """Return the probability of every next token."""
     state = request.app.state
-    model = state.models.get(body.model).model
+    model = served_model(request, body.model).model
     source = body.prompt if body.messages is None else body.messages
     prompt = await read_prompt(request, model, source)
     work = state.pool.run(lambda _: model.logits(prompt.token_ids)[-1].tolist())
@@ -102,7 +103,7 @@ async def show_next_tokens(request: Request, body: NextRequest) -> NextResponse:
 async def trace(request: Request, body: TraceRequest) -> TraceResponse:
     """Return what the model computes while it reads a text or a conversation."""
     state = request.app.state
-    model = state.models.get(body.model).model
+    model = served_model(request, body.model).model
     work = state.pool.run(lambda _: _traced(model, body))
     return await cancel_on_disconnect(request, work)
 
@@ -121,7 +122,7 @@ def _traced(model: LanguageModel, body: TraceRequest) -> TraceResponse:
 
 async def describe_model(request: Request) -> ModelInfo:
     """Return name, vocabulary and sizes of a model, by default the first."""
-    served = request.app.state.models.get(request.query_params.get("model"))
+    served = served_model(request, request.query_params.get("model"))
     model = served.model
     config = model.config
     return ModelInfo(

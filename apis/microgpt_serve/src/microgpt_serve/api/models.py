@@ -2,6 +2,7 @@
 
 from starlette.requests import Request
 
+from microgpt_serve.api.generation import served_model
 from microgpt_serve.api.openai_schemas import Model, ModelList
 
 __all__ = ["list_models", "show_model"]
@@ -14,5 +15,5 @@ async def list_models(request: Request) -> ModelList:
 
 async def show_model(request: Request) -> Model:
     """Return one model."""
-    served = request.app.state.models.get(request.path_params["model"])
+    served = served_model(request, request.path_params["model"])
     return Model(served.id, served.created)

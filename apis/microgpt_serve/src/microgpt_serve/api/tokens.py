@@ -7,7 +7,7 @@ from itertools import groupby
 from microgpt import BaseTokenizer, ContextLengthError, LanguageModel, Prompt
 from starlette.requests import Request
 
-from microgpt_serve.api.generation import read_prompt
+from microgpt_serve.api.generation import read_prompt, served_model
 from microgpt_serve.api.schemas import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -94,7 +94,7 @@ async def read_source(
 
 async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse:
     """Return the token ids of a text."""
-    model = request.app.state.models.get(body.model).model
+    model = served_model(request, body.model).model
     tokenizer = model.tokenizer
     special = {name_of(i, tokenizer): i for i in range(tokenizer.n_plain, tokenizer.vocab_size)}
     if body.prompt in special:
@@ -109,7 +109,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse:
 
 async def detokenize(request: Request, body: DetokenizeRequest) -> DetokenizeResponse:
     """Return the text of token ids; special tokens appear as their names."""
-    tokenizer = request.app.state.models.get(body.model).model.tokenizer
+    tokenizer = served_model(request, body.model).model.tokenizer
     parts = groupby(body.tokens, lambda token_id: token_id >= tokenizer.n_plain)
     return DetokenizeResponse(
         "".join(
@@ -123,7 +123,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> DetokenizeRes
 
 async def show_tokenizer(request: Request) -> TokenizerInfo:
     """Return kind and special tokens of a model's tokenizer, by default of the first model."""
-    model = request.app.state.models.get(request.query_params.get("model")).model
+    model = served_model(request, request.query_params.get("model")).model
     tokenizer = model.tokenizer
     bos = name_of(tokenizer.bos, tokenizer)
     return TokenizerInfo(type(tokenizer).__name__, tokenizer.vocab_size, bos, bos)
