@@ -53,6 +53,7 @@ def test_an_error_at_start_is_one_line(
     assert done.returncode == status
     assert done.stderr.startswith(f"error: {error}")
     assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith("; choose another HOST or PORT\n") is ("listen" in error)
 
 
 def test_an_error_at_start_is_json_where_the_log_is() -> None:

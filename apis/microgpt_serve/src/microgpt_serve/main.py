@@ -88,7 +88,8 @@ def _listen(settings: Settings) -> socket.socket:
         listening.listen(BACKLOG)
     except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
         cause = getattr(error, "strerror", None) or error
-        _fail(f"cannot listen on {_address(settings.host, settings.port)}: {cause}", 1)
+        place = _address(settings.host, settings.port)
+        _fail(f"cannot listen on {place}: {cause}; choose another HOST or PORT", 1)
     host, port = listening.getsockname()[:2]
     url = f"http://{_address(host, port)}"
     _report(logging.INFO, "listening", f"microgpt-serve listens on {url}", url=url)
