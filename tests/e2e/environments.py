@@ -97,10 +97,15 @@ def python_of(version: str) -> str:
     return done.stdout.strip()
 
 
-def build_tree(output: Path) -> None:
+def build_tree(output: Path, *options: str, **variables: str) -> Path:
     """Build the checkout as it stands into a folder."""
-    command = [sys.executable, str(ROOT / "tools/release.py"), "build", "--worktree"]
+    command = [sys.executable, str(ROOT / "tools/release.py"), "build", "--worktree", *options]
     done = subprocess.run(
-        [*command, "--output", str(output)], capture_output=True, text=True, check=False
+        [*command, "--output", str(output)],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    return output

@@ -1,5 +1,6 @@
 """Building the library where compilers, variables or folders are not as they should be."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from kernel_builds import KERNEL, hatch_build
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = "microgpt/engines/kernel/libmicrogpt.so"
@@ -69,3 +71,49 @@ def test_folder_that_is_read_only_is_compiled_elsewhere(tree: Path) -> None:
     assert "without the native engine" not in said
     assert {LIBRARY, LIBRARY.replace(".so", ".sha256")} <= names
     assert not [*tree.rglob("libmicrogpt.*")]
+
+
+@pytest.mark.parametrize(
+    ("platform_of_python", "processor", "expected"),
+    [
+        ("macosx-10.9-universal2", "arm64", ("11.0", "arm64")),
+        ("macosx-10.13-universal2", "x86_64", ("10.13", "x86_64")),
+        ("macosx-11.0-arm64", "arm64", ("11.0", "arm64")),
+        ("macosx-14-arm64", "arm64", ("14.0", "arm64")),
+    ],
+)
+def test_wheel_of_a_mac_is_for_the_processor_that_compiles(
+    platform_of_python: str,
+    processor: str,
+    expected: tuple[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = hatch_build()
+    monkeypatch.setattr(module.sysconfig, "get_platform", lambda: platform_of_python)
+    monkeypatch.setattr(module.platform, "machine", lambda: processor)
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    oldest, _ = expected
+    assert module._apple() == expected
+    assert module._tag_here() == f"macosx_{oldest.replace('.', '_')}_{processor}"
+    for flags in (module._here().flags, module._here().link):
+        assert flags[-3:] == ["-arch", processor, f"-mmacosx-version-min={oldest}"]
+
+
+def test_target_that_is_not_known_or_cannot_be_compiled_for_is_an_error(
+    tree: Path, tmp_path: Path
+) -> None:
+    module = hatch_build()
+    with pytest.raises(module.CompileError, match="'win32', expected one of manylinux_2_17_x86_64"):
+        module.target_of("win32")
+    if importlib.util.find_spec("ziglang") is None:
+        with pytest.raises(module.CompileError, match="No module named ziglang"):
+            module.compile_kernel(
+                KERNEL / "kernel.c", tmp_path / "library", [], module.target_of("win_amd64")
+            )
+    variables = os.environ | VARIABLES | {"MICROGPT_TARGET": "win32"}
+    command = [*BUILD, str(tmp_path)]
+    done = subprocess.run(
+        command, cwd=tree, env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0, "a wheel that lacks the kernel of its system"
+    assert "MICROGPT_TARGET is 'win32'" in done.stderr
