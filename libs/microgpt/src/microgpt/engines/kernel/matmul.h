@@ -10,7 +10,7 @@
 #include "vector.h"
 
 // Rows of a register tile: as many as leave registers for two vectors of B and one of A.
-#if VECTOR_BYTES == 64
+#if VECTOR_BYTES == 64 || defined(__aarch64__)  // 32 registers
 #define TILE_ROWS 8
 #elif VECTOR_BYTES == 32
 #define TILE_ROWS 6

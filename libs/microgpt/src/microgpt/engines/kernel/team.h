@@ -64,6 +64,9 @@ INLINE void pause_for(isize n_waited) {
 #if defined(__x86_64__) || defined(__i386__)
     else
         __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    else
+        __asm__ volatile("yield");
 #endif
 }
 
