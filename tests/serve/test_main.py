@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -63,11 +64,20 @@ def test_an_error_at_start_is_json_where_the_log_is() -> None:
     assert (line["level"], line["event"]) == ("error", "PORT is 'x', expected an integer")
 
 
-def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path) -> None:
-    for workers in ("1", "2"):
-        done = run(MODEL_DIR=str(tmp_path), PORT="0", WORKERS=workers)
+def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path, names_dir: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(names_dir, damaged)
+    with (damaged / "weights.json").open("a") as file:
+        file.write(" ")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for workers, directory, error in (
+        ("1", empty, f"error='there is no model in {empty}, expected MODEL_DIR to be"),
+        ("2", damaged, "it was changed or damaged after it was saved; restore all files"),
+    ):
+        done = run(MODEL_DIR=str(directory), PORT="0", WORKERS=workers)
         assert done.returncode == 1
-        assert f"error='there is no model in {tmp_path}, expected MODEL_DIR to be" in done.stderr
+        assert error in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -15,7 +15,7 @@ from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.openai_schemas import OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.api.schemas import ErrorBody
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
-from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError
+from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, explained
 from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable
 
 __all__ = [
@@ -121,8 +121,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case MicrogptError():
-            hint = f"; {error.hint}" if error.hint else ""
-            return ApiError(400 if isinstance(error, ValueError) else 500, f"{error}{hint}")
+            return ApiError(400 if isinstance(error, ValueError) else 500, explained(error))
         case _:
             return ApiError(500, "internal error")
 

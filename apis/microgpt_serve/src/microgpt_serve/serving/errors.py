@@ -1,4 +1,9 @@
-"""Errors that clients are sent."""
+"""Errors that clients are sent, and what errors of the library say."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `--help` takes no import of the library
+    from microgpt import MicrogptError
 
 __all__ = [
     "CLIENT_CLOSED",
@@ -8,6 +13,7 @@ __all__ = [
     "ShuttingDownError",
     "UnavailableError",
     "counted",
+    "explained",
 ]
 
 CLIENT_CLOSED = 499  # nginx's status for a client that disconnected; only logged
@@ -16,6 +22,11 @@ CLIENT_CLOSED = 499  # nginx's status for a client that disconnected; only logge
 def counted(n: float, noun: str) -> str:
     """Return a number with its noun, in the plural unless the number is 1."""
     return f"{n:,g} {noun}{'s' * (n != 1)}"
+
+
+def explained(error: "MicrogptError") -> str:
+    """Return the message of an error of the library with what to do, where it says so."""
+    return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 class ApiError(Exception):

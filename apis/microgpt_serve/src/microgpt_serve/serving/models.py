@@ -10,7 +10,7 @@ from pathlib import Path
 from microgpt import CheckpointError, LanguageModel, MicrogptError, holds_model, load
 
 from microgpt_serve.serving.batcher import Batcher
-from microgpt_serve.serving.errors import ApiError, UnavailableError
+from microgpt_serve.serving.errors import ApiError, UnavailableError, explained
 from microgpt_serve.serving.log import log
 
 __all__ = ["ModelStore", "ServedModel"]
@@ -121,7 +121,7 @@ class ModelStore:
                 model = self._read(directory, others)
             except MicrogptError as error:
                 event = "cannot reload the model, keeping the old one"
-                log(logging.ERROR, event, model=name, error=str(error))
+                log(logging.ERROR, event, model=name, error=explained(error))
                 continue
             old = self._served.get(name)
             batcher = old.batcher if old else self._make_batcher(name)

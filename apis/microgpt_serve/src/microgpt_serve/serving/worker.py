@@ -16,6 +16,7 @@ from hypercorn.config import Config, Sockets
 from microgpt import MicrogptError
 from starlette.applications import Starlette
 
+from microgpt_serve.serving.errors import explained
 from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
 from microgpt_serve.serving.settings import READY_FD, Settings
@@ -149,7 +150,7 @@ class _Worker:
         try:
             await asyncio.to_thread(models.load)
         except MicrogptError as error:
-            log(logging.ERROR, "cannot load the model", error=str(error))
+            log(logging.ERROR, "cannot load the model", error=explained(error))
             self._status = CANNOT_LOAD
             self._stop.set()
             return
