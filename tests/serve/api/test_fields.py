@@ -48,6 +48,21 @@ def test_field_that_would_change_the_response_is_refused_on_every_route(
         assert param == (name if endpoint.is_openai else None)
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "value"),
+    [
+        (GENERATE, "n", 3),
+        (GENERATE, "stream", True),
+        ("/microgpt/v1/chat", "stream", True),
+    ],
+)
+def test_field_of_another_route_that_would_change_the_response_is_refused(
+    chat: TestClient, path: str, name: str, value: object
+) -> None:
+    source = {"messages": HELLO} if "chat" in path else {"prompt": "h"}
+    assert error_of(chat, path, **source, **{name: value})[0] == f"{name} is not supported"
+
+
 @pytest.mark.parametrize("value", ["1e999", '"\xff"', '{"a": [1e999]}'])
 def test_value_that_cannot_be_read_counts_as_one_with_an_effect(
     names: TestClient, value: str

@@ -116,11 +116,19 @@ def test_bodies_that_are_not_objects_are_refused(chat: TestClient, route: str, b
 
 
 def test_bodies_of_another_type_are_refused(chat: TestClient) -> None:
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+    for content_type, shown in (
+        ("text/plain; charset=utf-8", "'text/plain'"),
+        ("application/x-www-form-urlencoded", "'application/x-www-form-urlencoded'"),
+        ("a" * 999, f"'{'a' * 80}'..."),
+        ("a\tb", r"'a\tb'"),
+        ("", "missing"),
+    ):
         response = chat.post(
             "/microgpt/v1/generate", content=b"{}", headers={"Content-Type": content_type}
         )
         assert response.status_code == 415
+        expected = f"Content-Type is {shown}, expected application/json"
+        assert response.json()["error"] == expected
     headers = {"Content-Type": "Application/JSON; charset=utf-8"}
     assert chat.post("/microgpt/v1/generate", content=b"{}", headers=headers).status_code == 200
 

@@ -16,7 +16,7 @@ from microgpt_serve.api.openai_schemas import OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.api.schemas import ErrorBody
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, explained
-from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable
+from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable, shown
 
 __all__ = [
     "EventStream",
@@ -50,7 +50,8 @@ async def decode_body(request: Request, decoder: BodyDecoder[T]) -> T:
     headers = dict(request.scope["headers"])  # a fifth of the time of `request.headers`
     content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if content_type != b"application/json":
-        raise ApiError(415, "expected a body with Content-Type: application/json")
+        got = shown(content_type.decode("latin-1")) if content_type else "missing"
+        raise ApiError(415, f"Content-Type is {got}, expected application/json")
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding != b"identity":
         got = printable(encoding.decode("latin-1")[:MAX_SHOWN])
