@@ -139,8 +139,7 @@ class Generation:
     """The texts that a request asks for: n for each prompt; text j of each has seed + j.
 
     Args:
-        served: the model's name and batch.
-        model: generates the texts.
+        served: the model that generates the texts, its name and batch.
         prompts: the tokens that the texts continue.
         config: sampling options.
         n: number of texts for each prompt.
@@ -148,7 +147,6 @@ class Generation:
     """
 
     served: ServedModel
-    model: LanguageModel
     prompts: Sequence[Prompt]
     config: SamplingConfig
     n: int
@@ -160,6 +158,11 @@ class Generation:
         n_prompt = self.usage.prompt_tokens
         metrics.PROMPT_TOKENS.inc(n_prompt)
         self.details["prompt_tokens"] = n_prompt
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that generates the texts."""
+        return self.served.model
 
     @property
     def usage(self) -> Usage:
@@ -241,7 +244,7 @@ def start_generation(
     if any(prompt.system_dropped for prompt in prompts):
         log(logging.INFO, "message of the system left out: the model knows none")
     details = request.scope.setdefault(DETAILS, {})
-    return Generation(served, served.model, prompts, config, n, details)
+    return Generation(served, prompts, config, n, details)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
