@@ -6,11 +6,13 @@ tested before it is published.
 
 import os
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from e2e.environments import DISTRIBUTIONS, PYTHONS, Installation, build_tree, python_of, uv
+from e2e.systems import LIBRARY, SYSTEMS
 
 THIS_PYTHON = "{}.{}".format(*sys.version_info)
 OTHER_PYTHONS = sorted({*PYTHONS} - {THIS_PYTHON})
@@ -30,6 +32,24 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if given := os.environ.get("MICROGPT_DIST"):
         return Path(given).resolve()
     return build_tree(tmp_path_factory.mktemp("released") / "dist")
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def wheel(release: Path, system: str) -> Path:
+    """The library's wheel for a system."""
+    (path,) = release.rglob(f"microgpt_lib-*-py3-none-{system}.whl")
+    return path
+
+
+@pytest.fixture
+def library(wheel: Path, tmp_path: Path) -> Path:
+    """The kernel in the wheel for a system."""
+    return Path(zipfile.ZipFile(wheel).extract(LIBRARY, tmp_path))
 
 
 @pytest.fixture(scope="session")

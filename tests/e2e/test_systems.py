@@ -4,50 +4,19 @@ import re
 import struct
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 from e2e.environments import ROOT
+from e2e.systems import LINUX, exports_of
 
 MAX_BYTES = 500_000
-LIBRARY = "microgpt/engines/kernel/libmicrogpt.so"
-LINUX = [
-    f"{libc}_{cpu}" for libc in ("manylinux_2_17", "musllinux_1_2") for cpu in ("x86_64", "aarch64")
-]
-SYSTEMS = [*LINUX, "macosx_11_0_arm64", "win_amd64"]
 NEEDED = {"manylinux": {"libc.so.6", "libm.so.6", "libpthread.so.0"}, "musllinux": {"libc.so"}}
-SOURCE = (ROOT / "libs/microgpt/src/microgpt/engines/library.py").read_text(encoding="utf-8")
-SIGNATURES = SOURCE.partition("_SIGNATURES")[2].partition("\n}")[0]
-FUNCTIONS = re.findall(r'^    "(\w+)": \(', SIGNATURES, re.MULTILINE)
 
 pytestmark = [
     pytest.mark.long,
     pytest.mark.skipif(sys.platform != "linux", reason="all systems are built on Linux"),
 ]
-
-
-def exports(system: str) -> set[str]:
-    widths = (16, 32, 64) if system.endswith(("x86_64", "amd64")) else (16,)
-    kinds = [f"{bits}_{width}" for bits in (32, 64) for width in widths]
-    plain = {"microgpt_abi", "microgpt_constant", "microgpt_vector_bytes"}
-    return plain | {f"{name}_{kind}" for name in FUNCTIONS for kind in kinds}
-
-
-@pytest.fixture(params=SYSTEMS)
-def system(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def wheel(release: Path, system: str) -> Path:
-    (path,) = release.rglob(f"microgpt_lib-*-py3-none-{system}.whl")
-    return path
-
-
-@pytest.fixture
-def library(wheel: Path, tmp_path: Path) -> Path:
-    return Path(zipfile.ZipFile(wheel).extract(LIBRARY, tmp_path))
 
 
 def printed(*command: str | Path) -> str:
@@ -111,7 +80,7 @@ def test_library_exports_its_functions_and_needs_the_system_alone(
         found, oldest, name = mach(library)
         found -= {"__dso_handle", "_mh_dylib_header"}  # the linker's, in every library
         assert (oldest, name) == ("11.0", "@rpath/libmicrogpt.so")
-    assert found == exports(system)
+    assert found == exports_of(system)
 
 
 @pytest.mark.parametrize(
