@@ -18,6 +18,7 @@ from typing import Any
 import microgpt
 import nbformat
 import pytest
+from microgpt_cli.explaining import lines_of
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
@@ -132,6 +133,18 @@ def test_links_lead_somewhere() -> None:
                 )
                 anchors = [re.sub(r"[^\w -]", "", each).replace(" ", "-") for each in headings]
                 assert not anchor or anchor in [each.lower() for each in anchors], link
+
+
+def test_explain_names_the_head_that_was_built_in_the_library() -> None:
+    (chapter,) = (path for path in CHAPTERS if path.stem == "6-block")
+    content = chapter.read_text(encoding="utf-8")
+    *_, session = (part for part in TOOL["parts_of"](content) if part.kind == "session")
+    names: dict[str, Any] = {"names": ["anna", "bob"]}
+    for example in doctest.DocTestParser().get_examples(session.source):
+        exec(example.source, names)  # noqa: S102 - as a reader does
+    heads = lines_of(names["model"].trace("anna"), 80)
+    assert "calls it `previous 100%`" in content
+    assert [line.strip() for line in heads if "previous" in line] == ["1 previous 100%"]
 
 
 @pytest.mark.long

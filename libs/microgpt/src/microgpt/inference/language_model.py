@@ -101,7 +101,7 @@ class LanguageModel:
 
     @property
     def parameters(self) -> Parameters:
-        """The weights."""
+        """The weights, each matrix under its name; writing into a matrix changes the model."""
         return self.engine.parameters
 
     @property
