@@ -105,6 +105,10 @@ def test_directory_of_a_model_alone_is_no_text(cli: Any, model_dir: Path) -> Non
         (["mine", "anna", "--json", "--output", "x"], "--json: use it or --output, not both."),
         (["mine", "anna", "--model-dir", "yours"], "--model-dir: it is yours, expected the same"),
         (["mine", "anna", "--document", "0"], "--document"),
+        (["mine", "anna", "--document", "2"], "--document: it needs --input; TEXT is one document"),
+        (["mine", "anna", "--split", "file"], "--split: it needs --input; TEXT is one document"),
+        (["mine", "anna", "--field", "name"], "--field: it needs --input; TEXT is one document"),
+        (["mine", "anna", "--output", "-"], "--output: it is -, expected the name of a file;"),
     ],
 )
 def test_wrong_usage_is_told(cli: Any, arguments: list[str], message: str) -> None:

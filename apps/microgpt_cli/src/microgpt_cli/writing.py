@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 
 import microgpt
+import typer
 
 from microgpt_cli.errors import translated
 
@@ -41,9 +42,15 @@ def refuse_to_replace(path: Path, *, force: bool, content: bytes | None = None) 
         content: of the file to write; a file of the same content is no reason to refuse.
 
     Raises:
+        BadParameter: it is "-", which stands for stdin elsewhere.
         DataError: it exists.
         MicrogptError: it is not a regular file, cannot be read, or its directory does not exist.
     """
+    if path == Path("-"):
+        raise typer.BadParameter(
+            "it is -, expected the name of a file; leave --output out to print to stdout.",
+            param_hint="--output",
+        )
     with translated(f"cannot write {path}"):
         _check_regular(path)
         path.parent.stat()  # it exists

@@ -63,6 +63,10 @@ def command(
     one, were the model to end after block N.
     """
     directory, text = _split_arguments(arguments or [], model_dir, is_text_last=input is None)
+    of_input = {"--document": document != 1, "--split": split != "line", "--field": field}
+    for flag, is_given in of_input.items():
+        if is_given and input is None:
+            raise typer.BadParameter("it needs --input; TEXT is one document.", param_hint=flag)
     if as_json and output:
         raise typer.BadParameter("use it or --output, not both.", param_hint="--json")
     if output:
