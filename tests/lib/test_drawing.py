@@ -65,10 +65,16 @@ def graphs(draws: st.DrawFn) -> Value:
         (lambda x: sum([x]), 0.7, "+ 0"),
         (lambda x: x * 2.5, 0.7, "* 2.5"),
         (lambda x: x * 2.5, 1.0, "* 2.5"),
-        (lambda x: x * 0.0, -0.7, "* 0"),
+        (lambda x: x * 0, -0.7, "* 0"),
+        (lambda x: x * 2.5, 0.0, "* 2.5"),
+        (lambda x: x / 4, 3.0, "* 0.25"),
         (lambda x: -x, 0.7, "* -1"),
         (lambda x: x**2, 3.0, "** 2"),
         (lambda x: x**2, 0.5, "** 2"),
+        (lambda x: x - 0.25, 0.5, "+ -0.25"),
+        (lambda x: x + 1.0, 0.0, "+ 1"),
+        (lambda x: x - 1.0, 1.0, "+ -1"),
+        (lambda x: x + 1e-6, 1e5, "+ 1e-06"),
         (lambda x: x**2, 1.0, "** 2"),
         (lambda x: x**3, -1.3, "** 3"),
         (lambda x: x**0.5, 1.3, "** 0.5"),
@@ -81,13 +87,23 @@ def graphs(draws: st.DrawFn) -> Value:
         (lambda x: x.log(), 1.0, "log"),
         (lambda x: x.relu(), 0.7, "relu"),
         (lambda x: x.relu(), -0.7, "relu"),
-        (lambda x: x + 2.5, math.nan, "+ nan"),
-        (lambda x: x + 2.5, math.inf, "?"),
+        (lambda x: x.relu(), 0.0, "relu"),
+        (lambda x: x.relu(), 2, "relu"),
+        (lambda x: x * 1, 2, "="),
+        (lambda x: x * 1.0, 0.7, "="),
+        (lambda x: x**1, 0.7, "="),
+        (lambda x: x * 0.0, 0.7, "?"),  # or ** 3000
+        (lambda x: x**2, 0.0, "?"),  # or * 0.0
+        (lambda x: x + 2.5, math.nan, "+ ?"),
+        (lambda x: x + 2.5, math.inf, "+ ?"),
+        (lambda x: x * 2.5, math.inf, "?"),
         (lambda x: x * x, math.inf, "*"),
         (lambda x: x * x, math.nan, "*"),
         (lambda x: Value(math.sin(x.data), (x,), (math.cos(x.data),)), 0.7, "?"),
         (lambda x: Value(-1e-300, (x,), (math.nan,)), -3.5, "?"),
-        (lambda x: Value(1e-300, (x,), (1.0,)), 1e9, "+ -1e+09"),
+        (lambda x: Value(1e-300, (x,), (1.0,)), 1e9, "?"),
+        (lambda x: Value(0.7, (x,), (2,)), 0.7, "?"),
+        (lambda x: Value(1.0, (x,), (math.nan,)), 1.0, "?"),
         (lambda x: Value(0.5, (x, x), (0.7, 0.7)), 0.7, "?"),
         (lambda x: Value(0.7, (x, x, x), (1.0, 1.0, 1.0)), 0.7, "?"),
     ],
@@ -95,6 +111,62 @@ def graphs(draws: st.DrawFn) -> Value:
 def test_operation_is_inferred(operation: Callable[[Value], Value], at: float, title: str) -> None:
     drawing = draw(operation(Value(at)))
     assert [node.title for node in drawing.nodes] == ["", title]
+
+
+@pytest.mark.parametrize(("dividend", "title"), [(1, "* 1"), (1.0, "="), (2.5, "* 2.5")])
+def test_quotient_is_a_power_and_a_product(dividend: float, title: str) -> None:
+    drawing = draw(dividend / Value(4.0))
+    assert [node.title for node in drawing.nodes] == ["", "** -1", title]
+
+
+def operations(x: Value, c: float) -> dict[str, Callable[[], Value]]:
+    return {
+        f"* {c:.4g}": lambda: x * c,
+        f"** {c:.4g}": lambda: x**c,
+        f"+ {c:.4g}": lambda: x + c,
+        "exp": x.exp,
+        "log": x.log,
+        "relu": x.relu,
+        "+": lambda: x + Value(c),
+        "*": lambda: x * Value(c),
+    }
+
+
+numbers = st.one_of(
+    st.sampled_from(
+        [0, -0.0, 1, -1, 1.0, 0.5, 2, math.e, 1 / math.e, math.e**math.e, 1e-200, math.inf]
+    ),
+    st.floats(-4, 4),
+    st.floats(-1e300, 1e300),
+    st.integers(-9, 9),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(numbers, numbers, st.integers(0, 7))
+def test_name_of_an_operation_is_right_or_neutral(at: float, c: float, which: int) -> None:
+    title, make = [*operations(Value(at), c).items()][which]
+    try:
+        y = make()
+        shown = draw(y).nodes[-1].title
+    except (ArithmeticError, ValueError):  # of no real number
+        return
+    if title.startswith("+ "):
+        assert (shown == "+ ?") == (not math.isfinite(at))
+        if shown != "+ ?":
+            by = pytest.approx(y.data - at, rel=5e-4, abs=math.ulp(at), nan_ok=True)
+            assert float(shown.removeprefix("+ ")) == by
+    elif shown == "=":
+        assert (y.data, y._local_grads) == (at, (1,))
+    else:
+        assert shown in ({title, "?"} if title == "log" or "* " in title else {title})
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.1, 0.9), st.floats(2, 9), st.integers(0, 7))
+def test_operation_on_plain_numbers_is_named(at: float, c: float, which: int) -> None:
+    title, make = [*operations(Value(at), c := round(c, 2)).items()][which]
+    assert draw(make()).nodes[-1].title == title
 
 
 def test_loss_is_named_step_by_step() -> None:

@@ -1,7 +1,7 @@
 """The graph behind a `Value`, as DOT for graphviz and as SVG for a notebook or a file.
 
 A `Value` keeps its operands and the local derivatives, but no name of its operation: the name is
-inferred from the numbers.
+inferred from them.
 """
 
 import math
@@ -96,8 +96,9 @@ def draw(value: Value, labels: Mapping[str, Value] | None = None) -> Drawing:
 
     A box shows name, operation, data and grad. A line ends with the local derivative: the chain
     rule multiplies these along a path and adds the products of all paths. `Value` does not keep its
-    operation: it is inferred from the numbers, before an optimizer changes these. Where two fit,
-    such as exp and `+ 1` at 0, one of them is shown; "?" where none does.
+    operation: the name is inferred from the numbers, before an optimizer changes these. It is "="
+    for `* 1.0` and `** 1`, and "?" where no operation fits or more than one, such as `* 0.0` and
+    `** 2` at 0.
 
     Args:
         value: the result, with at most 300 values and 600 operands in its graph.
@@ -128,19 +129,7 @@ def draw(value: Value, labels: Mapping[str, Value] | None = None) -> Drawing:
           0 -> 2 [label="1"]
         }
     """
-    if not isinstance(value, Value):
-        raise ShapeError(f"value is of type {type(value).__name__}, expected a microgpt.Value")
-    values = _topological_order(value)
-    n_operands = sum(len(each._operands) for each in values)
-    for what, n, most in (
-        ("values", len(values), MAX_VALUES),
-        ("operands", n_operands, MAX_OPERANDS),
-    ):
-        if n > most:
-            raise ShapeError(
-                f"the graph has {n:,} {what}, expected at most {most}; "
-                "draw an inner value, or the result of a smaller computation"
-            )
+    values = _values_of(value)
     numbers = {each: i for i, each in enumerate(values)}
     names = _names({} if labels is None else labels, numbers)
     edges = [
@@ -154,6 +143,24 @@ def draw(value: Value, labels: Mapping[str, Value] | None = None) -> Drawing:
         for each, own in zip(values, figures, strict=True)
     ]
     return Drawing(nodes, edges)
+
+
+def _values_of(result: Value) -> list[Value]:
+    """Return the values of a graph, operands before results; raise ShapeError if there are many."""
+    if not isinstance(result, Value):
+        raise ShapeError(f"value is of type {type(result).__name__}, expected a microgpt.Value")
+    values = _topological_order(result)
+    n_operands = sum(len(each._operands) for each in values)
+    for what, n, most in (
+        ("values", len(values), MAX_VALUES),
+        ("operands", n_operands, MAX_OPERANDS),
+    ):
+        if n > most:
+            raise ShapeError(
+                f"the graph has {n:,} {what}, expected at most {most}; "
+                "draw an inner value, or the result of a smaller computation"
+            )
+    return values
 
 
 def _names(labels: Mapping[str, Value], values: Collection[Value]) -> dict[Value, str]:
@@ -180,42 +187,67 @@ def _real(figure: float) -> float:
 
 # ---------------------------------------------------------------- names of operations
 
+# Numbers do not tell `+ 1` at 0 from exp, nor `+ 0` from relu, but some objects do: each sum holds
+# the same constant, relu returns its operand or a 0.0 of its own, exp is its own derivative.
+OF_SUMS = [(Value(0.0) + other)._local_grads for other in (0.0, Value(0.0))]
+RELU_OF_NEGATIVE = Value(-1.0).relu().data
+TINY = 1e-290  # a result below has lost digits
+
 
 def _operation(value: Value) -> str:
-    """Return the operation whose result and local derivatives are those of `value`, "" for none."""
+    """Return the operation that has made `value`: "" for none, "?" where that is not certain."""
     operands = [operand.data for operand in value._operands]
+    if any(value._local_grads is each for each in OF_SUMS):
+        return "+" if len(operands) > 1 else f"+ {_addend(operands[0], value.data)}"
     if len(operands) == 1:
         return _of_one(operands[0], value.data, value._local_grads[0])
     if len(operands) == 2:  # noqa: PLR2004 - binary
         a, b = operands
-        if value._local_grads == (1.0, 1.0) and _same(value.data, a + b):
-            return "+"
-        return "*" if _same(value.data, a * b) else "?"
+        return "*" if value._local_grads == (b, a) and _same(value.data, a * b) else "?"
     return "?" if operands else ""
 
 
+def _addend(x: float, y: float) -> str:
+    """Return the shortest number that makes `y` of `x`."""
+    if not math.isfinite(x):
+        return "?"
+    by = float(y) - float(x)
+    rounded = (float(f"{by:.{n_digits}g}") for n_digits in range(1, 17))
+    return f"{next((number for number in rounded if x + number == y), by):.4g}"
+
+
 def _of_one(x: float, y: float, slope: float) -> str:
-    """Return the operation that made `y` of `x`, with dy/dx = `slope`."""
-    if y == slope and y > 0 and math.isclose(math.log(y), x, abs_tol=1e-9):
-        return "exp"
-    # relu hands on its argument itself, which x + 0 does not; x * 0 is -0.0 below 0.
-    if (y is x and slope == 1) if x > 0 else (slope == 0 and str(float(y)) == "0.0"):
+    """Return the operation, other than a sum, that has made `y` of `x`, with dy/dx = `slope`."""
+    if y is RELU_OF_NEGATIVE or (y is x and slope == 1 and isinstance(slope, float)):
         return "relu"
-    if x > 0 and slope == 1 / x and y == math.log(x):
-        return "log"
-    exponent = round(slope * x / y, 9) if y and math.isfinite(slope * x / y) else 1.0
-    if exponent != 1 and _is_power(x, exponent, y):
-        return f"** {exponent:.4g}"
-    if slope == 1:
-        return "?" if math.isinf(x) else f"+ {y - x:.4g}"
-    return f"* {slope:.4g}" if _same(y, x * slope) else "?"
+    if y is slope and isinstance(y, float):
+        return "exp"
+    factor = f"* {slope:.4g}" * _same(y, x * slope)
+    if isinstance(x, float) and isinstance(slope, int):  # other derivatives of a float are floats
+        return factor or "?"
+    if y == x and slope == 1:
+        return "="
+    if not math.isfinite(x) or not math.isfinite(y):
+        return "?"
+    fitting = [name for name in (factor, _logarithm(x, y, slope), _power(x, y, slope)) if name]
+    return fitting[0] if len(fitting) == 1 else "?"
 
 
-def _is_power(x: float, exponent: float, y: float) -> bool:
+def _logarithm(x: float, y: float, slope: float) -> str:
+    return "log" * (x > 0 and slope == 1 / x and y == math.log(x))
+
+
+def _power(x: float, y: float, slope: float) -> str:
+    if abs(y) < TINY:  # a power of 0, or too small to tell the exponent
+        return "?" * (slope == 0 if x == 0 else abs(x) != 1)
+    exponent = float(f"{slope * x / y:.9g}")  # without errors of rounding
+    if exponent == 1 or abs(slope) < TINY:
+        return ""
     try:
-        return math.isclose(math.pow(x, exponent), y)
+        power, its_slope = math.pow(x, exponent), exponent * math.pow(x, exponent - 1)
     except (OverflowError, ValueError):
-        return False
+        return ""
+    return f"** {exponent:.4g}" * (math.isclose(power, y) and math.isclose(its_slope, slope))
 
 
 def _same(a: float, b: float) -> bool:
