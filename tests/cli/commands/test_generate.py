@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
+from texts import TALK
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -26,6 +27,15 @@ def test_twenty_samples_at_half_temperature_are_the_default(cli: "Cli", model_di
     expected = microgpt.load(model_dir).generate(20, temperature=0.5, seed=42)
     assert samples(cli, model_dir) == expected
     assert len(set(expected)) > 3
+
+
+def test_samples_of_a_chat_model_name_the_command_that_chats(cli: "Cli", tmp_path: Path) -> None:
+    microgpt.fit_chat([TALK], steps=1, block_size=64, n_embd=8, n_layer=1).save(tmp_path)
+    result = cli("generate", tmp_path, "--num-samples", 1)
+    assert (result.status, len(result.lines)) == (0, 1)
+    assert result.err == (
+        "warning: the model was trained on conversations; microgpt-cli chat replies to messages\n"
+    )
 
 
 @pytest.mark.parametrize(

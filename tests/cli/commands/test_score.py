@@ -5,6 +5,7 @@ from typing import Any
 
 import microgpt
 import pytest
+from texts import TALK
 
 
 @pytest.fixture
@@ -184,3 +185,44 @@ def test_rows_name_the_first_line_of_a_document(
         field=flags[1] if flags[0] == "--field" else None,
     )
     assert [row["text"] for row in rows] == list(documents)
+
+
+# ---------------------------------------------------------------- conversations
+
+
+@pytest.mark.parametrize("loss_on", ["all", "assistant"])
+def test_turns_count_that_the_model_was_trained_on(cli: Any, tmp_path: Path, loss_on: Any) -> None:
+    model = microgpt.fit_chat([TALK], steps=5, block_size=64, n_embd=8, n_layer=1, loss_on=loss_on)
+    model.save(tmp_path)
+    path = tmp_path / "talks.jsonl"
+    path.write_text(f"{json.dumps(TALK[:2])}\n{json.dumps(TALK)}\n")
+    dataset = microgpt.Dataset.from_conversations([TALK[:2], TALK]).encoded_with(model.tokenizer)
+    if loss_on == "assistant":
+        dataset = dataset.only_assistant()
+    result = cli("score", tmp_path, "--input", path, "--per-document", "--json")
+    figures = json.loads(result.out)
+    assert figures["nats_per_token"] == model.measure(dataset).nats_per_token
+    assert figures["documents"] == [model.measure(dataset.only(i)).nats_per_token for i in range(2)]
+    assert result.err == "only the answers count, as in training\n" * (loss_on == "assistant")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--output", "rows.tsv"),
+            "--output: it is for texts, and this model reads conversations; --per-",
+        ),
+        (
+            ("--unknown", "skip"),
+            "--unknown: it is for texts, and this model reads conversations; leave",
+        ),
+    ],
+)
+def test_flags_of_texts_are_refused_for_conversations(
+    cli: Any, tmp_path: Path, flags: tuple[str, ...], message: str
+) -> None:
+    microgpt.fit_chat([TALK], steps=1, block_size=64, n_embd=8, n_layer=1).save(tmp_path)
+    result = cli("score", tmp_path, "--input", "talks.jsonl", *flags)
+    assert (result.status, result.out) == (2, "")
+    assert message in " ".join(result.err.split())

@@ -3,7 +3,10 @@ import math
 import random
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
+import microgpt
+import numpy as np
 import pytest
 from microgpt import (
     ENGINES,
@@ -17,7 +20,8 @@ from microgpt import (
     Score,
     TokenError,
 )
-from small_models import DOCUMENTS, in_float32, learned, plain, untrained
+from small_models import DOCUMENTS, SIZES, in_float32, learned, plain, untrained
+from texts import TALK
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,37 @@ def test_texts_measure_as_their_dataset_does(model: LanguageModel) -> None:
         model.measure([])
     with pytest.raises(ConfigError, match="unknown of a dataset is 'skip'"):
         model.measure(dataset, unknown="skip")
+
+
+@pytest.mark.parametrize("block_size", [8, 64])
+def test_only_tokens_of_a_dataset_that_count_are_measured(block_size: int) -> None:
+    talks = [TALK, TALK[:2]]
+    sizes: dict[str, Any] = {**SIZES, "block_size": block_size, "dtype": "float64"}
+    model = microgpt.fit_chat(talks, steps=3, **sizes)
+    dataset = Dataset.from_conversations(talks)
+    answers = dataset.only_assistant()
+    assert answers.counted is not None
+    others = dataclasses.replace(dataset, counted=~answers.counted)
+    both, learned, left = map(model.measure, (dataset, answers, others))
+    assert both.n_tokens == learned.n_tokens + left.n_tokens
+    assert both.n_bytes == learned.n_bytes + left.n_bytes
+    assert learned.n_bytes == len("hellosee youhello")
+    summed = [score.nats_per_token * score.n_tokens for score in (both, learned, left)]
+    assert summed[0] == pytest.approx(summed[1] + summed[2], rel=1e-9)
+    if block_size == 64:
+        ids = dataset[1].tolist()
+        answer = range(ids.index(dataset.tokenizer.special_id("assistant")), len(ids) - 2)
+        each = [surprise(plain(model), ids, 0, i) for i in answer]
+        alone = model.measure(answers.only(1))
+        assert alone.n_tokens == len(each) == len("hello") + 1
+        assert alone.nats_per_token == pytest.approx(sum(each) / len(each), rel=1e-9)
+
+
+def test_dataset_in_which_nothing_counts_is_refused(model: LanguageModel) -> None:
+    dataset = Dataset.from_documents(DOCUMENTS)
+    nothing = dataclasses.replace(dataset, counted=np.zeros(len(dataset.tokens), np.bool_))
+    with pytest.raises(DataError, match="no token of the dataset counts"):
+        model.measure(nothing)
 
 
 @pytest.mark.parametrize("bad", [None, math.nan, 3])

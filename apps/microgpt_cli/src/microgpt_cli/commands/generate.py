@@ -96,6 +96,8 @@ def command(
     wanted = Wanted(num_samples, unique, bool(novel), known)
     config = microgpt.SamplingConfig(temperature, top_k, top_p, max_tokens, stop or [], seed)
     model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
+    if model.tokenizer.is_chat:
+        warn("the model was trained on conversations; microgpt-cli chat replies to messages")
     start = model.prompt(prompt, too_long="truncate" if max_tokens else "error")
     if start.tokens_dropped:
         dropped = counted(start.tokens_dropped, "token")

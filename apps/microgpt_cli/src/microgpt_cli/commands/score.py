@@ -22,7 +22,7 @@ from microgpt_cli.options import (
     chosen_directory,
 )
 from microgpt_cli.plan import Source
-from microgpt_cli.terminal import counted, warn
+from microgpt_cli.terminal import counted, remark, warn
 from microgpt_cli.writing import refuse_to_replace, write_whole
 
 __all__ = ["command"]
@@ -71,19 +71,26 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     threads: Threads = None,
 ) -> None:
-    """Measure how well a model predicts text. All characters and ends of documents count."""
+    """Measure how well a model predicts text. All characters and ends of documents count.
+
+    In conversations only answers count if the model was trained on answers alone, by
+    --loss-on assistant.
+    """
     if output:
         refuse_to_replace(output, force=force)
     model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     is_chat = model.tokenizer.is_chat
     check_kind(split, field, chat=is_chat)
     if is_chat and (unknown != "error" or output):
-        flag = "--output" if output else "--unknown"
-        raise typer.BadParameter("not with a chat model.", param_hint=flag)
+        remedy = "--per-document prints the loss of each" if output else "leave it out"
+        raise typer.BadParameter(
+            f"it is for texts, and this model reads conversations; {remedy}.",
+            param_hint="--output" if output else "--unknown",
+        )
     source = Source(input, chat=is_chat, split=split, field=field)
     needs_each = per_document or output is not None
     if is_chat:
-        dataset = read_dataset(input, source).encoded_with(model.tokenizer)
+        dataset = _conversations(model, source)
         total = model.measure(dataset)
         each = [model.measure(dataset.only(i)) for i in range(len(dataset))] if needs_each else []
     else:
@@ -102,6 +109,15 @@ def command(
     _print(
         total, [score.nats_per_token for score in each] if per_document else None, as_json=as_json
     )
+
+
+def _conversations(model: microgpt.LanguageModel, source: Source) -> microgpt.Dataset:
+    """Return conversations, in which the turns that the model was trained on count."""
+    dataset = read_dataset(source.input, source).encoded_with(model.tokenizer)
+    if model.training is None or model.training.options.get("loss_on") != "assistant":
+        return dataset
+    remark("only the answers count, as in training")
+    return dataset.only_assistant()
 
 
 class _Texts:

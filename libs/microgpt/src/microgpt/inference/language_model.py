@@ -207,8 +207,7 @@ class LanguageModel:
             top_k: choose among the k most likely tokens only.
             top_p: choose among the most likely tokens that together reach this probability.
             prompt: beginning of every document, included in the result.
-            max_tokens: the most tokens after the prompt, beyond the block too; None for the
-                rest of the block.
+            max_tokens: limit after the prompt, may exceed the block; None for the rest of it.
             stop: stop texts; a document ends before the first.
             seed: sample i is drawn from `random.Random(seed + i)`, however many are asked for.
             rng: draw all samples from this generator, one after another; `seed` is not used.
@@ -433,11 +432,12 @@ class LanguageModel:
         """Return how well the model predicts documents; long documents as in `score`.
 
         Args:
-            dataset: texts, or a dataset of them; for a chat model one of conversations.
+            dataset: texts, or a dataset of them, in which only targets that count are measured; for
+                a chat model one of conversations.
             unknown: see `score`; "error" for a dataset.
 
         Raises:
-            TokenError, DataError: see `score`; or there is no document.
+            TokenError, DataError: see `score`; or there is no document, or no token counts.
             DataError: it holds documents and the model is for chat, or the other way round.
 
         Example:

@@ -23,7 +23,15 @@ IfUnknown: TypeAlias = Literal["error", "skip", "worst"]
 ROWS_TOGETHER = 4096  # positions of one call of an engine, documents together
 MAX_SHORT = ROWS_TOGETHER // 2  # tokens; the windows of such a document fit into one call
 
-_Window: TypeAlias = tuple[IntArray, int, int, int]  # a document, and see `_windows`
+
+class _Document(NamedTuple):
+    inputs: IntArray  # (T,)
+    targets: IntArray  # (T,), -1 where a token does not count
+    n_bytes: int = 0
+    n_unknown: int = 0
+
+
+_Window: TypeAlias = tuple[_Document, int, int, int]  # see `_windows`
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,10 @@ class Score:
     """How well a model predicts something.
 
     Args:
-        n_tokens: predicted tokens: every character or subword, chat token and closing BOS.
+        n_tokens: predicted tokens that count: every character or subword, chat token and closing
+            BOS, unless the dataset leaves some out.
         nats_per_token: mean loss; lower is better.
-        n_bytes: UTF-8 bytes of the text.
+        n_bytes: UTF-8 bytes of the text that counts.
         n_unknown: characters that the model does not know.
     """
 
@@ -85,21 +94,22 @@ def _windows(n_targets: int, block_size: int) -> Iterator[tuple[int, int, int]]:
 def _batch(windows: Sequence[_Window]) -> Batch:
     """Lay windows of documents end to end."""
     inputs, targets = [], []
-    for ids, start, seen, end in windows:
-        inputs.append(ids[start:end])
-        targets.append(ids[start + 1 : end + 1].astype(np.int32))
+    for document, start, seen, end in windows:
+        inputs.append(document.inputs[start:end])
+        targets.append(document.targets[start:end].astype(np.int32))
         targets[-1][: seen - start] = -1  # counted in the window before
     lengths = np.array([len(window) for window in inputs])
     return Batch(np.concatenate(inputs), np.concatenate(targets), lengths)
 
 
-def _windows_of(ids: IntArray, block_size: int) -> list[_Window]:
-    return [(ids, *window) for window in _windows(len(ids) - 1, block_size)]
+def _windows_of(document: _Document, block_size: int) -> list[_Window]:
+    return [(document, *window) for window in _windows(len(document.inputs), block_size)]
 
 
-def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
-    """Return the summed loss in nats of documents, each at least two ids."""
-    windows = [window for ids in documents for window in _windows_of(ids, engine.config.block_size)]
+def summed_loss(engine: Engine, documents: Sequence[_Document]) -> float:
+    """Return the summed loss in nats of documents, each of at least one position."""
+    block_size = engine.config.block_size
+    windows = [window for document in documents for window in _windows_of(document, block_size)]
     n_together = max(1, ROWS_TOGETHER // max(end - start for _, start, _, end in windows))
     total = 0.0
     for first in range(0, len(windows), n_together):
@@ -108,39 +118,37 @@ def summed_loss(engine: Engine, documents: Sequence[IntArray]) -> float:
     return total
 
 
-def _loss_of_each(engine: Engine, documents: Sequence[IntArray]) -> list[float]:
+def _loss_of_each(engine: Engine, documents: Sequence[_Document]) -> list[float]:
     """Return the summed loss of each document, to the bit as it is alone."""
-    short = [ids for ids in documents if len(ids) <= MAX_SHORT]
+    short = [each for each in documents if len(each.inputs) < MAX_SHORT]
     losses: Iterator[float] = iter([])
     if short:
-        windows = [_windows_of(ids, engine.config.block_size) for ids in short]
+        windows = [_windows_of(each, engine.config.block_size) for each in short]
         together = _batch([window for each in windows for window in each])
         losses = iter(engine.losses(Batches(together, list(map(len, windows)))))
     return [
-        next(losses) if len(ids) <= MAX_SHORT else summed_loss(engine, [ids]) for ids in documents
+        next(losses) if len(each.inputs) < MAX_SHORT else summed_loss(engine, [each])
+        for each in documents
     ]
 
 
 def score_dataset(engine: Engine, dataset: Dataset) -> Score:
-    """Return how well the engine predicts every token of a dataset."""
+    """Return how well the engine predicts the tokens of a dataset that count."""
     tokenizer = dataset.tokenizer
     n_together = max(1, ROWS_TOGETHER // int(dataset.lengths.max()))
     total, counts = 0.0, np.zeros(tokenizer.vocab_size, np.int64)
     for first in range(0, len(dataset), n_together):
-        documents = [dataset[i] for i in range(first, min(first + n_together, len(dataset)))]
-        total += summed_loss(engine, documents)
-        predicted = np.concatenate([ids[1:] for ids in documents])
-        counts += np.bincount(predicted, minlength=len(counts))
-    n_tokens = int(dataset.lengths.sum())
+        part = range(first, min(first + n_together, len(dataset)))
+        documents = dataset.batches(part, 1)
+        total += summed_loss(engine, [_Document(*each[:2]) for each in documents])
+        targets = documents.together.targets
+        counts += np.bincount(targets[targets >= 0], minlength=len(counts))
+    n_tokens = int(counts.sum())
+    if not n_tokens:
+        raise DataError("no token of the dataset counts")
     used = np.flatnonzero(counts)  # few, of a short document
     n_bytes = sum(len(tokenizer.token_bytes(int(i))) * int(counts[i]) for i in used)
     return Score(n_tokens, total / n_tokens, n_bytes)
-
-
-class _Document(NamedTuple):
-    ids: IntArray  # BOS at both ends
-    n_bytes: int
-    n_unknown: int
 
 
 def _encoded(tokenizer: BaseTokenizer, text: str, unknown: IfUnknown) -> _Document:
@@ -148,7 +156,7 @@ def _encoded(tokenizer: BaseTokenizer, text: str, unknown: IfUnknown) -> _Docume
     known = text if unknown == "error" else tokenizer.decode(ids)
     n_bytes = len((text if unknown == "worst" else known).encode("utf-8", "surrogatepass"))
     document = np.array([tokenizer.bos, *ids, tokenizer.bos])
-    return _Document(document, n_bytes, len(text) - len(known))
+    return _Document(document[:-1], document[1:], n_bytes, len(text) - len(known))
 
 
 def _parts(
@@ -159,7 +167,7 @@ def _parts(
     part, n_rows = list[_Document](), 0
     for text in texts:
         part.append(_encoded(tokenizer, text, unknown))
-        n_rows += len(part[-1].ids) - 1
+        n_rows += len(part[-1].inputs)
         if n_rows >= ROWS_TOGETHER:
             yield part
             part, n_rows = [], 0
@@ -178,8 +186,8 @@ def score_texts(
     """
     total, n_tokens, n_bytes, n_unknown = 0.0, 0, 0, 0
     for part in _parts(tokenizer, texts, unknown):
-        total += summed_loss(engine, [document.ids for document in part])
-        n_tokens += sum(len(document.ids) - 1 for document in part)
+        total += summed_loss(engine, part)
+        n_tokens += sum(len(document.inputs) for document in part)
         n_bytes += sum(document.n_bytes for document in part)
         n_unknown += sum(document.n_unknown for document in part)
     if not n_tokens:
@@ -210,9 +218,9 @@ def score_each(
     """
     per_unknown = _per_unknown(tokenizer, unknown)
     for part in _parts(tokenizer, texts, unknown):
-        losses = _loss_of_each(engine, [document.ids for document in part])
-        for (ids, n_bytes, n_unknown), loss in zip(part, losses, strict=True):
-            yield _score(loss, len(ids) - 1, n_bytes, n_unknown, per_unknown)
+        losses = _loss_of_each(engine, part)
+        for (inputs, _, n_bytes, n_unknown), loss in zip(part, losses, strict=True):
+            yield _score(loss, len(inputs), n_bytes, n_unknown, per_unknown)
 
 
 def _per_unknown(tokenizer: BaseTokenizer, unknown: IfUnknown) -> float:
