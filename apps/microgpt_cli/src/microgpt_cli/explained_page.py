@@ -1,4 +1,4 @@
-"""A page that shows what a model computes while it reads a text: one file, without requests."""
+"""A page of a trace: one file, without requests."""
 
 import base64
 import hashlib
@@ -67,8 +67,8 @@ def _content(trace: microgpt.Trace) -> dict[str, Any]:
         "attention": base64.b64encode(
             b"".join(_bytes_of(trace.attention[i, j]) for i, j in heads)
         ).decode(),
-        # After each token: the likeliest next ones, and by how much their logits are below the
-        # largest; and the probability of the likeliest at each temperature.
+        # After each token: the likeliest next tokens, the distance of their logits from the
+        # largest, and the largest probability at each temperature.
         "next": [
             [
                 (

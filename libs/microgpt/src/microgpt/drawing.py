@@ -28,7 +28,7 @@ SWEEPS = 4  # over the columns, to shorten and untangle lines
 
 
 class Node(NamedTuple):
-    """What is written of one value: name and operation if there are any, data, grad."""
+    """The box of one value: name and operation, if any, data and grad."""
 
     title: str
     data: float
@@ -37,13 +37,13 @@ class Node(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """The text of its box."""
+        """Lines of text in the box."""
         numbers = [f"data {self.data:.4g}", f"grad {self.grad:.4g}"]
         return [self.title, *numbers] if self.title else numbers
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height of its box, in pixels."""
+        """Width and height of the box, in pixels."""
         longest = max(map(len, self.lines))
         return CHARACTER * longest + 16, LINE_HEIGHT * len(self.lines) + 10
 
@@ -164,7 +164,7 @@ def _values_of(result: Value) -> list[Value]:
 
 
 def _names(labels: Mapping[str, Value], values: Collection[Value]) -> dict[Value, str]:
-    """Return what is written for the labels of each of these values."""
+    """Return the labels of each value, joined."""
     if not isinstance(labels, Mapping):
         raise ConfigError(f"labels is {labels!r:.80}, expected a mapping of names to values")
     names: dict[Value, str] = {}
@@ -266,7 +266,7 @@ def _quoted(lines: Sequence[str]) -> str:
 def _picture(nodes: Sequence[Node], edges: Sequence[Edge]) -> str:
     """Return the SVG of a graph: columns by distance from the result, and lines between them.
 
-    A line across several columns has a place in each; places after those of the nodes are of lines.
+    A line across several columns has a place in each; lines have the places after the nodes.
     """
     paths, columns = _columns(len(nodes), edges)
     sizes = [node.size for node in nodes]

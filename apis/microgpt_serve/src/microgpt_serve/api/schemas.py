@@ -208,12 +208,12 @@ class TracedToken(msgspec.Struct, omit_defaults=True):
 
 
 class TraceResponse(msgspec.Struct, omit_defaults=True):
-    """What the model computed, with nats of each token; a figure that is not finite is null.
+    """The trace of a text, with nats of each token; a figure that is not finite is null.
 
-    After each token: the likeliest next ones (`next`), and the likeliest one for each stage of the
-    residual stream (`lens`). Root mean squares of these stages, and of what each block adds; the
-    share of its hidden units that are active. For each block, head and token: its attention to
-    those up to itself. See `ChatReplyBody` for the others.
+    After each token: the likeliest next tokens (`next`), and the likeliest next token by each stage
+    of the residual stream (`lens`). Root mean squares of the stages, and of each block's output;
+    the share of active hidden units. For each block, head and token: its attention to the tokens up
+    to itself. See `ChatReplyBody` for the other fields.
     """
 
     tokens: list[TracedToken]

@@ -1,4 +1,4 @@
-"""`microgpt-cli explain`: what a model computes while it reads a text."""
+"""`microgpt-cli explain`: attention and choices of a model that reads a text."""
 
 import shutil
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ def command(
     """Show attention and choices of a model that reads a text.
 
     Surprise is the loss of a token, next the likeliest tokens after it, and lens N the likeliest
-    one, were the model to end after block N.
+    next token if the model ended after block N.
     """
     directory, text = _split_arguments(arguments or [], model_dir, is_text_last=input is None)
     of_input = {"--document": document != 1, "--split": split != "line", "--field": field}
@@ -148,7 +148,7 @@ def _warn_of(prompt: microgpt.Prompt) -> None:
 
 
 def _continued(model: microgpt.LanguageModel, trace: microgpt.Trace) -> list[int]:
-    """Return the tokens of a trace and the likeliest ones after them, up to the end of the text.
+    """Return the tokens of a trace and their likeliest continuation, up to the end of the text.
 
     Raises:
         ConfigError: the trace ends with an answer.

@@ -369,7 +369,7 @@ class TextBatch:
 
         Args:
             prompts: read as room becomes free.
-            configs: one for each prompt; further ones are not used.
+            configs: one for each prompt; further configs are not used.
             n_together: most prompts that are continued at a time.
 
         Raises:

@@ -126,7 +126,7 @@ class LanguageModel:
             half: round weights to float16, three digits, to halve a safetensors file; they are
                 read back as float32.
             before_replacing: called when the new files are on the disk, just before they replace
-                the old ones; an error that it raises keeps the old model.
+                the old files; an error that it raises keeps the old model.
 
         Raises:
             ConfigError: there is no such format, or `half` with JSON.
@@ -376,7 +376,7 @@ class LanguageModel:
     def trace(
         self, text: Traceable, *, unknown: Unknown = "error", max_figures: int | None = None
     ) -> Trace:
-        """Return all that the model computes while it reads a text.
+        """Return the results of a forward pass over a text: attention, residual stream, logits.
 
         Args:
             text: as for `generate`; or messages, also with an answer at the end; or token ids.

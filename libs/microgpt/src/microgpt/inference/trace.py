@@ -1,4 +1,4 @@
-"""A look inside: all that a model computes while it reads a text."""
+"""The trace of a text: attention, residual stream and logits of a forward pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -26,20 +26,20 @@ LARGE = 1e5  # a loss that is shown with its exponent
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
-    """All that a model computes while it reads a text: in float64, whatever its engine and dtype.
+    """The results of a forward pass over a text, in float64 for every engine and dtype.
 
-    The residual stream begins as the embedded tokens. Each block adds to it what its attention,
-    then its MLP, makes of it, and `lm_head` maps it to logits. T is the number of tokens.
+    The residual stream begins as the embedded tokens. Each block adds the output of its attention,
+    then of its MLP, and `lm_head` maps the stream to logits. T is the number of tokens.
 
     Args:
-        prompt: the tokens read, and what was left out of them.
+        prompt: the tokens, with counts of dropped tokens and unknown characters.
         tokenizer: of the model.
-        attention: how much each position, a row, attends to each, a column: shape
-            (n_layer, H, T, T). Rows sum to 1, and no row attends to a position behind its own.
+        attention: probabilities, from each position, a row, to each position, a column: shape
+            (n_layer, H, T, T). Rows sum to 1, and are 0 at later positions.
         residual: the residual stream before the first block and after each, shape
             (n_layer + 1, T, C).
-        from_attn: what the attention of each block adds to it, shape (n_layer, T, C).
-        from_mlp: what its MLP adds, shape (n_layer, T, C).
+        from_attn: output of each block's attention, shape (n_layer, T, C).
+        from_mlp: output of each block's MLP, shape (n_layer, T, C).
         hidden: activations of the MLPs, after ReLU, shape (n_layer, T, 4C).
         lens: the logit lens: `lm_head` on each stage of the residual stream, as logits of shape
             (n_layer + 1, T, V).
@@ -87,7 +87,7 @@ class Trace:
 
     @property
     def surprise(self) -> FloatArray:
-        """What each token costs given those before it, in nats; NaN for the first: shape (T,)."""
+        """Loss of each token given the tokens before, in nats; NaN for the first: shape (T,)."""
         costs = np.full(len(self.token_ids), np.nan)
         rows = np.arange(len(costs) - 1)
         costs[1:] = 0.0 - log_probs(self.logits[:-1])[rows, self.token_ids[1:]]
@@ -100,7 +100,7 @@ class Trace:
         return float(costs.mean()) if costs.size else float("nan")
 
     def probs(self, temperature: float = 1.0) -> FloatArray:
-        """Return the probabilities of the token after each, shape (T, V).
+        """Return the probabilities of the next token after each token, shape (T, V).
 
         Args:
             temperature: divides the logits; above 0.
@@ -140,24 +140,24 @@ class Trace:
         return f"<div>{text}{shades(f'Trace: {self._summary()}', heads)}</div>"
 
     def to_json(self, top: int = 10, *, attention: bool = True) -> str:
-        """Return what there is to show, as JSON; figures are rounded to four decimals.
+        """Return the trace as JSON; figures are rounded to four decimals.
 
         An object with these members, where a token is an object of its `id` and its `text`, and of
         `special`, true, if it stands for no text; a figure that is no finite number is null:
 
         - `tokens`: the tokens read, T of them.
         - `surprise`: nats of each, null for the first; `loss`: their mean.
-        - `next`: after each token the likeliest next ones, the likeliest first, each with its
+        - `next`: after each token the likeliest next tokens, in falling order of their
           `probability`.
-        - `lens`: for each stage of the residual stream and each token the likeliest next one.
+        - `lens`: for each stage of the residual stream and each token the likeliest next token.
         - `attention`: per block, head and position the probabilities of the positions up to it.
-        - `residual`: root mean square of each stage, per token; `from_attn` and `from_mlp`: that of
-          what each block adds to it.
+        - `residual`: root mean square of each stage, per token; `from_attn` and `from_mlp`: root
+          mean square of each block's output, per token.
         - `active`: share of the hidden units of each block that are above 0, per token.
 
         Args:
-            top: how many next tokens, at least 1.
-            attention: whether it is part of it; most of the figures of a long text are.
+            top: number of next tokens, at least 1.
+            attention: include `attention`, which has most of the figures of a long text.
 
         Raises:
             ConfigError: `top` is no such integer.
@@ -200,7 +200,7 @@ def log_probs(logits: FloatArray) -> FloatArray:
 
 
 def _root_mean_square(x: FloatArray) -> FloatArray:
-    """Return it along the last axis, of shape (..., C)."""
+    """Return the root mean square along the last axis: (..., C) -> (...)."""
     with np.errstate(over="ignore"):
         result: FloatArray = np.sqrt(np.mean(np.square(x), axis=-1))
     return result
@@ -224,7 +224,7 @@ def trace_text(
     unknown: Unknown,
     max_figures: int | None,
 ) -> Trace:
-    """Return what a model computes while it reads a text; see `LanguageModel.trace`."""
+    """Return the trace of a text; see `LanguageModel.trace`."""
     block_size = parameters.config.block_size
     if isinstance(text, Prompt):
         prompt = text
@@ -261,7 +261,7 @@ def trace_text(
 def _conversation_prompt(
     messages: Sequence[Any], tokenizer: BaseTokenizer, block_size: int, unknown: Unknown
 ) -> Prompt:
-    """Return the prompt of the reply to messages; of an answer at their end, and the answer."""
+    """Return the prompt of a reply; an answer at the end of the messages follows its prompt."""
     *_, (role, answer) = checked_messages(messages)
     if role != "assistant":
         return build_prompt(messages, tokenizer, block_size, unknown=unknown)
@@ -277,7 +277,7 @@ def _conversation_prompt(
 
 
 def _check_size(config: ModelConfig, n_tokens: int, most: int) -> None:
-    """Raise ContextLengthError for a trace of more figures than that."""
+    """Raise ContextLengthError for a trace of more than `most` figures."""
     per_block = config.n_head * n_tokens + 12 * config.n_embd  # attention; what `BlockTrace` holds
     lens = (config.n_layer + 1) * config.vocab_size
     n = config.n_params + n_tokens * (config.n_layer * per_block + lens)
