@@ -352,7 +352,10 @@ def test_actions_of_workflows_are_pinned_by_hash() -> None:
 
 all_sources = pytest.mark.parametrize(
     "source",
-    [source for each in (LIBRARY, *APPLICATIONS) for source in sources_of(each)],
+    [
+        *(source for each in (LIBRARY, *APPLICATIONS) for source in sources_of(each)),
+        *sorted((ROOT / "tools").rglob("*.py")),
+    ],
     ids=lambda path: "/".join(path.parts[-3:]),
 )
 
