@@ -60,6 +60,26 @@ def test_wrong_answers_are_counted(cli: Any, talks: Path, tmp_path: Path) -> Non
     assert "\n0 of 4 answered word for word" in cli("train", "--chat", "--input", talks, *flags).out
 
 
+def test_message_of_the_system_is_shown_where_it_changes(cli: Any, tmp_path: Path) -> None:
+    path = tmp_path / "talks.jsonl"
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a"}]
+    systems = [[{"role": "system", "content": content}] for content in ("Be kind.", "Be\nkind.")]
+    talks = [[*systems[0], *talk], talk, [*systems[1], *talk], [*systems[1], *talk]]
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in talks))
+    flags = ("--steps", 1, "--no-shuffle", "--output", tmp_path / "out")
+    lines = cli("train", "--chat", "--input", path, *flags).lines
+    marked = [line for line in lines if line.startswith(("  system:", "  kind", "  >"))]
+    shown = [
+        "  system: Be kind.",
+        "  >",
+        "  system: none",
+        "  >",
+        "  system: Be",
+        "  kind.",
+    ]
+    assert [line.removesuffix(" hi") for line in marked] == [*shown, "  >", "  >"]
+
+
 @pytest.mark.parametrize("tokenizer", ["characters", "bpe"])
 def test_first_answer_is_asked_for_with_the_system_turn(tokenizer: Any) -> None:
     talk = [("system", "Be brief."), ("user", "hi"), ("assistant", "yes"), ("user", "a")]
@@ -73,7 +93,7 @@ def test_first_answer_is_asked_for_with_the_system_turn(tokenizer: Any) -> None:
     model, trainer = microgpt.prepare(dataset, config)
     trainer.advance(config.steps)
     (answer,) = ask_trained(model, trainer, 10)
-    assert answer == ("hi", "yes", True)
+    assert answer == ("hi", "yes", True, "Be brief.")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +113,8 @@ def test_first_learned_answer_to_a_user_is_asked_for(beginning: list[tuple[str, 
     config, dataset = microgpt.chat_setup(dataset)
     model, trainer = microgpt.prepare(dataset, config)
     trainer.advance(config.steps)
-    assert ask_trained(model, trainer, 10) == [("hi", "yes", True)] * 2
+    system = "Be brief." if beginning[0][0] == "system" else ""
+    assert ask_trained(model, trainer, 10) == [("hi", "yes", True, system)] * 2
 
 
 def test_pieces_that_begin_at_a_turn_are_asked(cli: Any, tmp_path: Path) -> None:
@@ -115,7 +136,7 @@ def test_question_without_room_for_an_answer_is_wrong() -> None:
     dataset = microgpt.Dataset.from_conversations([talk])
     config, dataset = microgpt.chat_setup(dataset, block_size=38)
     model, trainer = microgpt.prepare(dataset, config)
-    assert ask_trained(model, trainer, 10) == [("x" * 30, "", False)]
+    assert ask_trained(model, trainer, 10) == [("x" * 30, "", False, "")]
 
 
 @pytest.mark.long  # two minutes

@@ -12,11 +12,15 @@ N_TOGETHER = 64  # texts that grow at a time
 
 
 class Answer(NamedTuple):
-    """A question of the training data, the reply to it, and whether it is the trained one."""
+    """A question of the training data, the reply to it, and whether it is the trained one.
+
+    `system` is the message of the system with which it was asked; empty without one.
+    """
 
     question: str
     reply: str
     is_right: bool
+    system: str = ""
 
 
 def likeliest_replies(
@@ -34,6 +38,8 @@ def ask_trained(
     model: microgpt.LanguageModel, trainer: microgpt.Trainer, n_questions: int
 ) -> list[Answer]:
     """Ask the first question of some conversations that were trained on; take likeliest replies.
+
+    A question is asked after the messages before it, that of the system included.
 
     Args:
         model: a chat model.
@@ -56,12 +62,13 @@ def ask_trained(
             prompts.append(model.prompt(messages[:-1]))
         except microgpt.ContextLengthError:  # the question leaves no room for an answer
             prompts.append(None)
-    return [
-        Answer(question["content"], reply or "", (reply or "") == answer["content"])
-        for (*_, question, answer), reply in zip(
-            exchanges, likeliest_replies(model, prompts), strict=True
-        )
-    ]
+    answers = []
+    for messages, reply in zip(exchanges, likeliest_replies(model, prompts), strict=True):
+        first, question, trained = messages[0], messages[-2], messages[-1]
+        system = first["content"] if first["role"] == "system" else ""
+        is_right = (reply or "") == trained["content"]
+        answers.append(Answer(question["content"], reply or "", is_right, system))
+    return answers
 
 
 def _first_exchange(

@@ -275,8 +275,11 @@ def _ask(run: Run) -> None:
     answers = ask_trained(run.model, run.trainer, N_QUESTIONS) if is_shown else []
     if not answers:
         return
-    lines = ["\n--- trained questions ---"]
+    lines, system = ["\n--- trained questions ---"], ""
     for answer in answers[: run.pace.num_samples]:
+        if answer.system != system:
+            system = answer.system
+            lines.append(f"  system: {_indented(system) or 'none'}")
         lines += [f"  > {_indented(answer.question)}", f"  {_indented(answer.reply)}"]
     n_right = sum(answer.is_right for answer in answers)
     lines.append(f"{n_right} of {len(answers)} answered word for word (temperature 0)")
