@@ -210,6 +210,7 @@ def test_the_model_is_described(make_client: MakeClient, chat_dir: Path) -> None
     assert described == {
         "id": "chat",
         "is_chat": True,
+        "has_system": False,
         "vocab_size": len(CHARS) + 4,
         "n_embd": 16,
         "n_head": 4,

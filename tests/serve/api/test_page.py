@@ -28,6 +28,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 QUIET = ("background-networking", "component-update", "sync", "gpu", "quic")  # all disabled
 PHONE: Any = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 ANSWERS = {"hello": "hi there!", "who are you?": "a small model, that says one letter at a time."}
+SYSTEM, LOUD = "shout.", "HI THERE!"
 MARKUP = "<img src=x onerror=alert(1)>"
 expect.set_options(timeout=20_000)  # milliseconds: for a machine that is busy with other tests
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -111,13 +112,19 @@ def serving(model: microgpt.LanguageModel, directory: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def talking_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model that has learned its two answers."""
+    """A chat model that has learned its two answers, and another after a message of the system."""
     turns: list[list[microgpt.Message]] = [
         [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         for asked, answer in ANSWERS.items()
     ]
+    loud: list[microgpt.Message] = [
+        {"role": "system", "content": SYSTEM},
+        *[turns[0][0], {"role": "assistant", "content": LOUD}] * 2,
+    ]
     model, trainer = microgpt.prepare(
-        microgpt.Dataset.from_conversations([*turns, turns[0] + turns[1], turns[1] + turns[0]]),
+        microgpt.Dataset.from_conversations(
+            [*turns, turns[0] + turns[1], turns[1] + turns[0], loud]
+        ),
         microgpt.TrainConfig(steps=250, learning_rate=0.01),
         random.Random(1),
         n_embd=32,
@@ -164,11 +171,43 @@ def test_a_conversation_comes_piece_by_piece(talking: Server, open_page: OpenPag
     expect(page.locator("#message")).to_be_focused()
 
 
+def test_a_message_of_the_system_precedes_every_conversation(
+    talking: Server, open_page: OpenPage
+) -> None:
+    page = open_page(talking)
+
+    def say_hello() -> str:
+        page.fill("#message", "hello")
+        expect(page.locator("#bars")).to_have_attribute("aria-busy", "false")
+        likeliest = next(iter(bars_of(page)))
+        page.keyboard.press("Enter")
+        expect(page.locator("#turns .assistant").last).to_have_attribute("aria-busy", "false")
+        reply = page.locator("#turns .assistant").last.inner_text()
+        assert reply.startswith(likeliest)
+        return reply
+
+    expect(page.locator("#message")).to_be_focused()
+    for key in ("Shift+Tab", "Shift+Tab", "Enter", "Tab"):  # the messages, the summary: it opens
+        page.keyboard.press(key)
+    expect(page.get_by_label("System message")).to_be_focused()
+    page.keyboard.type(f" {SYSTEM}")
+    assert [say_hello(), say_hello()] == [LOUD] * 2
+    page.click("#clear")
+    page.click("#instructions summary")  # closes it
+    expect(page.locator("#system-shown")).to_have_text(SYSTEM)
+    assert say_hello() == LOUD
+    page.click("#clear")
+    page.click("#instructions summary")
+    page.fill("#system", " ")
+    assert say_hello() == ANSWERS["hello"]
+
+
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_a_reply_can_be_stopped(slow_dir: Path, open_page: OpenPage, how: str) -> None:
     with running(slow_dir) as server:
         page = open_page(server)
         expect(page.locator("#stop")).to_be_disabled()
+        expect(page.locator("#instructions")).to_be_hidden()  # the model knows no such message
         page.fill("#message", "hello")
         page.click("#send")
         reply = page.locator("#turns .assistant")
@@ -240,7 +279,7 @@ def test_a_long_problem_covers_nothing(talking: Server, open_page: OpenPage) -> 
 def test_invalid_numbers_are_explained_and_not_sent(naming: Server, open_page: OpenPage) -> None:
     page = open_page(naming)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.click("summary")  # closes it
+    page.click("aside summary")  # closes it
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url))
     for name, value in (("top_k", "0"), ("max_tokens", "1.5"), ("seed", "-1"), ("top_k", "28")):

@@ -128,6 +128,7 @@ async def describe_model(request: Request) -> ModelInfo:
     return ModelInfo(
         id=served.id,
         is_chat=model.tokenizer.is_chat,
+        has_system=model.tokenizer.has_system,
         vocab_size=config.vocab_size,
         n_embd=config.n_embd,
         n_head=config.n_head,

@@ -238,6 +238,7 @@ class ModelInfo(msgspec.Struct):
 
     id: str
     is_chat: bool
+    has_system: Annotated[bool, Meta(description="whether it reads messages of the system")]
     vocab_size: int
     n_embd: int
     n_head: int

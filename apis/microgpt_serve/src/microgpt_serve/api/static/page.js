@@ -128,11 +128,17 @@ function leftOut(n_tokens, unknown) {
   return parts.join("; ");
 }
 
+// Returns what the model is sent: the system message if there is one, the conversation, a question.
+function asked(question) {
+  const system = model.has_system && $("system").value.trim();
+  return [...(system ? [{ role: "system", content: system }] : []), ...messages, question];
+}
+
 async function ask(text) {
   showProblem("");
   const question = { role: "user", content: text };
   const reply = { role: "assistant", content: "" };
-  const body = { messages: [...messages, question], stream: true, ...samplingOptions() };
+  const body = { messages: asked(question), stream: true, ...samplingOptions() };
   const questionTurn = addTurn("user", text);
   const turn = addTurn("assistant", "");
   turn.ariaBusy = "true"; // screen readers wait until the reply is complete
@@ -184,6 +190,10 @@ $("message").addEventListener("keydown", (event) => {
   }
 });
 $("message").addEventListener("input", showNext);
+$("system").addEventListener("input", () => {
+  $("system-shown").textContent = $("system").value;
+  showNext();
+});
 $("stop").addEventListener("click", ({ detail }) => {
   running?.abort();
   if (detail === 0) $("message").focus(); // by keyboard: the button that has the focus gets disabled
@@ -288,8 +298,7 @@ async function showNext() {
   const { signal } = asking;
   const text = model.is_chat ? $("message").value.trim() : $("prompt").value;
   const isEmpty = model.is_chat && !text;
-  const turn = { role: "user", content: text };
-  const body = model.is_chat ? { messages: [...messages, turn] } : { prompt: text };
+  const body = model.is_chat ? { messages: asked({ role: "user", content: text }) } : { prompt: text };
   $("bars").ariaBusy = "true";
   let note = isEmpty ? "Type a message to see how a reply may begin." : "";
   try {
@@ -365,9 +374,10 @@ async function start() {
   ].join(" · ");
   $("next-of").textContent = model.is_chat ? "First token of a reply to your message" : "Next token after your beginning";
   $("top_k").max = model.vocab_size;
-  document.querySelector("details").open = !matchMedia(NARROW).matches;
+  document.querySelector("aside details").open = !matchMedia(NARROW).matches;
   await showNext(); // before the page is shown, so that nothing moves
   $("chat").hidden = !model.is_chat;
+  $("instructions").hidden = !model.has_system;
   $("samples").hidden = model.is_chat;
   $(model.is_chat ? "ask" : "texts").before($("problem"));
   document.querySelector("main").hidden = false;
