@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -41,17 +42,32 @@ def imitate(program: str) -> None:
     """Take away from this process what Windows lacks, and add what it has."""
     for name in OF_ALL + OTHERS[program]:
         importlib.import_module(name)
+    _handle_signals_elsewhere()
     for place, names in ABSENT.items():
         for name in names:
             delattr(place, name)
     asyncio = sys.modules["asyncio"]
-    for name in ("add_reader", "add_signal_handler"):
-        setattr(asyncio.SelectorEventLoop, name, _refuse)
+    asyncio.SelectorEventLoop.add_signal_handler = _refuse
+    # The default loop of Windows no longer accepts after a client's reset: python/cpython#93821.
+    asyncio.runners.events.new_event_loop = _refuse
     vars(signal)["SIGBREAK"] = BREAK
     vars(socket)["SO_EXCLUSIVEADDRUSE"] = socket.SO_REUSEADDR
     sys.modules["fcntl"] = None  # type: ignore[assignment]  # an import fails
     sys.modules["msvcrt"] = fake_msvcrt()
     sys.platform = "win32"
+
+
+def _handle_signals_elsewhere() -> None:
+    """Let signals arrive in a thread of their own: none ends a system call of the main thread."""
+    signals = (signal.SIGINT, signal.SIGTERM, BREAK)
+    change = signal.pthread_sigmask
+    change(signal.SIG_BLOCK, signals)
+
+    def receive() -> None:
+        change(signal.SIG_UNBLOCK, signals)
+        threading.Event().wait()
+
+    threading.Thread(target=receive, daemon=True).start()
 
 
 def _refuse(*_: object) -> None:

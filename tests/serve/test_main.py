@@ -58,10 +58,10 @@ def test_an_error_at_start_is_one_line(
 
 
 def test_an_error_at_start_is_json_where_the_log_is() -> None:
-    done = run(PORT="x", LOG_FORMAT="JSON")
+    done = run(PORT="“x”", LOG_FORMAT="JSON", PYTHONIOENCODING="cp1252")  # of Windows
     assert done.returncode == 2
     line = json.loads(done.stderr)
-    assert (line["level"], line["event"]) == ("error", "PORT is 'x', expected an integer")
+    assert (line["level"], line["event"]) == ("error", "PORT is '“x”', expected an integer")
 
 
 def test_a_model_that_cannot_be_loaded_ends_it(tmp_path: Path, names_dir: Path) -> None:

@@ -17,7 +17,7 @@ def test_no_variables_give_the_defaults() -> None:
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text("sesame\n")
+    key.write_bytes(b"\xef\xbb\xbfsesame\r\n")  # as Notepad may write it
     environment = {
         "MODEL_DIR": "out",
         "PORT": "81",

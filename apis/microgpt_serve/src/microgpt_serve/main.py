@@ -1,5 +1,6 @@
 """The command `microgpt-serve`."""
 
+import io
 import logging
 import os
 import signal
@@ -101,6 +102,8 @@ def _listen(settings: Settings) -> socket.socket:
 
 def run(limits: Limits = DEFAULT_LIMITS) -> None:
     """Serve until SIGINT or SIGTERM."""
+    if isinstance(sys.stderr, io.TextIOWrapper) and not sys.stderr.isatty():
+        sys.stderr.reconfigure(encoding="utf-8")  # JSON is, whatever the locale
     if _is_json():
         configure_logging("info", "json")
         log_what_python_prints()

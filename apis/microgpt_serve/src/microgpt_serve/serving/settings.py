@@ -45,7 +45,7 @@ def _prefix(value: str) -> str:
 
 def _read_key(path: str) -> str:
     try:
-        key = Path(path).read_text(encoding="utf-8").strip()
+        key = Path(path).read_text(encoding="utf-8-sig").strip()  # Notepad may add a mark
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise SettingsError(f"API_KEY_FILE: cannot read {path}: {cause}") from error

@@ -9,7 +9,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config, Sockets
@@ -20,7 +23,7 @@ from microgpt_serve.serving.errors import explained
 from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
 from microgpt_serve.serving.settings import READY_FD, Settings
-from microgpt_serve.serving.system import RELOADS, STOPS
+from microgpt_serve.serving.system import MAX_SOCKETS, RELOADS, STOPS
 
 __all__ = ["CANNOT_LOAD", "run_worker"]
 
@@ -28,6 +31,7 @@ CANNOT_LOAD = 3  # exit status of a worker whose model cannot be loaded
 SECONDS_BEFORE_GRACE_END = 1.0  # for streams to send their error event, at most half the period
 SECONDS_AFTER_GRACE_END = 0.5  # for the last bytes of responses
 BACKLOG = 2048
+N_OWN_SOCKETS = 8  # at most, of the listening one and those that wake up the loop
 ACCEPT_PAUSE_SECONDS = 0.5  # shorter than the second after which asyncio accepts again
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 SWITCH_SECONDS = 0.001  # until a thread that waits for the interpreter lock is given it
@@ -37,7 +41,10 @@ def run_worker(app: Starlette, settings: Settings, listening: socket.socket, lim
     """Serve `app` on a socket until SIGTERM or SIGINT; return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     sys.setswitchinterval(SWITCH_SECONDS)
-    return asyncio.run(_Worker(app, settings, listening, limits).run())
+    # Not the default loop of Windows: a client that resets its connection at the wrong moment makes
+    # it close the listening socket (python/cpython#93821).
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(_Worker(app, settings, listening, limits).run())
 
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -49,6 +56,22 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
         loop.default_exception_handler(context)
 
 
+@contextmanager
+def _woken_by_signals(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Wake up a loop at a signal, because on Windows no signal ends its wait for sockets."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        for end in (reader, writer):
+            end.setblocking(False)  # noqa: FBT003 - as the method takes it
+        loop.add_reader(reader, reader.recv, 4096)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            loop.remove_reader(reader)
+
+
 class _Listening(socket.socket):
     """A socket that pauses after a connection could not be accepted.
 
@@ -58,15 +81,27 @@ class _Listening(socket.socket):
 
     _paused_until = 0.0  # in seconds of `time.monotonic`
 
+    def __init__(self, fileno: int, max_sockets: int | None = MAX_SOCKETS) -> None:
+        super().__init__(fileno=fileno)
+        self._most = None if max_sockets is None else max_sockets - N_OWN_SOCKETS
+        self._accepted = WeakSet[socket.socket]()
+
     def accept(self) -> tuple[socket.socket, Any]:
         if time.monotonic() < self._paused_until:
             raise BlockingIOError  # as if the backlog were empty
         try:
-            return super().accept()
+            return self._accept_one()
         except OSError as error:
             if error.errno in OUT_OF_RESOURCES:
                 self._paused_until = time.monotonic() + ACCEPT_PAUSE_SECONDS
             raise
+
+    def _accept_one(self) -> tuple[socket.socket, Any]:
+        if self._most is not None and len(self._accepted) >= self._most:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        connection, address = super().accept()
+        self._accepted.add(connection)
+        return connection, address
 
 
 class _Config(Config):
@@ -109,7 +144,10 @@ class _Worker:
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_on_loop_error)
+        with _woken_by_signals(loop):
+            return await self._run(loop)
 
+    async def _run(self, loop: asyncio.AbstractEventLoop) -> int:
         def stop(*_: object) -> None:
             # The grace period counts from the signal, even if the event loop is late.
             self._stopped_at = self._stopped_at or time.monotonic()
