@@ -3,6 +3,7 @@
 It shows that a program does without what POSIX has, not that it runs on Windows.
 """
 
+import ctypes
 import fcntl
 import importlib
 import os
@@ -11,9 +12,11 @@ import socket
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["BREAK", "command", "imitate"]
+__all__ = ["BREAK", "Console", "command", "fake_msvcrt", "imitate", "windll"]
 
 BREAK = signal.SIGUSR1  # in the place of SIGBREAK
 # Packages of others that look at the platform when they are imported.
@@ -54,6 +57,7 @@ def imitate(program: str) -> None:
     vars(socket)["SO_EXCLUSIVEADDRUSE"] = socket.SO_REUSEADDR
     sys.modules["fcntl"] = None  # type: ignore[assignment]  # an import fails
     sys.modules["msvcrt"] = fake_msvcrt()
+    vars(ctypes).update(windll=windll(Console()), WINFUNCTYPE=ctypes.CFUNCTYPE)
     sys.platform = "win32"
 
 
@@ -75,9 +79,10 @@ def _refuse(*_: object) -> None:
 
 
 def fake_msvcrt() -> types.ModuleType:
-    """Return the part of `msvcrt` that locks the bytes of a file."""
+    """Return the part of `msvcrt` that locks the bytes of a file, and that knows handles."""
     module = types.ModuleType("msvcrt")
     vars(module).update(LK_UNLCK=0, LK_LOCK=1, LK_NBLCK=2, locking=_locking)
+    vars(module).update(get_osfhandle=lambda number: number + 1000)
     return module
 
 
@@ -87,3 +92,26 @@ def _locking(descriptor: int, mode: int, n_bytes: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise PermissionError(13, "Permission denied") from error
+
+
+class Console:
+    """The part of kernel32 that is about consoles; stream 2 is one."""
+
+    def __init__(self) -> None:
+        self.mode, self.handlers = 3, list[Callable[[int], int]]()
+
+    def GetConsoleMode(self, handle: ctypes.c_void_p, mode: Any) -> int:  # noqa: N802
+        mode._obj.value = self.mode
+        return int(handle.value == 1002)
+
+    def SetConsoleMode(self, handle: ctypes.c_void_p, mode: int) -> int:  # noqa: N802
+        self.mode = mode
+        return int(handle.value == 1002)
+
+    def SetConsoleCtrlHandler(self, handler: Callable[[int], int], add: int) -> None:  # noqa: N802
+        (self.handlers.append if add else self.handlers.remove)(handler)
+
+
+def windll(console: Console) -> types.SimpleNamespace:
+    """Return the part of `ctypes.windll` that is about consoles."""
+    return types.SimpleNamespace(kernel32=console)

@@ -393,6 +393,16 @@ def test_piped_in_each_line_gets_one_line_of_answer_and_no_banner(
     assert result == (0, "".join(reply.replace("\n", r"\n") + "\n" for reply in expected), "")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])  # of Notepad, of PowerShell 5
+def test_byte_order_mark_is_no_part_of_the_first_line(
+    encoding: str, piped: Piped, talkative: Path
+) -> None:
+    replies = Replies(talkative)
+    expected = [replies.to(line, seed=42 + k) for k, line in enumerate(["hello", "and you"])]
+    result = piped("hello\r\nand you\r\n".encode(encoding))
+    assert result == (0, "".join(reply.replace("\n", r"\n") + "\n" for reply in expected), "")
+
+
 def test_separate_lines_know_nothing_of_each_other(
     piped: Piped, talkative: Path, tmp_path: Path
 ) -> None:

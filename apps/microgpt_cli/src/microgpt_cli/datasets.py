@@ -8,6 +8,7 @@ import microgpt
 import typer
 
 from microgpt_cli.plan import Source
+from microgpt_cli.system import END_OF_INPUT
 from microgpt_cli.terminal import counted, remark, warn
 
 __all__ = [
@@ -87,7 +88,7 @@ def with_subwords(dataset: microgpt.Dataset, vocab_size: int | None) -> microgpt
 def _opened(paths: Sequence[str]) -> list[Any]:
     """Return the paths, and stdin in place of "-"."""
     if STDIN in paths and sys.stdin.isatty():
-        remark("reading stdin; Ctrl-D ends it")
+        remark(f"reading stdin; {END_OF_INPUT}")
     return [sys.stdin.buffer if path == STDIN else path for path in paths]
 
 

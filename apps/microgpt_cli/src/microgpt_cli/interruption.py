@@ -8,14 +8,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from microgpt_cli.system import HANGUP, REQUESTS, asked_before_closing
 from microgpt_cli.terminal import discard
 
 __all__ = ["interruptible"]
 
-if sys.platform == "win32":
-    REQUESTS, HANGUP = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK), None
-else:
-    REQUESTS, HANGUP = (signal.SIGINT, signal.SIGTERM), signal.SIGHUP
 SHOW_CURSOR = b"\x1b[?25h"  # the progress bar hides it
 
 
@@ -24,7 +21,8 @@ def interruptible() -> Iterator[list[int]]:
     """Yield a list that collects the signals received.
 
     A second SIGINT, SIGTERM or SIGBREAK (Windows) ends the process. A second SIGHUP does not,
-    because shell and kernel may send one each. Under nohup SIGHUP is ignored.
+    because shell and kernel may send one each. Under nohup SIGHUP is ignored. A window of Windows
+    that is closed counts as SIGBREAK.
     """
     received: list[int] = []
     numbers = [*REQUESTS]
@@ -45,7 +43,8 @@ def interruptible() -> Iterator[list[int]]:
     previous_writer = signal.set_wakeup_fd(writer.fileno())
     threading.Thread(target=_exit_on_second, args=(reader,), daemon=True).start()
     try:
-        yield received
+        with asked_before_closing(lambda: received.append(REQUESTS[-1])):
+            yield received
     finally:
         signal.set_wakeup_fd(previous_writer)
         writer.close()  # ends the thread

@@ -5,7 +5,6 @@ completion load neither the library nor NumPy.
 """
 
 import errno
-import io
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -13,7 +12,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from microgpt_cli.terminal import open_streams, remark
+from microgpt_cli.system import reader_has_left
+from microgpt_cli.terminal import discard, open_streams, remark
 
 __all__ = ["app", "run"]
 
@@ -92,9 +92,6 @@ def run() -> None:
     (status 2) and Ctrl-C (status 130).
     """
     open_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A model may know characters that the terminal's encoding lacks.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except SystemExit as status:
@@ -102,6 +99,9 @@ def run() -> None:
             sys.exit(0)
         raise
     except OSError as error:  # a full disk under stdout, or a directory that was removed
+        if reader_has_left(error):
+            discard(sys.stdout.fileno())  # Python writes the rest at exit
+            sys.exit(0)
         place = "stdin or stdout" if error.errno == errno.EBADF else error.filename
         remark(f"error: {f'{place}: ' if place else ''}{error.strerror or error}")
         sys.exit(1)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from microgpt_cli.system import obeys_escapes
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = ["ProgressBar", "progress_bar", "sample_count"]
 
+STDERR = 2
 SECONDS_PER_DRAWING = 0.1
 
 
@@ -46,7 +49,7 @@ class ProgressBar:
 
 
 def _is_shown() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and obeys_escapes(STDERR)
 
 
 @contextmanager
@@ -103,7 +106,8 @@ def progress_bar(first_step: int, n_steps: int) -> Iterator[ProgressBar | None]:
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
     )
-    console = Console(stderr=True)
+    # On Windows rich asks stdout, perhaps a file, whether stderr obeys escape sequences.
+    console = Console(stderr=True, legacy_windows=False)
     console.width -= len("^C ")  # a full line would wrap when the terminal echoes this
     with Progress(
         *columns,

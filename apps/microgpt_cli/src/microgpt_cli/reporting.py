@@ -11,6 +11,7 @@ import microgpt
 
 from microgpt_cli.errors import Failures, translated
 from microgpt_cli.progress import ProgressBar, progress_bar
+from microgpt_cli.system import reader_has_left
 from microgpt_cli.terminal import discard, shown, warn
 
 __all__ = ["Reporter", "Style"]
@@ -176,6 +177,6 @@ class Reporter:
             print(text, flush=True)  # noqa: T201
         except OSError as error:
             discard(sys.stdout.fileno())  # also the text that Python would still print at exit
-            if not isinstance(error, BrokenPipeError):
+            if not reader_has_left(error):
                 with translated("cannot write to stdout"):
                     raise

@@ -22,6 +22,7 @@ from microgpt_cli.terminal import shown, warn
 __all__ = ["Run", "follow", "lead"]
 
 SECONDS_PER_CALL = 0.1  # of the library, between two checks for signals
+CLOCK_SECONDS = 1e-7  # a tick of the clock of Windows
 N_QUESTIONS = 100  # asked at the end of a run on conversations
 SECONDS_PER_SHARED_CALL = 0.02  # in an MPI job, because mpirun leaves little time to save
 
@@ -70,7 +71,8 @@ def advances(trainer: microgpt.Trainer, pace: Pace, received: list[int]) -> Iter
     if ranks:
         ranks.is_leaving = lambda: bool(received)
     seconds_per_call = SECONDS_PER_SHARED_CALL if ranks else SECONDS_PER_CALL
-    first_step, n_tokens, start = trainer.step, 0, time.perf_counter()
+    first_step, n_tokens = trainer.step, 0
+    start = time.perf_counter() - CLOCK_SECONDS  # so that no time since is 0
     while not trainer.is_finished:
         elapsed = time.perf_counter() - start
         n_in_time = 1 + int((trainer.step - first_step) / elapsed * seconds_per_call)

@@ -14,9 +14,15 @@ __all__ = ["counted", "discard", "open_streams", "printable", "remark", "shown",
 
 
 def open_streams() -> None:
-    """Replace standard streams that are closed, so that no file of ours gets their number.
+    """Give the standard streams their encoding, and replace those that are closed.
 
-    Using such a stdin or stdout fails as it does on a closed stream; stderr is discarded.
+    Then no file of ours gets their number. Using such a stdin or stdout fails as it does on a
+    closed stream; stderr is discarded.
+
+    Files and pipes take UTF-8 and plain line ends on every system, because commands read them;
+    Python before 3.15 takes the code page of Windows, which lacks most characters. PowerShell
+    before 7.4 decodes what is piped, also into a file, by `[Console]::OutputEncoding`, an old code
+    page unless it is set to UTF-8; `--output` needs no pipe.
     """
     if sys.stdin is None:
         sys.stdin = _opened(os.O_WRONLY)
@@ -24,11 +30,19 @@ def open_streams() -> None:
         sys.stdout = _opened(os.O_RDONLY)
     if sys.stderr is None:
         sys.stderr = _opened(os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model may know characters that the terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+            if not stream.isatty():
+                stream.reconfigure(encoding="utf-8", newline="\n")
 
 
 def _opened(flags: int) -> io.TextIOWrapper:
     file = io.FileIO(os.open(os.devnull, flags), "r+", closefd=False)
-    return io.TextIOWrapper(file, write_through=True)  # nothing is buffered after a failure
+    return io.TextIOWrapper(
+        file, "utf-8", write_through=True
+    )  # nothing is buffered after a failure
 
 
 def discard(number: int) -> None:

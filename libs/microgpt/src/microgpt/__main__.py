@@ -22,6 +22,8 @@ def main(path: str) -> None:
     """Train on the lines of a file, then print samples."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for characters that its encoding lacks
+        if not sys.stdout.isatty():
+            sys.stdout.reconfigure(encoding="utf-8")  # files are read as UTF-8 everywhere
     rng = random.Random(SEED)
     documents = list(read_documents(path))
     if not documents:

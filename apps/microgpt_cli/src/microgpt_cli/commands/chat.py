@@ -1,9 +1,11 @@
 """`microgpt-cli chat`: talk with a model, at a terminal or through a pipe."""
 
+import codecs
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -167,13 +169,24 @@ def _stoppable(*, at_terminal: bool) -> Iterator[list[int]]:
 # ---------------------------------------------------------------- many lines
 
 
+def _lines_of_stdin() -> Iterator[str]:
+    """Yield lines as they come; of UTF-8, or UTF-16 with the mark that PowerShell 5 writes."""
+    first = sys.stdin.buffer.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        whole = (first + sys.stdin.buffer.read()).decode("utf-16", "replace")
+        yield from whole.removesuffix("\n").split("\n")
+        return
+    lines = chain([first.removeprefix(codecs.BOM_UTF8)] if first else [], sys.stdin.buffer)
+    yield from (line.decode("utf-8", "replace") for line in lines)
+
+
 def _answer_lines(conversation: Conversation, *, separate: bool) -> None:
     """Answer every line of stdin with one line on stdout, a blank one with a blank one.
 
     A command that fails ends the program, because the lines after it rely on it.
     """
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        line = raw.decode("utf-8", "replace").strip()
+    for number, raw in enumerate(_lines_of_stdin(), 1):
+        line = raw.strip()
         if not line:
             typer.echo()
             continue
