@@ -131,12 +131,12 @@ static void continue_texts(const Model *m) {
 // Memory of a model whose sizes need more than 32 bits.
 static void print_sizes(void) {
     const Model m = {.vocab_size = 50000, .n_embd = 4096, .n_head = 32, .n_layer = 32,
-                     .block_size = 4096};
+                     .block_size = 8192};
     const int64_t sizes[] = {
         KERNEL(training_bytes)(&m, 1),
         KERNEL(panels_bytes)(&m),
         KERNEL(stream_bytes)(&m),
-        KERNEL(extension_bytes)(&m, 4096, 2),
+        KERNEL(extension_bytes)(&m, 8192, 2),
         KERNEL(generation_bytes)(&m, 64, 0),
     };
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
