@@ -91,6 +91,7 @@ def test_values_without_effect_are_accepted(chat: TestClient) -> None:
         ("topk", "top_k"),
         ("topP", "top_p"),
         ("sed", "seed"),
+        ("nsamples", "num_samples"),
         ("stopp", "stop"),
         ("frequency_penality", "frequency_penalty"),
     ],
@@ -119,7 +120,35 @@ def test_fields_of_other_routes_and_of_other_services_count_as_no_misspellings(p
         models character preset keep_alive options template raw system format context
         max_new_tokens do_sample chat_template transforms provider usage timeout"""
     for name in {*ours, *others.split()} - known - set(WITHOUT_EFFECT):
-        assert _meant(name, known) is None, name
+        assert _meant(name, (*sorted(known), *WITHOUT_EFFECT)) is None, name
+
+
+@pytest.mark.parametrize("path", ["/microgpt/v1/chat", "/microgpt/v1/next", CHAT])
+def test_misspelt_field_of_a_message_is_refused_with_its_place(chat: TestClient, path: str) -> None:
+    said: dict[str, Any] = {
+        "role": "assistant",
+        "content": "hi",
+        "context": {},
+        "contnet": None,
+        "name": "me",
+    }
+    turns = [*HELLO, said]
+    assert chat.post(path, json={"messages": [*turns, *HELLO]}).status_code == 200
+    for turn, name, known in (
+        ({"role": "user", "contnet": "a"}, "contnet", "content"),
+        ({"role": "assistant", "Content": "a"}, "Content", "content"),
+        ({"content": "a", "rloe": "user"}, "rloe", "role"),
+    ):
+        expected = f"unknown field messages[2].{name}; did you mean {known}?"
+        param = "messages" if path == CHAT else None
+        assert error_of(chat, path, messages=[*turns, turn, *HELLO]) == (expected, param)
+
+
+def test_message_of_the_assistant_may_lack_its_content(chat: TestClient) -> None:
+    others = "name tool_calls tool_call_id refusal audio annotations function_call id type weight"
+    others += " reasoning_content reasoning cache_control prefix partial thinking images created"
+    said = {"role": "assistant", **dict.fromkeys(others.split(), "x")}
+    assert chat.post(CHAT, json={"messages": [*HELLO, said, *HELLO]}).status_code == 200
 
 
 def test_other_fields_are_ignored_and_logged_once(

@@ -1,6 +1,7 @@
 """Fields of a request that its type does not have: refused by name, or ignored."""
 
 import logging
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Generic, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Raw
 
+from microgpt_serve.api.schemas import Turn
 from microgpt_serve.serving.errors import ApiError
 from microgpt_serve.serving.log import log
 from microgpt_serve.serving.validation import printable
@@ -62,6 +64,7 @@ WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "xtc_probability": (0,),
 }
+TURN = frozenset(Turn.__struct_fields__)  # fields of a message, on every route
 # Ignored, although they resemble fields of ours.
 NOT_MISSPELT = {"max_tokens", "mode", "models", "stop", "top", "top_k", "top_p"}
 
@@ -75,6 +78,7 @@ MAX_SHOWN = 64  # characters of a name
 T = TypeVar("T")
 
 _names = msgspec.json.Decoder(dict[str, Raw])
+_names_of_turns = msgspec.json.Decoder(list[dict[str, Raw]])
 
 
 class BodyDecoder(Generic[T]):
@@ -89,6 +93,7 @@ class BodyDecoder(Generic[T]):
         self._decoder = msgspec.json.Decoder(kind)
         self._route = route
         self._known = frozenset(getattr(kind, "__struct_encode_fields__", ()))
+        self._spellings = (*sorted(self._known), *WITHOUT_EFFECT)
         self._logged: set[str] = set()
 
     def decode(self, body: bytes | bytearray) -> T:
@@ -101,7 +106,14 @@ class BodyDecoder(Generic[T]):
         given = _names.decode(body)
         if not given.keys() <= self._known:
             self._check(given)
-        return self._decoder.decode(body)
+        try:
+            decoded = self._decoder.decode(body)
+        except msgspec.ValidationError:
+            _check_turns(given)
+            raise
+        if any(turn.content is None for turn in getattr(decoded, "messages", None) or ()):
+            _check_turns(given)
+        return decoded
 
     def _check(self, given: dict[str, Raw]) -> None:
         unknown = WITHOUT_EFFECT.keys() & given.keys() - self._known
@@ -113,13 +125,32 @@ class BodyDecoder(Generic[T]):
         for name in islice(others, MAX_EXAMINED):
             if bytes(given[name]) == b"null":
                 continue
-            if len(name) <= MAX_SHOWN and (meant := _meant(name, self._known)):
+            if len(name) <= MAX_SHOWN and (meant := _meant(name, self._spellings)):
                 message = f"unknown field {printable(name)}; did you mean {meant}?"
                 raise ApiError(400, message, param=name)
             cut = printable(name[:MAX_SHOWN])
             if cut not in self._logged and len(self._logged) < MAX_LOGGED:
                 self._logged.add(cut)
                 log(logging.INFO, "field ignored", route=self._route, field=cut)
+
+
+def _check_turns(given: dict[str, Raw]) -> None:
+    """Raise if a message lacks a field and has a misspelt one."""
+    try:
+        turns = _names_of_turns.decode(given.get("messages", b"[]"))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return  # described by its path, or refused by the model
+    unknown = (
+        (i, name, tuple(sorted(missing)))
+        for i, turn in enumerate(turns)
+        if (missing := TURN - turn.keys())
+        for name in turn
+        if name not in TURN and len(name) <= MAX_SHOWN
+    )
+    for i, name, spellings in islice(unknown, MAX_EXAMINED):
+        if meant := _meant(name, spellings):
+            message = f"unknown field messages[{i}].{printable(name)}; did you mean {meant}?"
+            raise ApiError(400, message, param="messages")
 
 
 def _has_effect(name: str, value: Raw) -> bool:
@@ -130,18 +161,22 @@ def _has_effect(name: str, value: Raw) -> bool:
 
 
 @lru_cache(1024)
-def _meant(name: str, fields: frozenset[str]) -> str | None:
-    """Return the name that `name` misspells, if there is one, of `fields` or not supported."""
+def _meant(name: str, spellings: Sequence[str]) -> str | None:
+    """Return the first of the nearest spellings that `name` may misspell, if there is one."""
     if name in NOT_MISSPELT:
         return None
-    written = name.lower()
+    written = _letters(name)
     for n_edits in range(MAX_EDITS + 1):
-        for known in (*sorted(fields), *WITHOUT_EFFECT):
+        for known in spellings:
             if n_edits <= min(len(name), len(known)) // LETTERS_PER_EDIT and _is_within(
-                written, known, n_edits
+                written, _letters(known), n_edits
             ):
                 return known
     return None
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def _is_within(a: str, b: str, n_edits: int) -> bool:
