@@ -135,13 +135,50 @@ def test_log_lines_describe_requests_without_their_content(
             "completion_tokens": first["completion_tokens"],
         }
         assert first["completion_tokens"] > 0
-        assert (second["status"], second["model"]) == (400, "names")
+        assert (second["status"], second["model"], second["reason"]) == (400, "names", "TokenError")
         assert "path" not in second
         assert (third["route"], third["status"]) == ("unmatched", 404)
-        assert third["path"] == r"/x\n"
+        assert (third["path"], third["reason"]) == (r"/x\n", "Not Found")
     else:
         told = f"info    request request_id=id-5 method=POST route={GENERATE} status=200 seconds="
         assert told in lines[0]
+
+
+def test_log_says_why_a_request_was_refused_and_quotes_nothing_of_it(
+    make_client: MakeClient,
+    names_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+    start_log: StartLog,
+) -> None:
+    client = make_client(names_dir)
+    start_log("json")
+    text = "mysecret"
+    reasons: dict[str, str] = {
+        f'{{"temperature": "{text}"}}': "temperature: expected a number",
+        f'{{"prompt": {{"{text}": 1}}}}': "prompt: expected a string",
+        f'{{"stop": ["{text * 200}"]}}': "stop[0]: expected at most 1,000 characters",
+        f'{{"prompt": "{text}" {text}}}': "the body is not JSON",
+        f"{text}\xff": "the body is not UTF-8",
+        f'{{"tools": ["{text}"]}}': "tools is not supported",
+        f'{{"model": "{text}"}}': "model_not_found",
+        f'{{"prompt": "{text}{text}s"}}': "ContextLengthError",
+    }
+    json_type = {"Content-Type": "application/json"}
+    for body in reasons:
+        client.post(GENERATE, content=body.encode("latin-1"), headers=json_type)
+    expected = list(reasons.values())
+    client.post("/v1/completions", json={"prompt": ["a", text.upper()]})
+    expected.append("prompt[1]: TokenError")
+    part = {"messages": [{"role": "user", "content": [{"type": text, "text": text}]}]}
+    client.post("/v1/chat/completions", json=part)
+    expected.append("messages[0].content[0].type: expected a value that is supported")
+    client.post(GENERATE, content="{}", headers={"Content-Type": text})
+    expected.append("Content-Type: expected application/json")
+    client.post(GENERATE, content="{}", headers=json_type | {"Content-Encoding": text})
+    expected.append("Content-Encoding: expected none")
+    lines = capsys.readouterr().err
+    assert "secret" not in lines.lower()
+    assert [json.loads(line)["reason"] for line in lines.splitlines()] == expected
 
 
 def request_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:

@@ -11,7 +11,7 @@ from microgpt_serve.api.fields import BodyDecoder
 from microgpt_serve.api.openai_schemas import ChatCompletionRequest
 from microgpt_serve.api.schemas import GenerateRequest
 from microgpt_serve.serving.errors import ApiError
-from microgpt_serve.serving.validation import describe_body_error
+from microgpt_serve.serving.validation import body_error
 from starlette.testclient import TestClient
 
 NOT_JSON = "the body is not JSON: "
@@ -23,7 +23,8 @@ JARGON = re.compile(r"`|\$\.|Expected|\bgot\b|\bint\b|\bstr\b|\barray\b|malforme
 def message_of(body: bytes, kind: type = ChatCompletionRequest) -> tuple[str, str | None]:
     with pytest.raises((msgspec.DecodeError, RecursionError, UnicodeDecodeError)) as info:
         BodyDecoder(kind, "/").decode(body)
-    return describe_body_error(info.value, body)
+    error = body_error(info.value, body)
+    return error.message, error.param
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_no_message_has_words_of_the_parser(field: str, value: bytes, cut: int) 
         except ApiError:  # the field is refused by name
             pass
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            message, _ = describe_body_error(error, sent)
+            message = body_error(error, sent).message
             ours = re.sub(r"(?<= is ).*(?=, expected )|, near .*", "", message)
             assert not JARGON.search(ours), message
             assert message.isprintable()

@@ -167,7 +167,9 @@ async def _events(
                 begun.add(piece.index)
                 piece = await anext(pieces, None)
         except (ApiError, MicrogptError) as error:
-            yield _event(error_body(as_api_error(error), openai=True))
+            sent = as_api_error(error)
+            answer.generation.details["reason"] = sent.reason
+            yield _event(error_body(sent, openai=True))
             return
         if with_usage:
             yield _event(answer.usage_chunk())

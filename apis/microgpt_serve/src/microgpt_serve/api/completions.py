@@ -157,7 +157,8 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
             if len(prompts) == 1:
                 raise
             sent = as_api_error(error)
-            raise ApiError(sent.status, f"prompt[{i}]: {sent.message}", param="prompt") from error
+            message, reason = f"prompt[{i}]: {sent.message}", f"prompt[{i}]: {sent.reason}"
+            raise ApiError(sent.status, message, param="prompt", reason=reason) from error
     body.max_tokens = body.max_tokens or None
     config = sampling_config(body, seed=RANDOM_SEED)
     generation = start_generation(request, served, [each.prompt for each in sources], config, n)

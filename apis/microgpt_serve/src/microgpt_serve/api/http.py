@@ -16,7 +16,8 @@ from microgpt_serve.api.openai_schemas import OpenAIErrorBody, OpenAIErrorDetail
 from microgpt_serve.api.schemas import ErrorBody
 from microgpt_serve.serving.bodies import MAX_BODY_BYTES, TOO_LARGE
 from microgpt_serve.serving.errors import CLIENT_CLOSED, ApiError, explained
-from microgpt_serve.serving.validation import MAX_SHOWN, describe_body_error, printable, shown
+from microgpt_serve.serving.middleware import DETAILS
+from microgpt_serve.serving.validation import MAX_SHOWN, body_error, printable, shown
 
 __all__ = [
     "EventStream",
@@ -51,19 +52,20 @@ async def decode_body(request: Request, decoder: BodyDecoder[T]) -> T:
     content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if content_type != b"application/json":
         got = shown(content_type.decode("latin-1")) if content_type else "missing"
-        raise ApiError(415, f"Content-Type is {got}, expected application/json")
+        message = f"Content-Type is {got}, expected application/json"
+        raise ApiError(415, message, reason="Content-Type: expected application/json")
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding != b"identity":
         got = printable(encoding.decode("latin-1")[:MAX_SHOWN])
-        raise ApiError(415, f"the body has Content-Encoding: {got}; send it without compression")
+        message = f"the body has Content-Encoding: {got}; send it without compression"
+        raise ApiError(415, message, reason="Content-Encoding: expected none")
     if int(headers.get(b"content-length", 0)) > MAX_BODY_BYTES:
         raise ApiError(413, TOO_LARGE)
     body = await request.app.state.bodies.read(request.receive)
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        message, field = describe_body_error(error, body)
-        raise ApiError(400, message, param=field) from error
+        raise body_error(error, body) from error
 
 
 class EventStream(StreamingResponse):
@@ -122,7 +124,8 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case MicrogptError():
-            return ApiError(400 if isinstance(error, ValueError) else 500, explained(error))
+            status, kind = 400 if isinstance(error, ValueError) else 500, type(error).__name__
+            return ApiError(status, explained(error), reason=kind)
         case _:
             return ApiError(500, "internal error")
 
@@ -139,16 +142,18 @@ def _routing_error(request: Request, error: HTTPException) -> ApiError:
     """Return the error of a path or method without a route; a route like the path is named."""
     path, status = request.url.path, error.status_code
     if allowed := (error.headers or {}).get("Allow"):
-        return ApiError(status, f"{path} expects {allowed}, got {request.method[:16]}")
+        message = f"{path} expects {allowed}, got {request.method[:16]}"
+        return ApiError(status, message, reason=error.detail)
     bare = path.rstrip("/")
     near = (bare, f"/v1{bare}", f"/microgpt/v1{bare}", bare.removeprefix("/v1"))
     routes = {route.path for route in request.app.routes}
     meant = next((f"; did you mean {each}?" for each in near if each in routes), "")
-    return ApiError(status, f"there is no {printable(path[:MAX_SHOWN])}{meant}")
+    message = f"there is no {printable(path[:MAX_SHOWN])}{meant}"
+    return ApiError(status, message, reason=error.detail)
 
 
 async def error_response(request: Request, error: Exception) -> Response:
-    """Return the response for an exception."""
+    """Return the response for an exception, and note its reason for the log."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_CLOSED)
     headers: dict[str, str] = {}
@@ -156,6 +161,7 @@ async def error_response(request: Request, error: Exception) -> Response:
         headers.update(error.headers or {})
         error = _routing_error(request, error)
     sent = as_api_error(error)
+    request.scope.setdefault(DETAILS, {})["reason"] = sent.reason
     if sent.retry_after is not None:
         headers["Retry-After"] = str(sent.retry_after)
     if sent.status == UNAUTHORIZED:

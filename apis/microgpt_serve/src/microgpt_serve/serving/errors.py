@@ -38,6 +38,8 @@ class ApiError(Exception):
         param: the invalid field of the request.
         code: identifier for programs.
         retry_after: seconds after which the client may retry.
+        reason: for the log, where the message quotes a value of the request; otherwise the code,
+            or else the message.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after: int | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message = status, message
         self.param, self.code, self.retry_after = param, code, retry_after
+        self.reason = reason or code or message
 
 
 class UnavailableError(ApiError):

@@ -5,9 +5,9 @@ import re
 import msgspec
 from msgspec import Raw
 
-from microgpt_serve.serving.errors import counted
+from microgpt_serve.serving.errors import ApiError, counted
 
-__all__ = ["MAX_SHOWN", "describe_body_error", "expectation", "printable", "shown"]
+__all__ = ["MAX_SHOWN", "body_error", "expectation", "printable", "shown"]
 
 MAX_SHOWN = 80  # characters of a value
 MAX_NEAR = 20  # characters of a body, around the place where it stops being JSON
@@ -75,21 +75,23 @@ def _expected(text: str) -> str:
     return text.removeprefix("Expected ").replace("`", "")
 
 
-def describe_body_error(error: Exception, body: bytes | bytearray) -> tuple[str, str | None]:
-    """Return a message for the error of decoding a body, and the field in question."""
+def body_error(error: Exception, body: bytes | bytearray) -> ApiError:
+    """Return the error that the client is sent if a body cannot be decoded."""
     if isinstance(error, RecursionError):
-        return "the body is nested too deeply", None
+        return ApiError(400, "the body is nested too deeply")
     if not isinstance(error, msgspec.ValidationError):
-        return _describe_syntax(str(error), bytes(body)), None
+        message = _describe_syntax(str(error), bytes(body))
+        return ApiError(400, message, reason=message.partition(":")[0])
     path, expected = expectation(error)
     name, field = path or "the body", re.split(r"[.\[]", path)[0] or None
     if not expected:
-        return f"{name} is missing", field
+        return ApiError(400, f"{name} is missing", param=field)
     try:
         value = _shown_at(bytes(body), path)
     except (LookupError, msgspec.DecodeError):  # another field of the same name follows
         value = "invalid"
-    return f"{name} is {value}, expected {expected}", field
+    message = f"{name} is {value}, expected {expected}"
+    return ApiError(400, message, param=field, reason=f"{name}: expected {expected}")
 
 
 def _shown_at(body: bytes, path: str) -> str:
