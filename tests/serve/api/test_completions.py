@@ -12,7 +12,7 @@ import microgpt
 import numpy as np
 import pytest
 from microgpt_serve.serving.batcher import Batcher
-from serve.service import MakeClient
+from serve.service import MakeClient, StartLog
 from starlette.testclient import TestClient
 
 BOS = "<|bos|>"
@@ -144,8 +144,12 @@ def test_an_echo_that_lists_too_much_is_refused(names: TestClient) -> None:
     assert "the echo lists 235,200 log-probabilities" in error["message"]
 
 
-def test_nothing_is_generated_for_zero_tokens(names: TestClient) -> None:
+def test_nothing_is_generated_for_zero_tokens(
+    names: TestClient, capsys: pytest.CaptureFixture[str], start_log: StartLog
+) -> None:
+    start_log("text")
     answer = complete(names, prompt="an", max_tokens=0, echo=True, logprobs=1)
+    assert capsys.readouterr().err.endswith(" prompt_tokens=3 completion_tokens=0\n")
     (choice,) = answer["choices"]
     assert (choice["text"], choice["finish_reason"]) == ("an", "length")
     assert choice["logprobs"]["tokens"] == ["a", "n"]
@@ -230,7 +234,9 @@ def test_a_text_that_fills_the_block_is_scored(
     ids = model.tokenizer.encode(text)
     body = {"max_tokens": 1, "echo": True, "logprobs": 1}
     for prompt in (text, ids):
-        logprobs = complete(names, prompt=prompt, **body)["choices"][0]["logprobs"]
+        answer = complete(names, prompt=prompt, **body)
+        assert answer["usage"]["prompt_tokens"] == n_letters + 1  # with BOS
+        logprobs = answer["choices"][0]["logprobs"]
         assert len(logprobs["tokens"]) == n_letters + 1
         rows = log_rows(model, [model.tokenizer.bos, *ids[:-1]])
         expected = [rows[i, each] for i, each in enumerate(ids)]

@@ -161,11 +161,12 @@ async def complete_text(request: Request, body: CompletionRequest) -> Completion
             raise ApiError(sent.status, message, param="prompt", reason=reason) from error
     body.max_tokens = body.max_tokens or None
     config = sampling_config(body, seed=RANDOM_SEED)
-    generation = start_generation(request, served, [each.prompt for each in sources], config, n)
+    read, n_tokens = [each.prompt for each in sources], sum(len(each.token_ids) for each in sources)
+    generation = start_generation(request, served, read, config, n, n_tokens)
     n_top = None if body.logprobs is None or body.logprobs is False else int(body.logprobs)
     answer = _TextAnswer(generation, n_top, sources, is_echo=is_echo, generates=generates)
     if is_echo and n_top is not None:
-        _check_listed(sum(len(each.token_ids) for each in sources) * n, n_top)
+        _check_listed(n_tokens * n, n_top)
         await cancel_on_disconnect(request, request.app.state.pool.run(answer.list_prompts))
     return await send(request, answer, body)
 

@@ -143,6 +143,7 @@ class Generation:
         prompts: the tokens that the texts continue.
         config: sampling options.
         n: number of texts for each prompt.
+        n_prompt: number of tokens of all prompts.
         details: receives the numbers of tokens, for the log.
     """
 
@@ -150,14 +151,14 @@ class Generation:
     prompts: Sequence[Prompt]
     config: SamplingConfig
     n: int
+    n_prompt: int
     details: dict[str, Any]
     _since: float = field(init=False, default_factory=lambda: asyncio.get_running_loop().time())
     _n_generated: dict[int, int] = field(init=False, default_factory=dict)  # by text
 
     def __post_init__(self) -> None:
-        n_prompt = self.usage.prompt_tokens
-        metrics.PROMPT_TOKENS.inc(n_prompt)
-        self.details["prompt_tokens"] = n_prompt
+        metrics.PROMPT_TOKENS.inc(self.n_prompt)
+        self.details.update(prompt_tokens=self.n_prompt, completion_tokens=0)
 
     @property
     def model(self) -> LanguageModel:
@@ -167,9 +168,8 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Numbers of tokens so far."""
-        n_prompt = sum(len(prompt.token_ids) for prompt in self.prompts)
         n_generated = sum(self._n_generated.values())
-        return Usage(n_prompt, n_generated, n_prompt + n_generated)
+        return Usage(self.n_prompt, n_generated, self.n_prompt + n_generated)
 
     @property
     def configs(self) -> list[SamplingConfig]:
@@ -236,15 +236,27 @@ def start_generation(
     prompts: Sequence[Prompt],
     config: SamplingConfig,
     n: int = 1,
+    n_prompt: int | None = None,
 ) -> Generation:
-    """Return the generation of `n` texts for each prompt."""
+    """Return the generation of `n` texts for each prompt.
+
+    Args:
+        request: for its settings and its log line.
+        served: the model.
+        prompts: the tokens that the texts continue.
+        config: sampling options.
+        n: number of texts for each prompt.
+        n_prompt: number of tokens that were sent, if the model reads fewer.
+    """
     max_tokens = request.app.state.settings.max_tokens
     if config.max_tokens is not None and config.max_tokens > max_tokens:
         config = replace(config, max_tokens=max_tokens)
     if any(prompt.system_dropped for prompt in prompts):
         log(logging.INFO, "message of the system left out: the model knows none")
     details = request.scope.setdefault(DETAILS, {})
-    return Generation(served, prompts, config, n, details)
+    if n_prompt is None:
+        n_prompt = sum(len(prompt.token_ids) for prompt in prompts)
+    return Generation(served, prompts, config, n, n_prompt, details)
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
