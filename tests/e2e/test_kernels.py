@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from e2e.debian import unpack_packages
 from e2e.environments import ROOT, Installation
 from e2e.systems import BUILD, KERNEL, LINUX, TARGETS, exports_of
 
@@ -200,18 +201,43 @@ def wine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     command, settings = program("wine"), tmp_path_factory.mktemp("wine")
     variables = {"WINEPREFIX": str(settings), "WINEDEBUG": "-all", "DISPLAY": ""}
     environment = ["env", *(f"{name}={value}" for name, value in variables.items())]
+    server = program("wineserver", "/usr/lib/wine/wineserver")
+    run(*environment, command, "wineboot", "--init")
+    run(*environment, server, "--wait")  # until all settings are written
     yield [*environment, command]
-    run(*environment, "/usr/lib/wine/wineserver", "--kill")
+    subprocess.run([*environment, server, "--kill"], check=False)  # it may have ended by itself
+
+
+@pytest.fixture(scope="session")
+def musl(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs a program of musl."""
+    root = unpack_packages(tmp_path_factory.mktemp("musl"), "amd64", "musl")
+    return [str(root / "lib/ld-musl-x86_64.so.1")]
+
+
+@pytest.fixture(scope="session")
+def aarch64(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs a program for ARM, of glibc or musl."""
+    emulator = program("qemu-aarch64", "qemu-aarch64-static")
+    root = unpack_packages(tmp_path_factory.mktemp("arm64"), "arm64", "libc6", "musl")
+    return [emulator, "-L", str(root)]
+
+
+RUNNERS = {  # fixtures with the command that runs a program of a system, by its tag
+    "manylinux_2_17_x86_64": None,
+    "manylinux_2_17_aarch64": "aarch64",
+    "musllinux_1_2_x86_64": "musl",
+    "musllinux_1_2_aarch64": "aarch64",
+    "win_amd64": "wine",
+}
 
 
 @pytest.fixture
 def runner(system: str, request: pytest.FixtureRequest) -> list[str]:
-    """The command that runs a program of a system."""
     if system.startswith("macosx"):
         pytest.skip("nothing on Linux runs programs of macOS")
-    if system == "win_amd64":
-        return list(request.getfixturevalue("wine"))
-    return []
+    name = RUNNERS[system]
+    return list(request.getfixturevalue(name)) if name else []
 
 
 @pytest.mark.long
@@ -224,7 +250,7 @@ def test_library_of_a_wheel_computes_the_same(
     check: Callable[[str, int], Numbers],
     sizes_of: Callable[[int, int], list[float]],
 ) -> None:
-    open_library = ["-ldl"] if system in LINUX else []
+    open_library = ["-ldl", "-dynamic"] if system in LINUX else []
     harness = by_zig(tmp_path / "harness.exe", system, (bits, 16), *open_library)
     for width in TARGETS[system].widths:
         found = check(run(*runner, harness, library, str(width)), bits)
