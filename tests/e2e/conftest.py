@@ -9,8 +9,10 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
+from e2e.arm64 import emulated
 from e2e.environments import DISTRIBUTIONS, PYTHONS, Installation, build_tree, python_of, uv
 from e2e.systems import LIBRARY, SYSTEMS
 
@@ -65,18 +67,26 @@ def new_installation(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     return make
 
 
+@pytest.fixture(scope="session")
+def arm64(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """The three wheels on a Python for another processor."""
+    return emulated(tmp_path_factory.mktemp("arm64"), release)
+
+
 @pytest.fixture(
     scope="session",
     params=[
         THIS_PYTHON,
         "lowest",
-        *(pytest.param(version, marks=pytest.mark.long) for version in OTHER_PYTHONS),
+        *(pytest.param(name, marks=pytest.mark.long) for name in (*OTHER_PYTHONS, "arm64")),
     ],
 )
 def installation(
     request: pytest.FixtureRequest, dist: Path, new_installation: Callable[..., Installation]
 ) -> Installation:
     """The three wheels, on each Python; and the lowest of all they depend on, on the oldest."""
+    if request.param == "arm64":
+        return cast("Installation", request.getfixturevalue("arm64"))
     if request.param == "lowest":
         made = new_installation(PYTHONS[0])
         made.install(*DISTRIBUTIONS, "--resolution", "lowest", dist=dist)

@@ -1,0 +1,40 @@
+"""An arm64 Python with the wheels of a release, which qemu emulates on another processor."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from e2e.debian import unpack_packages
+from e2e.environments import DISTRIBUTIONS, ROOT, Installation, uv
+
+__all__ = ["emulated"]
+
+PYTHON = "3.11"
+LAUNCHER = """#!/bin/sh
+export PYTHONHOME="{root}/usr" PYTHONPATH="{site}" PYTHONNOUSERSITE=1
+exec qemu-aarch64 -L "{root}" -0 "$0" "{root}/usr/bin/python{version}" {program}"$@"
+"""
+
+
+def emulated(folder: Path, release: Path) -> Installation:
+    """Install the wheels of a release, and what their tests need, for an emulated Python."""
+    if not shutil.which("qemu-aarch64"):
+        pytest.skip("no qemu-aarch64 on this machine")
+    root = unpack_packages(folder, "arm64", f"python{PYTHON}", "libstdc++6")  # NumPy's C++
+    site = folder / "site"
+    uv(
+        *("pip", "install", "--python", sys.executable, "--target", site),
+        *("--python-platform", "aarch64-manylinux_2_28", "--python-version", PYTHON),
+        *("--only-binary", ":all:", "--constraint", ROOT / ".ci/requirements.lock"),
+        *("--find-links", release, "--find-links", release / "others"),
+        *(*DISTRIBUTIONS, "pytest", "hypothesis"),
+    )
+    made = Installation(folder)
+    made.bin.mkdir()
+    for name in ("python", "microgpt-cli", "microgpt-serve"):
+        program = "" if name == "python" else f'"{site}/bin/{name}" '
+        launcher = made.bin / name
+        launcher.write_text(LAUNCHER.format(root=root, site=site, version=PYTHON, program=program))
+        launcher.chmod(0o755)
+    return made
