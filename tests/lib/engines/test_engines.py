@@ -532,7 +532,7 @@ def test_full_cache_takes_no_more_and_keeps_what_it_has(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_too_large_weights_show_in_the_logits_and_not_as_warnings(fast: str, dtype: str) -> None:
+def test_too_large_weights_show_in_the_figures_and_not_as_warnings(fast: str, dtype: str) -> None:
     engine = RAGGED.engine(fast, dtype)
     for parameter in ("layer0.mlp_fc1", "lm_head"):
         engine.parameters[parameter][:] *= np.finfo(dtype).max / 4
@@ -540,6 +540,7 @@ def test_too_large_weights_show_in_the_logits_and_not_as_warnings(fast: str, dty
     assert not np.isfinite(engine.prefill([0, 1], cache)).all()
     assert not np.isfinite(engine.decode(2, cache)).all()
     assert not np.isfinite(engine.logits([0, 1, 2])[-1]).all()
+    assert not np.isfinite(engine.loss(RAGGED.batch())[0])
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,7 @@ class VectorizedEngine(Engine):
 
     # ------------------------------------------------------------ training
 
+    @np.errstate(all="ignore")  # on arm64, BLAS may warn of correct products
     def loss_and_grads(self, batch: Batch) -> tuple[float, int]:
         """See `Engine.loss_and_grads`."""
         self.check_batch(batch)
@@ -297,20 +298,20 @@ class VectorizedEngine(Engine):
         """See `Engine.fork`."""
         return ArrayCache(cache.keys.copy(), cache.values.copy(), length)
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
+    @np.errstate(all="ignore")  # weights may be too large: see choose_token
     def prefill(self, token_ids: Sequence[int], cache: ArrayCache) -> list[float]:
         """See `Engine.prefill`."""
         x = self._extend(token_ids, cache)
         logits: list[float] = (self.parameters["lm_head"] @ x[-1]).tolist()
         return logits
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
+    @np.errstate(all="ignore")  # weights may be too large: see choose_token
     def logits(self, token_ids: Sequence[int]) -> FloatArray:
         """See `Engine.logits`."""
         x = self._extend(token_ids, self.new_cache())
         return x @ self.parameters["lm_head"].T
 
-    @np.errstate(over="ignore", invalid="ignore")  # weights may be too large: see choose_token
+    @np.errstate(all="ignore")  # weights may be too large: see choose_token
     def trace(self, token_ids: Sequence[int]) -> tuple[FloatArray, FloatArray, list[BlockTrace]]:
         """Return the embedded tokens, attention, and what else each block computes (B = 1).
 

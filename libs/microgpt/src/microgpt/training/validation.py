@@ -55,7 +55,7 @@ class Best:
     weights: FloatArray
 
 
-@np.errstate(over="ignore", invalid="ignore")  # divergence is reported by the loss
+@np.errstate(all="ignore")  # divergence is reported by the loss
 def validation_loss(engine: Engine, validation: Validation, ranks: Ranks | None = None) -> float:
     """Return the mean loss of the documents in nats per predicted token.
 
