@@ -17,7 +17,9 @@ from microgpt.parameters import FloatArray, IntArray, Parameters
 
 __all__ = ["BlockTrace", "VectorizedEngine"]
 
-QUERIES_TOGETHER = 128  # rows of attention; those of long texts spare half the work in parts
+# Rows of attention: parts of a long text spare half the work, and are so small that a BLAS does not
+# share them out among threads, which would wait for each other hundreds of times.
+QUERIES_TOGETHER = 32
 
 
 # Each operation of the model is a pair: forward, and the gradient of its input given the gradient
@@ -205,30 +207,38 @@ class VectorizedEngine(Engine):
         split = x.reshape(n_docs, n_tokens, n_parts, config.n_head, config.head_dim)
         return split.transpose(2, 0, 3, 1, 4)
 
-    def _probs(
-        self, q: FloatArray, k: FloatArray, start: int = 0, out: FloatArray | None = None
+    def _attention(
+        self,
+        q: FloatArray,
+        k: FloatArray,
+        v: FloatArray,
+        start: int = 0,
+        probs: FloatArray | None = None,
     ) -> FloatArray:
-        """Return attention of queries (B, H, T, D) from position `start` on, to all of `k`.
+        """Return the values that queries (B, H, T, D) from position `start` on mix from all of `v`.
 
-        It is written to `out`, if that is given: zeros.
+        The attention probabilities are written to `probs`, if that is given: zeros.
         """
         n_queries, n_keys = q.shape[-2], k.shape[-2]
         if n_queries > QUERIES_TOGETHER:
-            probs = np.zeros((*q.shape[:-1], n_keys), q.dtype) if out is None else out
+            mixed = np.empty_like(q)
             for first in range(0, n_queries, QUERIES_TOGETHER):
                 rows = slice(first, first + QUERIES_TOGETHER)
-                seen = min(start + first + QUERIES_TOGETHER, n_keys)  # those after it are ahead
-                part = probs[..., rows, :seen]
-                self._probs(q[..., rows, :], k[..., :seen, :], start + first, part)
-            return probs
-        scores = np.matmul(q, _swap(k), out=out)  # (B, H, T, start + T)
+                seen = slice(min(start + first + QUERIES_TOGETHER, n_keys))  # the others are ahead
+                part = None if probs is None else probs[..., rows, seen]
+                mixed[..., rows, :] = self._attention(
+                    q[..., rows, :], k[..., seen, :], v[..., seen, :], start + first, part
+                )
+            return mixed
+        scores = np.matmul(q, _swap(k), out=probs)  # (B, H, T, start + T)
         scores *= self._attention_scale
         if n_queries > 1:  # a single query, the latest, sees all keys
             mask = self._mask  # which another thread may replace
             if len(mask) < n_keys:
                 mask = self._mask = self._causal_mask(n_keys)
             scores += mask[start:n_keys, :n_keys]
-        return _softmax(scores)
+        result: FloatArray = _softmax(scores) @ v
+        return result
 
     def _block(
         self, block: _BlockWeights, x: FloatArray, probs: FloatArray
@@ -238,8 +248,7 @@ class VectorizedEngine(Engine):
         normed_attn, scale_attn = _rmsnorm(x)
         qkv = self._split_heads(normed_attn @ block.w_qkv.T, n_docs, n_tokens, 3)
         q, k, v = qkv
-        self._probs(q, k, out=probs)  # (B, H, T, T)
-        mixed = _merge_heads(probs @ v)  # (R, C)
+        mixed = _merge_heads(self._attention(q, k, v, probs=probs))  # (R, C)
         from_attn = mixed @ block.w_o.T
         x = x + from_attn
         normed_mlp, scale_mlp = _rmsnorm(x)
@@ -341,7 +350,8 @@ class VectorizedEngine(Engine):
             (q_heads,) = self._split_heads(q, 1, len(ids), 1)  # (1, H, T, D)
             k_heads = cache.keys[i, :end].reshape(by_head).transpose(0, 2, 1, 3)
             v_heads = cache.values[i, :end].reshape(by_head).transpose(0, 2, 1, 3)
-            x = x + _merge_heads(self._probs(q_heads, k_heads, start) @ v_heads) @ block.w_o.T
+            mixed = _merge_heads(self._attention(q_heads, k_heads, v_heads, start))
+            x = x + mixed @ block.w_o.T
             x = x + np.maximum(_rmsnorm(x)[0] @ block.w_1.T, 0) @ block.w_2.T
         cache.length = end
         return x
