@@ -468,6 +468,21 @@ def test_batch_that_is_dropped_is_freed_at_once() -> None:
         gc.enable()
 
 
+def test_batches_and_their_texts_are_short_where_they_are_printed() -> None:
+    batch = MODELS["characters"].batch()
+    text = batch.add(ENDLESS, SamplingConfig(max_tokens=1))
+    assert (repr(batch), repr(text)) == (
+        "<TextBatch: 1 unfinished text>",
+        "<LiveText: '', 0 tokens, unfinished>",
+    )
+    batch.advance()
+    assert repr(text) == f"<LiveText: {text.reply().content!r}, 1 token, length>"
+    long = batch.add(ENDLESS, SamplingConfig(max_tokens=500))
+    finish(batch)
+    assert len(long.reply().content) == 500
+    assert len(repr(long)) < 120
+
+
 def test_copies_of_a_model_continue_texts_alike() -> None:
     model = model_of(CHARACTERS)
     requests = random_requests(model, 5, 4)

@@ -302,6 +302,13 @@ def test_logits_refuse_what_the_model_cannot_read(
 # ---------------------------------------------------------------- one way to answer
 
 
+def test_other_things_than_prompts_and_replies_are_refused(model: LanguageModel) -> None:
+    with pytest.raises(ConfigError, match="prompt is 'h', expected a Prompt"):
+        model.reply("h")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="reply is 'anna', expected a Reply"):
+        model.reply_logits("anna")  # type: ignore[arg-type]
+
+
 def test_generate_stream_and_reply_give_the_same_text(model: LanguageModel) -> None:
     config = SamplingConfig(temperature=0.7, top_k=5, max_tokens=6, stop=["tt"], seed=3)
     prompt = model.prompt("an")

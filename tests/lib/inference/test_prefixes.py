@@ -1,5 +1,7 @@
 """Prompts that begin as earlier texts: the replies are the same, and less is read."""
 
+import copy
+import pickle
 import random
 import tracemalloc
 from collections.abc import Sequence
@@ -68,6 +70,18 @@ def known(engine: Engine, prefixes: PrefixCache, token_ids: Sequence[int]) -> in
 
 def engine_of(block_size: int = 40, name: str = "auto") -> Engine:
     return model_of(CHARACTERS, name, block_size).engine
+
+
+def test_copied_or_pickled_cache_is_empty_and_serves_another_model() -> None:
+    engine, prefixes = engine_of(), PrefixCache(max_bytes=1 << 30)
+    filled(engine, prefixes, [*range(9)])
+    assert known(engine, prefixes, [*range(9)]) == 8
+    assert repr(prefixes) == f"<PrefixCache: 1 text, 1 hit, {prefixes.n_bytes:,} bytes>"
+    for made in (copy.copy(prefixes), pickle.loads(pickle.dumps(prefixes))):  # noqa: S301 - ours
+        assert repr(made) == "<PrefixCache: 0 texts, 0 hits, 0 bytes>"
+        filled(engine_of(), made, [*range(9)])
+        assert len(made) == 1
+    assert (len(prefixes), copy.copy(PrefixCache(5))._max_bytes) == (1, 5)
 
 
 # ---------------------------------------------------------------- the same texts

@@ -131,6 +131,15 @@ def test_block_size_is_an_integer(block_size: Any) -> None:
         prompt_of([user("a")], TOKENIZER, block_size)
 
 
+def test_turns_need_a_tokenizer_and_are_short_where_they_are_printed() -> None:
+    with pytest.raises(ConfigError, match="tokenizer is 5, expected a BaseTokenizer"):
+        Turns(5)  # type: ignore[arg-type]
+    turns = Turns(microgpt.Tokenizer.from_texts(["hi"], is_chat=True))
+    assert repr(turns) == "<Turns: 0 messages, 0 tokens>"
+    turns.add("user", "hi")
+    assert repr(turns) == "<Turns: 1 message, 4 tokens>"
+
+
 def test_turn_that_is_too_long_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(
         ContextLengthError,

@@ -192,6 +192,11 @@ class LiveText:
         self._growing, self._pieces = growing, pieces
         self._content: list[str] = []
 
+    def __repr__(self) -> str:
+        tokens = f"{self.n_tokens} token{'s' * (self.n_tokens != 1)}"
+        content = "".join(self._content)
+        return f"<LiveText: {content!r:.80}, {tokens}, {self.finish_reason or 'unfinished'}>"
+
     @property
     def token_ids(self) -> list[int]:
         """Tokens of all pieces so far."""
@@ -281,8 +286,8 @@ class TextBatch:
         >>> first, second = (batch.add(model.prompt(text)) for text in ("h", "b"))
         >>> while len(batch):
         ...     _ = batch.advance(2)
-        >>> first.reply().content, second.reply().content
-        ('annah', 'ob')
+        >>> first, second
+        (<LiveText: 'annah', 5 tokens, stop>, <LiveText: 'ob', 2 tokens, stop>)
     """
 
     def __init__(
@@ -292,6 +297,9 @@ class TextBatch:
             check_type("prefixes", prefixes, PrefixCache)
         self._engine, self._tokenizer, self.prefixes = engine, tokenizer, prefixes
         self._texts: list[LiveText] = []
+
+    def __repr__(self) -> str:
+        return f"<TextBatch: {len(self)} unfinished text{'s' * (len(self) != 1)}>"
 
     def __len__(self) -> int:
         """Return the number of texts that are not finished."""

@@ -14,7 +14,7 @@ from microgpt.history import History
 from microgpt.inference.batch import TextBatch, stream_text
 from microgpt.inference.prefixes import PrefixCache
 from microgpt.inference.prompt import Prompt, TooLong, build_prompt, text_prompt
-from microgpt.inference.samples import draw_reply, draw_samples, logits_of_text
+from microgpt.inference.samples import draw_reply, draw_samples, logits_of_reply
 from microgpt.inference.score import IfUnknown, Score, score_all, score_each
 from microgpt.inference.stream import Reply, TextStream
 from microgpt.inference.summary import one_line, rows_of
@@ -37,8 +37,7 @@ class LanguageModel:
         engine: name of the engine that runs it; see `ENGINES`.
         threads: cores to use; None for all.
         training: how the model was made, where that is known.
-        windows: the model was trained on windows of long documents, few of which begin with BOS; a
-            prompt then has none.
+        windows: the model was trained on windows of long documents; a prompt then has no BOS.
 
     Attributes:
         history: the reports of the steps of `fit`; empty for a model from elsewhere.
@@ -145,8 +144,7 @@ class LanguageModel:
         """Return the prompt of a text or of messages, for `reply`, `stream` and `generate`.
 
         Args:
-            text: the beginning of a document, or for a model of windows any part of one; or
-                messages, at least one, to be replied to.
+            text: beginning of a document, or messages to reply to; for a model of windows any text.
             unknown: "skip" leaves out characters that the model does not know, "error" refuses.
             too_long: see `build_prompt`; "truncate" keeps the end of a text.
 
@@ -172,7 +170,7 @@ class LanguageModel:
             signal: ends the text where it is, once it is set.
 
         Raises:
-            ContextLengthError: the prompt does not fit into block_size.
+            ConfigError, ContextLengthError: `prompt` is no Prompt, or is longer than block_size.
             SamplingError: the model's logits are not finite.
 
         Example:
@@ -367,9 +365,8 @@ class LanguageModel:
             token_ids: 1 to block_size ids; documents begin with `tokenizer.bos`.
 
         Raises:
-            ShapeError: there are no tokens.
+            ShapeError, ContextLengthError: there are no tokens, or more than block_size.
             TokenError: an id is not in the vocabulary.
-            ContextLengthError: more than block_size tokens.
         """
         return self.engine.logits(token_ids)
 
@@ -394,8 +391,11 @@ class LanguageModel:
 
         Args:
             reply: of this model; of a text that a stop text has cut, the tokens that are left.
+
+        Raises:
+            ConfigError: `reply` is no Reply.
         """
-        return logits_of_text(self.engine, reply.prompt, reply.token_ids)
+        return logits_of_reply(self.engine, reply)
 
     def score(self, documents: Iterable[str], *, unknown: IfUnknown = "error") -> list[float]:
         """Return the mean loss of each document in nats per predicted token; lower is likelier.

@@ -56,6 +56,15 @@ class PrefixCache:
         self._keys: list[bytes] = []  # of `_caches`, sorted; none is the beginning of another
         self.n_hits = self.n_reused = self.n_bytes = 0
 
+    def __repr__(self) -> str:
+        texts = f"{len(self)} text{'s' * (len(self) != 1)}"
+        hits = f"{self.n_hits} hit{'s' * (self.n_hits != 1)}"
+        return f"<PrefixCache: {texts}, {hits}, {self.n_bytes:,} bytes>"
+
+    def __reduce__(self) -> tuple[type["PrefixCache"], tuple[int]]:
+        """Support copying and pickling: the copy is empty, for a model of its own."""
+        return type(self), (self._max_bytes,)
+
     def cache_for(self, engine: Engine, token_ids: Sequence[int]) -> Any:
         """Return a new cache with the longest known beginning of a prompt.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from microgpt.checks import ROLES, check_choice, checked_integer, checked_messages
+from microgpt.checks import ROLES, check_choice, check_type, checked_integer, checked_messages
 from microgpt.data import BaseTokenizer, Message, Unknown
 from microgpt.engines.decoding import slid
 from microgpt.errors import ChatError, ContextLengthError
@@ -158,17 +158,21 @@ class Turns:
         system_dropped: see `Prompt`.
 
     Raises:
+        ConfigError: `tokenizer` is no tokenizer.
         ChatError: the tokenizer has no chat tokens.
 
     Example:
         >>> import microgpt
         >>> turns = Turns(microgpt.Tokenizer.from_texts(["hi"], is_chat=True))
         >>> turns.add("user", "hi!")
+        >>> turns
+        <Turns: 1 message, 4 tokens>
         >>> turns.prompt(block_size=16).token_ids
         [5, 2, 0, 1, 4, 3]
     """
 
     def __init__(self, tokenizer: BaseTokenizer, unknown: Unknown = "skip") -> None:
+        check_type("tokenizer", tokenizer, BaseTokenizer)
         if not tokenizer.is_chat:
             raise ChatError(
                 "this model was not trained with chat tokens",
@@ -179,6 +183,10 @@ class Turns:
         self._roles = {role: tokenizer.special_id(role) for role in tokenizer.special_tokens}
         self._system = _Turn([], 0, "")
         self.clear()
+
+    def __repr__(self) -> str:
+        n = len(self._turns)
+        return f"<Turns: {n} message{'s' * (n != 1)}, {self._n_tokens} tokens>"
 
     def clear(self) -> None:
         """Remove all messages but that of the system."""

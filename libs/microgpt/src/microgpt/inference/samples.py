@@ -17,7 +17,7 @@ from microgpt.inference.prompt import Prompt
 from microgpt.inference.stream import Reply, reply_of, text_of, texts_of
 from microgpt.parameters import FloatArray
 
-__all__ = ["draw_reply", "draw_samples", "draw_texts", "logits_of_text"]
+__all__ = ["draw_reply", "draw_samples", "draw_texts", "logits_of_reply", "logits_of_text"]
 
 MAX_SAMPLES = 1_000_000  # of one call: all are returned at once
 SAMPLES_TOGETHER = 8192  # at most, since their draws are in memory
@@ -47,6 +47,12 @@ def logits_of_text(engine: Engine, prompt: Prompt, token_ids: Sequence[int]) -> 
     return np.concatenate(parts)
 
 
+def logits_of_reply(engine: Engine, reply: Reply) -> FloatArray:
+    """Return the logits of the tokens of a reply; see `LanguageModel.reply_logits`."""
+    check_type("reply", reply, Reply)
+    return logits_of_text(engine, reply.prompt, reply.token_ids)
+
+
 def draw_texts(
     engine: Engine,
     prompt: Prompt,
@@ -72,6 +78,7 @@ def draw_reply(
     signal: StopSignal | None,
 ) -> Reply:
     """Return one text that continues a prompt, drawn from the seed of `config`."""
+    check_type("prompt", prompt, Prompt)
     rng = random.Random(int(config.seed))
     (token_ids,) = draw_texts(engine, prompt, [rng], config, signal)
     n_tokens = max_tokens_after(prompt, config, engine.config.block_size)
