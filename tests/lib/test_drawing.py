@@ -142,7 +142,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(numbers, numbers, st.integers(0, 7))
 def test_name_of_an_operation_is_right_or_neutral(at: float, c: float, which: int) -> None:
     title, make = [*operations(Value(at), c).items()][which]
@@ -162,7 +162,7 @@ def test_name_of_an_operation_is_right_or_neutral(at: float, c: float, which: in
         assert shown in ({title, "?"} if title == "log" or "* " in title else {title})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0.1, 0.9), st.floats(2, 9), st.integers(0, 7))
 def test_operation_on_plain_numbers_is_named(at: float, c: float, which: int) -> None:
     title, make = [*operations(Value(at), c := round(c, 2)).items()][which]
