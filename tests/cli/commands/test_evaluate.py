@@ -255,10 +255,10 @@ def test_sample_questions_can_be_asked(cli: "Cli", tmp_path: Path) -> None:
     path = tmp_path / "questions.jsonl"
     assert cli("data", "questions", "--output", path).status == 0
     n_questions = len(path.read_text().splitlines())
-    model = biased("hi ", {"h": 100.0}, block_size=256)
-    model.save(tmp_path / "model")
+    biased("hi ", {"end_turn": 100.0}, block_size=256).save(tmp_path / "model")
     result = cli("evaluate", tmp_path / "model", "--questions", path, "--json")
     assert json.loads(result.out)["asked"] == n_questions
+    assert "too long" not in result.err
 
 
 @pytest.mark.parametrize("n", [90, 10**7])
