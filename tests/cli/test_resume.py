@@ -69,13 +69,12 @@ def training(*program_and_arguments: object) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def stop_at_random(
-    program: Path, rng: random.Random, seconds: float, directory: Path, *flags: object
+def stop_after(
+    program: Path, number: signal.Signals, seconds: float, directory: Path, *flags: object
 ) -> int:
-    """Train, and send a signal within so many seconds; return how the process ended."""
-    number = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+    """Train, and send a signal after so many seconds; return how the process ended."""
     with training(program, "train", "--output", directory, *flags) as process:
-        time.sleep(rng.uniform(0.0, seconds))
+        time.sleep(seconds)
         process.send_signal(number)
         process.communicate(timeout=60)
     # -number: it had ended, and its interpreter was closing down
@@ -87,21 +86,22 @@ def check_interruptions(
     cli: Any,
     program: Path,
     tmp_path: Path,
-    n_trials: int,
+    signals: list[signal.Signals],
     rng: random.Random,
     *new_run: object,
 ) -> None:
+    """Stop a run at random by each of the signals, and resume it."""
     start = time.perf_counter()
     whole = cli("train", "--output", tmp_path / "whole", *new_run)
     seconds = 0.7 * (time.perf_counter() - start)  # so most signals come before the end
     assert whole.status == 0, whole.err
     expected = digests(tmp_path / "whole"), closing_samples(whole.out)
     n_stopped = 0
-    for i in range(2 * n_trials):  # some are quicker than their signal
-        if n_stopped == n_trials:
+    for i in range(2 * len(signals)):  # some are quicker than their signal
+        if n_stopped == len(signals):
             break
-        directory = tmp_path / str(i)
-        if stop_at_random(program, rng, seconds, directory, *new_run) == 0:
+        directory, after = tmp_path / str(i), rng.uniform(0.0, seconds)
+        if stop_after(program, signals[n_stopped], after, directory, *new_run) == 0:
             continue
         n_stopped += 1
         if microgpt.holds_snapshot(directory):
@@ -113,15 +113,27 @@ def check_interruptions(
         strange = {path.name for path in directory.iterdir()}
         expected_files = {"weights.json", "meta.json", "metrics.jsonl", "checkpoints"}
         assert strange - {"tokenizer.json"} == expected_files
-    assert n_stopped == n_trials
+    assert n_stopped == len(signals)
 
 
-@pytest.mark.parametrize("flags", [[], WINDOWS, MUON, BPE])
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+
+
+@pytest.mark.parametrize(
+    ("flags", "signals"),
+    [([], SIGNALS), (WINDOWS, SIGNALS[:1]), (MUON, SIGNALS[2:]), (BPE, SIGNALS[1:2])],
+    ids=["default", "windows", "muon", "bpe"],
+)
 def test_interrupted_runs_end_as_the_uninterrupted_one(
-    cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
+    cli: Any,
+    program: Path,
+    names: Path,
+    tmp_path: Path,
+    flags: list[object],
+    signals: list[signal.Signals],
 ) -> None:
     new_run = ("--input", names, *FLAGS, *flags)
-    check_interruptions(cli, program, tmp_path, 4 - bool(flags), random.Random(1), *new_run)
+    check_interruptions(cli, program, tmp_path, signals, random.Random(1), *new_run)
 
 
 @pytest.mark.long
@@ -130,7 +142,9 @@ def test_fifty_interrupted_runs_end_as_the_uninterrupted_one(
     cli: Any, program: Path, names: Path, tmp_path: Path, flags: list[object]
 ) -> None:
     new_run = ("--input", names, *FLAGS, *flags)
-    check_interruptions(cli, program, tmp_path, 50, random.Random(), *new_run)
+    rng = random.Random()
+    signals = rng.choices(SIGNALS, k=50)
+    check_interruptions(cli, program, tmp_path, signals, rng, *new_run)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

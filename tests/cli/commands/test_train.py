@@ -106,14 +106,14 @@ def test_scalar_engine_prints_the_first_losses_of_the_original_until_ctrl_c(
         assert process.stdout
         assert process.stderr
         lines: list[str] = []
-        while not (lines and lines[-1].startswith("step   20")):
+        while not (lines and lines[-1].startswith("step    5")):
             lines.append(process.stdout.readline().rstrip("\n"))
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert lines[11:] == step_lines(original["losses"])[:20]
+    assert lines[11:] == step_lines(original["losses"])[:5]
     assert process.returncode == 130
     # One more step may have begun before the signal was seen.
-    assert re.match(r"warning: interrupted after step 2[01] of 1000; resume with ", err)
+    assert re.match(r"warning: interrupted after step [56] of 1000; resume with ", err)
     assert f"weights saved to {tmp_path}/out/weights.json\n" in out
     assert microgpt.load(tmp_path / "out").config.n_params == 4192
 

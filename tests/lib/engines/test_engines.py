@@ -212,13 +212,22 @@ def test_comparison_notices_a_gradient_that_is_slightly_wrong(parameter: str) ->
         assert_same_loss_and_grads(engine, batch, nll, n_targets, wrong)
 
 
+@pytest.fixture(scope="module")
+def gradients(name: str) -> Parameters:
+    """Gradients of the ragged batch."""
+    engine = RAGGED.engine(name)
+    engine.loss_and_grads(RAGGED.batch())
+    return engine.grads
+
+
 @pytest.mark.parametrize("parameter", RAGGED.parameters())
-def test_gradient_is_what_the_loss_differs_by(name: str, parameter: str) -> None:
+def test_gradient_is_what_the_loss_differs_by(
+    name: str, gradients: Parameters, parameter: str
+) -> None:
     engine, batch = RAGGED.engine(name), RAGGED.batch()
     weights = engine.parameters[parameter]
     direction = np.random.default_rng(42).normal(size=weights.shape)
-    engine.loss_and_grads(batch)
-    expected = float(np.vdot(engine.grads[parameter], direction))
+    expected = float(np.vdot(gradients[parameter], direction))
     step = 1e-5  # balances truncation, step**2, against the rounding of a loss of 20, 1e-15 / step
     losses = []
     for sign in (1, -2):
@@ -350,8 +359,7 @@ def test_training_step_is_a_mean_gradient_and_an_update(name: str, dtype: str) -
     )
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("clip", [None, 0.5])
+@pytest.mark.parametrize(("dtype", "clip"), [("float32", 0.5), ("float64", None)])
 def test_many_steps_in_one_call_are_bit_for_bit_the_same_steps_one_by_one(
     name: str, dtype: str, clip: float | None
 ) -> None:

@@ -611,8 +611,15 @@ CALLS = {
 
 
 @needs_strace
-@pytest.mark.parametrize("weights_format", ["json", "safetensors"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "weights_format"),
+    [
+        (FAULTS[0], "json"),
+        (FAULTS[0], "safetensors"),
+        (FAULTS[1], "safetensors"),
+        (FAULTS[2], "json"),
+    ],
+)
 def test_save_that_fails_at_any_system_call_loses_nothing(
     tmp_path: Path, fault: str, weights_format: Any
 ) -> None:

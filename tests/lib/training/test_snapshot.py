@@ -74,7 +74,7 @@ def saved(tmp_path: Path) -> Path:
 
 RUNS = [
     *product(["vectorized", "native"], ["float32", "float64"], [1, 5, 9, 10]),
-    *product(["scalar"], ["float32", "float64"], [5]),
+    ("scalar", "float32", 5),
 ]
 
 
