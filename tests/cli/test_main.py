@@ -86,9 +86,8 @@ def test_wrong_usage_has_status_2_and_a_message(
 
 
 def completing(shell: str, typed: str) -> dict[str, str]:
-    """Return the environment in which a shell asks for completions of the last word."""
+    """Return the variables with which a shell asks for completions of the last word."""
     return {
-        **os.environ,
         "_MICROGPT_CLI_COMPLETE": f"complete_{shell}",
         "COMP_WORDS": typed,
         "COMP_CWORD": str(typed.count(" ")),
@@ -99,7 +98,7 @@ def completing(shell: str, typed: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("arguments", "environment"),
-    [(["--help"], dict(os.environ)), ([], completing("bash", "microgpt-cli ge"))],
+    [(["--help"], {}), ([], completing("bash", "microgpt-cli ge"))],
     ids=["help", "completion"],
 )
 def test_help_and_completion_load_nothing_that_is_slow_to_load(
@@ -107,7 +106,7 @@ def test_help_and_completion_load_nothing_that_is_slow_to_load(
 ) -> None:
     run = subprocess.run(
         [sys.executable, "-X", "importtime", program, *arguments],
-        env=environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -130,13 +129,18 @@ def test_help_and_completion_load_nothing_that_is_slow_to_load(
     ],
 )
 def test_shell_completes_commands_and_options(
-    program: Path, shell: str, typed: str, offered: str, others: str
+    cli: "Cli",
+    monkeypatch: pytest.MonkeyPatch,
+    shell: str,
+    typed: str,
+    offered: str,
+    others: str,
 ) -> None:
-    completed = subprocess.run(
-        [program], env=completing(shell, typed), capture_output=True, text=True, check=False
-    )
-    assert offered in completed.stdout
-    assert others not in completed.stdout
+    for name, value in completing(shell, typed).items():
+        monkeypatch.setenv(name, value)
+    completed = cli()
+    assert offered in completed.out
+    assert others not in completed.out
 
 
 def test_completion_script_is_shown_for_the_shell_in_use(program: Path) -> None:

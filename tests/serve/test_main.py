@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from measuring import measuring
+from microgpt_serve import main
 from microgpt_serve.serving.settings import describe
+from microgpt_serve.serving.system import RELOADS
 from serve.service import running
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - what the warning is about
@@ -35,6 +38,7 @@ def test_help_and_version() -> None:
     assert version("microgpt-serve") in run("--version").stdout
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # it ends with the program
 @pytest.mark.parametrize(
     ("arguments", "environment", "status", "error"),
     [
@@ -48,13 +52,29 @@ def test_help_and_version() -> None:
     ],
 )
 def test_an_error_at_start_is_one_line(
-    arguments: list[str], environment: dict[str, str], status: int, error: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    environment: dict[str, str],
+    status: int,
+    error: str,
 ) -> None:
-    done = run(*arguments, **environment)
-    assert done.returncode == status
-    assert done.stderr.startswith(f"error: {error}")
-    assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("; choose another HOST or PORT\n") is ("listen" in error)
+    monkeypatch.setattr(sys, "argv", ["microgpt-serve", *arguments])
+    monkeypatch.setattr(os, "environ", environment)
+    handlers = {number: signal.getsignal(number) for number in RELOADS}
+    ended_with = None
+    try:
+        main.run()
+    except SystemExit as end:  # pytest.raises would keep the socket until a later test
+        ended_with = end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended_with == status
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(f"error: {error}")
+    assert stderr.count("\n") == 1
+    assert stderr.endswith("; choose another HOST or PORT\n") is ("listen" in error)
 
 
 def test_an_error_at_start_is_json_where_the_log_is() -> None:
