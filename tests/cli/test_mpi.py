@@ -22,8 +22,9 @@ def run_job(n_processes: int, *arguments: object) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("n_processes", [2, 3])
-@pytest.mark.parametrize("windows", [(), ("--long", "window", "--block-size", 3)])
+@pytest.mark.parametrize(
+    ("n_processes", "windows"), [(2, ("--long", "window", "--block-size", 3)), (3, ())]
+)
 def test_same_flags_give_the_same_model_on_several_processes(
     cli: Any, names: Path, tmp_path: Path, n_processes: int, windows: tuple[object, ...]
 ) -> None:

@@ -51,7 +51,7 @@ def test_answers_are_events_and_may_be_left_out(cli: Any, talks: Path, tmp_path:
     (questions,) = (event for event in events if event["event"] == "questions")
     assert (questions["asked"], questions["right"]) == (4, 4)
     assert {each["question"]: each["reply"] for each in questions["answers"]} == PAIRS
-    quiet = list(map(json.loads, cli(*job, "--num-samples", 0).lines))
+    quiet = list(map(json.loads, cli(*job, "--num-samples", 0, "--steps", 1).lines))
     assert "questions" not in [event["event"] for event in quiet]
 
 
@@ -110,7 +110,7 @@ def test_first_learned_answer_to_a_user_is_asked_for(beginning: list[tuple[str, 
     talk += [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     talk[len(beginning) - 1]["weight"] = 0 if beginning[0][0] == "user" else 1
     dataset = microgpt.Dataset.from_conversations([talk, talk])
-    config, dataset = microgpt.chat_setup(dataset)
+    config, dataset = microgpt.chat_setup(dataset, steps=120)
     model, trainer = microgpt.prepare(dataset, config)
     trainer.advance(config.steps)
     system = "Be brief." if beginning[0][0] == "system" else ""

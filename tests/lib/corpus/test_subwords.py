@@ -327,11 +327,13 @@ def test_system_token_is_for_chat_only() -> None:
 # ---------------------------------------------------------------- the `tokenizers` package
 
 
-def test_ids_equal_those_of_the_package(strange_texts: list[str]) -> None:
+@pytest.mark.parametrize("n_texts", [2000, pytest.param(10_000, marks=pytest.mark.long)])
+def test_ids_equal_those_of_the_package(strange_texts: list[str], n_texts: int) -> None:
     tokenizers = pytest.importorskip("tokenizers", reason=WHY_TOKENIZERS)
-    tokenizer = SubwordTokenizer.from_texts([WOODCHUCK, *strange_texts[:2000]], 2000)
+    texts = strange_texts[:n_texts]
+    tokenizer = SubwordTokenizer.from_texts([WOODCHUCK, *texts[:2000]], 2000)
     theirs = tokenizers.Tokenizer.from_str(encode_tokenizer(tokenizer).decode())
-    for text in (*strange_texts, WOODCHUCK, "".join(strange_texts)):
+    for text in (*texts, WOODCHUCK, "".join(texts)):
         assert tokenizer.encode(text) == theirs.encode(text).ids, text
 
 
