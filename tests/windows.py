@@ -4,7 +4,6 @@ It shows that a program does without what POSIX has, not that it runs on Windows
 """
 
 import ctypes
-import fcntl
 import importlib
 import os
 import signal
@@ -18,7 +17,12 @@ from typing import Any
 
 __all__ = ["BREAK", "Console", "command", "fake_msvcrt", "imitate", "windll"]
 
-BREAK = signal.SIGUSR1  # in the place of SIGBREAK
+if sys.platform == "win32":
+    BREAK = signal.SIGBREAK
+else:
+    import fcntl
+
+    BREAK = signal.SIGUSR1  # in the place of SIGBREAK
 # Packages of others that look at the platform when they are imported.
 OTHERS = {
     "microgpt_cli": ("rich.console", "rich.progress", "typer", "typer.rich_utils"),

@@ -54,7 +54,7 @@ TOPICS = {
         "Models and unfinished runs on the disk, below `LanguageModel.save` and `load`.",
         (
             "TrainingRecord Origin holds_model check_writable lock_directory Snapshot "
-            "write_snapshot read_snapshot restore holds_snapshot remove_snapshots"
+            "write_snapshot read_snapshot restore holds_snapshot remove_snapshots write_file"
         ),
     ),
     "The algorithm": (

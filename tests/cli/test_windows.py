@@ -136,3 +136,24 @@ def test_clock_may_not_tick_between_two_steps(
     monkeypatch.setattr(time, "perf_counter", lambda: 1e6)
     job = ("train", "--input", names, "--output", tmp_path / "out", "--steps", 5)
     assert cli(*job, "--quiet") == (0, "", "")
+
+
+def test_metrics_of_another_run_that_are_open_do_not_keep_a_model_from_being_saved(
+    cli: Cli, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = ("train", "--input", names, "--output", tmp_path / "out", "--quiet")
+    assert cli(*job, "--steps", 2).status == 0
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options: bool) -> None:
+        if path.name == "metrics.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    result = cli(*job, "--steps", 3, "--force")
+    assert result.status == 0
+    assert result.err.startswith("warning: cannot remove ")
+    training = microgpt.load(tmp_path / "out").training
+    assert training
+    assert training.steps == 3

@@ -131,6 +131,21 @@ def test_other_encoding_in_a_folder_is_an_error(tmp_path: Path) -> None:
         list(read_documents(tmp_path))
 
 
+def test_files_that_a_drive_does_not_number_are_different_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files(tmp_path, a="a", z__b="b", z__c="c")
+    numbered = Path.stat
+
+    def unnumbered(path: Path, **options: bool) -> os.stat_result:
+        fields = list(numbered(path, **options))
+        fields[1:3] = [0, 0]  # as some drives of networks under Windows
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(Path, "stat", unnumbered)
+    assert list(read_documents([tmp_path / "a", tmp_path / "z"])) == ["a", "b", "c"]
+
+
 def test_file_given_twice_is_read_once(tmp_path: Path) -> None:
     files(tmp_path, a="a", b="b")
     documents = read_documents([tmp_path / "a", tmp_path / "b", tmp_path / "a"])

@@ -1,5 +1,8 @@
 """The lock of a run on its model directory, and the replacement of files."""
 
+import errno
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from microgpt import CheckpointError, fit, load, lock_directory
+from microgpt import CheckpointError, MicrogptError, fit, load, lock_directory, write_file
 from microgpt.storage import system
 from windows import fake_msvcrt
 
@@ -29,7 +32,7 @@ def windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "PAUSE_SECONDS", 0.001)
 
 
-@pytest.fixture(params=["posix", "windows"], autouse=True)
+@pytest.fixture(params=["posix", "windows"] if sys.platform != "win32" else ["real"], autouse=True)
 def _systems(request: pytest.FixtureRequest) -> None:
     if request.param == "windows":
         request.getfixturevalue("windows")
@@ -133,3 +136,75 @@ def test_file_that_stays_open_is_an_error_in_the_end(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="Permission denied"):
             model.save(tmp_path / "out")
     assert load(tmp_path / "out").generate(seed=3) == model.generate(seed=3)
+
+
+def test_file_that_cannot_be_replaced_is_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_file(path, b"one")
+    with pytest.MonkeyPatch.context() as patch:
+        error = PermissionError(13, "Permission denied")
+        patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(MicrogptError, match=r"cannot write .*a\.txt: Permission denied"):
+            write_file(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_file_under_another_number_is_locked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Windows no open file is removed, and drives may number files in two ways."""
+    numbered = os.fstat
+
+    def renumbered(descriptor: int) -> os.stat_result:
+        fields = list(numbered(descriptor))
+        fields[1] += 1
+        return os.stat_result(fields)
+
+    if sys.platform == "win32":  # elsewhere the number tells whether the file was removed
+        monkeypatch.setattr(os, "fstat", renumbered)
+    with lock_directory(tmp_path / "out"):
+        pass
+
+
+def test_content_is_flushed_to_the_drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = list[str]()
+    monkeypatch.setattr(os, "fsync", lambda _: flushed.append("fsync"))
+    write_file(tmp_path / "a", b"a")
+    assert flushed == ["fsync"]
+    if sys.platform == "win32":
+        return
+    fcntl = sys.modules["fcntl"]
+    # macOS keeps what `fsync` writes in the cache of the drive, unless it is asked for more.
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda _, number: flushed.append(str(number)))
+    write_file(tmp_path / "a", b"a")
+    assert flushed == ["fsync", "51"]
+
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOTTY, "not on this drive")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    write_file(tmp_path / "a", b"a")
+    assert flushed == ["fsync", "51", "fsync"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_drive_that_flushes_no_directories_will_do(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    model = fit(["anna", "bob"], steps=2, n_embd=4)
+    if number == errno.EINVAL or sys.platform == "win32":
+        model.save(tmp_path)
+    else:
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            model.save(tmp_path)

@@ -10,7 +10,6 @@ from typing import Any
 import microgpt
 
 from microgpt_cli.errors import translated
-from microgpt_cli.writing import write_whole
 
 __all__ = ["COMMANDS", "HELP", "Conversation"]
 
@@ -170,5 +169,5 @@ class Conversation:
         with translated(f"cannot write {path}"):
             if path.exists() and path.absolute() not in self._saved:
                 raise FileExistsError(errno.EEXIST, "it exists already; name another file")
-        write_whole(path, line.encode("utf-8", "surrogatepass"))
+        microgpt.write_file(path, line.encode("utf-8", "surrogatepass"))
         self._saved.add(path.absolute())

@@ -10,7 +10,7 @@ import microgpt
 import msgspec
 
 from microgpt_cli.errors import translated
-from microgpt_cli.writing import write_whole
+from microgpt_cli.terminal import warn
 
 __all__ = ["METRICS", "MetricsLine", "MetricsLog", "read_metrics", "remove_run"]
 
@@ -108,7 +108,7 @@ class MetricsLog:
         if not self._is_begun:
             return
         if self._is_new:
-            write_whole(self._path, content)
+            microgpt.write_file(self._path, content)
         elif content:
             _append(self._path, content)
         self._unwritten, self._is_new = "", False
@@ -159,4 +159,8 @@ def remove_run(directory: Path) -> None:
         CheckpointError, OSError: they cannot be removed.
     """
     microgpt.remove_snapshots(directory)
-    (directory / METRICS).unlink(missing_ok=True)
+    path = directory / METRICS
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError as error:  # on Windows, another program has it open: no loss of a model
+        warn(f"cannot remove {path}, the metrics of another run: {error.strerror}")

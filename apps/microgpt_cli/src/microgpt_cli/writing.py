@@ -1,7 +1,6 @@
-"""Files are written whole or not at all, and a model is replaced on request only."""
+"""A file or a model is replaced on request only."""
 
 import errno
-import os
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -11,7 +10,7 @@ import typer
 
 from microgpt_cli.errors import translated
 
-__all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "refuse_to_replace", "write_whole"]
+__all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "refuse_to_replace"]
 
 
 def holds_run(directory: Path) -> bool:
@@ -52,7 +51,8 @@ def refuse_to_replace(path: Path, *, force: bool, content: bytes | None = None) 
             param_hint="--output",
         )
     with translated(f"cannot write {path}"):
-        _check_regular(path)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it is not a regular file")
         path.parent.stat()  # it exists
         is_other = path.exists() and (content is None or path.read_bytes() != content)
     if is_other and not force:
@@ -76,28 +76,3 @@ def new_sibling(directory: Path) -> Path:
                 path.mkdir()
                 break
     return path
-
-
-def _check_regular(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a regular file")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, or on failure leave everything as it was.
-
-    Raises:
-        MicrogptError: the file cannot be written, or `path` is something else, such as a device.
-    """
-    with translated(f"cannot write {path}"):
-        if path.is_symlink():  # the link is kept
-            path = Path(os.path.realpath(path))
-        _check_regular(path)
-        staged = path.with_name(path.name + ".staged")
-        try:
-            staged.write_bytes(content)
-            staged.replace(path)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink()
-            raise

@@ -50,7 +50,7 @@ from microgpt.inference.score import Score
 from microgpt.inference.stream import ChatReply, Reply, TextStream
 from microgpt.inference.trace import Trace
 from microgpt.model import GPT, InferenceGPT, KVCache, ModelConfig
-from microgpt.storage.commit import lock_directory
+from microgpt.storage.commit import lock_directory, write_file
 from microgpt.storage.model_directory import Origin, TrainingRecord, check_writable, holds_model
 from microgpt.train import Adam, train_step
 from microgpt.training.chat_options import chat_setup
@@ -144,5 +144,6 @@ __all__ = [
     "restore",
     "train_step",
     "unavailable_engines",
+    "write_file",
     "write_snapshot",
 ]

@@ -16,7 +16,7 @@ from microgpt_cli.options import Force, JsonField, Split, VocabSize, check_vocab
 from microgpt_cli.options import field as train_field
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted
-from microgpt_cli.writing import refuse_to_replace, write_whole
+from microgpt_cli.writing import refuse_to_replace
 
 __all__ = ["command"]
 
@@ -85,7 +85,7 @@ def _write_content(content: bytes, output: Path | None, *, force: bool) -> None:
         sys.stdout.buffer.flush()
         return
     refuse_to_replace(output, force=force, content=content)
-    write_whole(output, content)
+    microgpt.write_file(output, content)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from microgpt_cli.explaining import lines_of
 from microgpt_cli.options import Force, JsonField, ModelDir, Split, chosen_directory
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted, warn
-from microgpt_cli.writing import refuse_to_replace, write_whole
+from microgpt_cli.writing import refuse_to_replace
 
 __all__ = ["command"]
 
@@ -86,7 +86,7 @@ def command(
     if output:
         from microgpt_cli.explained_page import page_of  # noqa: PLC0415 - reads three files
 
-        write_whole(output, page_of(trace).encode())
+        microgpt.write_file(output, page_of(trace).encode())
     elif as_json:
         typer.echo(trace.to_json())
     else:

@@ -27,7 +27,7 @@ from microgpt_cli.options import (
 )
 from microgpt_cli.progress import sample_count
 from microgpt_cli.terminal import counted, shown, warn
-from microgpt_cli.writing import refuse_to_replace, write_whole
+from microgpt_cli.writing import refuse_to_replace
 
 __all__ = ["command"]
 
@@ -141,6 +141,6 @@ def _written(path: Path | None) -> Iterator[Callable[[str], object]]:
     try:
         yield parts.append
     except microgpt.DataError:
-        write_whole(path, "".join(parts).encode())
+        microgpt.write_file(path, "".join(parts).encode())
         raise
-    write_whole(path, "".join(parts).encode())
+    microgpt.write_file(path, "".join(parts).encode())

@@ -12,7 +12,7 @@ import typer
 from microgpt_cli.chart import Curve, chart, last_step, loss_ticks, step_ticks
 from microgpt_cli.metrics import METRICS, read_metrics
 from microgpt_cli.options import Directory, Force, ModelDir, chosen_directory
-from microgpt_cli.writing import refuse_to_replace, write_whole
+from microgpt_cli.writing import refuse_to_replace
 
 __all__ = ["command"]
 
@@ -111,4 +111,4 @@ def _write_picture(training: Curve, validation: Curve | None, path: Path) -> Non
             format=path.suffix.removeprefix("."),
             metadata={"Date": None} if path.suffix == ".svg" else None,
         )
-    write_whole(path, picture.getvalue())
+    microgpt.write_file(path, picture.getvalue())

@@ -23,7 +23,7 @@ from microgpt_cli.options import (
 )
 from microgpt_cli.plan import Source
 from microgpt_cli.terminal import counted, remark, warn
-from microgpt_cli.writing import refuse_to_replace, write_whole
+from microgpt_cli.writing import refuse_to_replace
 
 __all__ = ["command"]
 
@@ -101,7 +101,7 @@ def command(
             total = _total(each) if needs_each else model.measure(texts, unknown=unknown)
         warn_of_texts(texts.documents, source)
         if output:
-            write_whole(output, _table([row for row, _ in rows], output).encode())
+            microgpt.write_file(output, _table([row for row, _ in rows], output).encode())
     if total.n_unknown:
         treatment = {"skip": "left out", "worst": "counted as twice log V each"}[unknown]
         n_unknown = counted(total.n_unknown, "character")

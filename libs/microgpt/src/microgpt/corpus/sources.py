@@ -165,7 +165,7 @@ class Sources:
 
     def _is_new(self, status: os.stat_result) -> bool:
         key = (status.st_dev, status.st_ino)
-        is_new = key not in self._seen
+        is_new = key not in self._seen or not status.st_ino  # 0 on drives that number no files
         self._seen.add(key)
         return is_new
 

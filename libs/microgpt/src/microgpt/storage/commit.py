@@ -14,13 +14,14 @@ from pathlib import Path
 import msgspec
 
 from microgpt.checks import PathLike, cause_of, checked_path
-from microgpt.errors import CheckpointError
+from microgpt.errors import CheckpointError, MicrogptError
 from microgpt.storage.system import (
     locked_for_writing,
     open_locked,
     remove,
     replace,
     sync_directory,
+    sync_file,
     unlock,
 )
 
@@ -33,7 +34,8 @@ __all__ = [
     "current_path",
     "lock_directory",
     "replace_together",
-    "write_durably",
+    "write_file",
+    "write_whole",
 ]
 
 # Files that may be replaced together.
@@ -51,8 +53,8 @@ def replace_together(
         complete_commit(path)
         try:
             for name, content in contents.items():
-                write_durably(path / (name + STAGED), content)
-            write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
+                _write_durably(path / (name + STAGED), content)
+            _write_durably(path / (COMMIT + STAGED), msgspec.json.encode(list(contents)))
             sync_directory(path)
             before_replacing()
             replace(path / (COMMIT + STAGED), path / COMMIT)
@@ -114,12 +116,48 @@ def current_path(path: Path) -> Path:
     return staged if is_committed else path
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, content: bytes) -> None:
     """Write a file, and flush it to disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write or replace one file, or on failure leave everything as it was."""
+    staged = path.with_name(path.name + STAGED)
+    try:
+        _write_durably(staged, content)
+        replace(staged, path)
+    except BaseException:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: PathLike, content: bytes) -> None:
+    """Write or replace a file that is no part of a model, or leave everything as it was.
+
+    On Windows, replacing waits up to a second for other programs to close the file.
+
+    Args:
+        path: of the file; what a link leads to is replaced, and the link is kept.
+        content: of the file.
+
+    Raises:
+        MicrogptError: the file cannot be written, or `path` is something else, such as a device.
+        ConfigError: `path` is no path.
+    """
+    place = checked_path(path)
+    try:
+        if place.is_symlink():
+            place = Path(os.path.realpath(place))
+        if place.exists() and not place.is_file():
+            raise MicrogptError(f"cannot write {path}: it is not a regular file")
+        write_whole(place, content)
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        raise MicrogptError(f"cannot write {path}: {cause_of(error)}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Locks and replacement of files, which POSIX and Windows do in different ways."""
 
+import errno
 import os
 import sys
 import time
@@ -8,7 +9,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-__all__ = ["locked_for_writing", "open_locked", "remove", "replace", "sync_directory", "unlock"]
+__all__ = [
+    "locked_for_writing",
+    "open_locked",
+    "remove",
+    "replace",
+    "sync_directory",
+    "sync_file",
+    "unlock",
+]
 
 LOCK = "save.lock"  # Windows: held by a process that saves into the directory
 N_TRIES, PAUSE_SECONDS = 40, 0.025  # Windows: a second for another process to close a file
@@ -35,12 +44,26 @@ def _patiently(act: Callable[[], Result]) -> Result:
     return act()
 
 
+def sync_file(descriptor: int) -> None:
+    """Flush an open file to disk, so that its content survives a loss of power."""
+    if sys.platform == "darwin":  # `fsync` leaves it in the cache of the drive there
+        import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+        with suppress(OSError):  # not every file system can
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """Flush a directory to disk, so that its renames survive a loss of power; not on Windows."""
     if sys.platform != "win32":
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:  # of some network file systems
+                raise
         finally:
             os.close(descriptor)
 
@@ -74,7 +97,8 @@ def open_locked(path: Path, *, wait: bool) -> int:
         descriptor = _patiently(lambda: os.open(path, os.O_RDWR | os.O_CREAT, 0o644))
         try:
             _lock(descriptor, wait=wait)
-            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+            # Windows removes no open file, and its file systems may number files in two ways.
+            if sys.platform == "win32" or path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except FileNotFoundError:
             pass

@@ -24,9 +24,9 @@ from microgpt.errors import CheckpointError, ConfigError
 from microgpt.inference.language_model import LanguageModel
 from microgpt.model import ModelConfig
 from microgpt.parameters import DTYPES, FloatArray, Parameters
-from microgpt.storage.commit import STAGED, write_durably
+from microgpt.storage.commit import STAGED, write_whole
 from microgpt.storage.model_directory import SNAPSHOTS, Origin
-from microgpt.storage.system import remove, replace, sync_directory
+from microgpt.storage.system import remove, sync_directory
 from microgpt.training.options import DEFAULTS, TrainConfig
 from microgpt.training.trainer import Trainer
 from microgpt.training.validation import Best
@@ -137,19 +137,15 @@ def write_snapshot(
     arrays = _arrays(trainer)
     state = msgspec.json.encode(_state(trainer, options)).decode()
     metadata = {"format": FORMAT, "state": state, "sha256": _digest(arrays, state)}
-    staged = path.with_name(path.name + STAGED)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stray in folder.glob(f"*{STAGED}"):
-            stray.unlink(missing_ok=True)
-        write_durably(staged, save(arrays, metadata))
-        replace(staged, path)
+            remove(stray)
+        write_whole(path, save(arrays, metadata))
         sync_directory(folder)
         for old in _snapshots(folder)[:-keep]:
             remove(old)
     except (OSError, ValueError) as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
         raise CheckpointError(
             f"cannot write {path}: {cause_of(error)}", hint="earlier snapshots are intact"
         ) from error
