@@ -91,7 +91,7 @@ def torch_step(shape: Shape, threads: int) -> float:
     command = [sys.executable, str(PEER)]
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
     return float(json.loads(output)["us_per_step"]) * 1e-6
 
 
@@ -218,7 +218,8 @@ def compare_whole_command() -> None:
 
 def cpu() -> str:
     """Return the processor's name and how many cores may be used."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return f"{os.cpu_count()} cores {names[0] if names else platform.machine()}"
 

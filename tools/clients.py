@@ -102,7 +102,7 @@ def run(folder: Path, *command: str, **variables: str) -> str:
         cwd=folder,
         env=ENVIRONMENT | variables,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         timeout=SECONDS,
     )

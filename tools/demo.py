@@ -78,8 +78,8 @@ def run(command: str, lines: str | None) -> None:
     if lines is not None:
         print("".join(f"> {line}\n" for line in lines.splitlines()), flush=True)
     program, *arguments = shlex.split(command)
-    path = Path(sys.executable).with_name(program)
-    status = subprocess.run([path, *arguments], input=lines, text=True, check=False).returncode
+    whole = [sys.executable, "-m", program.replace("-", "_"), *arguments]
+    status = subprocess.run(whole, input=lines, encoding="utf-8", check=False).returncode
     if status:
         sys.exit(status)
 

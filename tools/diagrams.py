@@ -31,7 +31,8 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
     # matplotlib ends lines with blanks.
     lines = path.read_text(encoding="utf-8").splitlines()
-    path.write_text("".join(f"{line.rstrip()}\n" for line in lines), encoding="utf-8")
+    content = "".join(f"{line.rstrip()}\n" for line in lines)
+    path.write_text(content, encoding="utf-8", newline="\n")
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes")
 
 

@@ -206,10 +206,11 @@ def write(output: Path) -> None:
     pages = {PAGES[title]: page(title) for title in TOPICS}
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    for name, module in pages.items():
-        (output / f"{name}.html").write_text(pdoc.render.html_module(module, pages))
-    (output / "index.html").write_text(pdoc.render.html_index(pages))
-    (output / "search.js").write_text(WITH_MODULE.sub(r"\g<name>", pdoc.render.search_index(pages)))
+    files = {f"{each}.html": pdoc.render.html_module(of, pages) for each, of in pages.items()}
+    files["index.html"] = pdoc.render.html_index(pages)
+    files["search.js"] = WITH_MODULE.sub(r"\g<name>", pdoc.render.search_index(pages))
+    for name, content in files.items():
+        (output / name).write_text(content, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

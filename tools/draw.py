@@ -86,9 +86,10 @@ def measure_ladder() -> None:
     program = str(Path(sys.executable).with_name("microgpt-cli"))
     measure = [program, "bench", "--json", "--threads", "1"]
     one_core = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's products too
-    done = subprocess.run(measure, env=one_core, check=True, capture_output=True, text=True)
+    done = subprocess.run(measure, env=one_core, check=True, capture_output=True, encoding="utf-8")
     LADDER.parent.mkdir(exist_ok=True)
-    LADDER.write_text(json.dumps(json.loads(done.stdout), indent=1) + "\n", encoding="utf-8")
+    content = json.dumps(json.loads(done.stdout), indent=1) + "\n"
+    LADDER.write_text(content, encoding="utf-8", newline="\n")
 
 
 def ladder_rows() -> dict[tuple[str, str], dict[str, Any]]:
@@ -127,7 +128,7 @@ def write_measured(chapter: Path, lines: list[str]) -> None:
     """Put lines into a chapter, between the comments that mark what is measured."""
     content = chapter.read_text(encoding="utf-8")
     block = "\n".join(lines)
-    chapter.write_text(MEASURED.sub(rf"\1\n{block}\n\n\2", content), encoding="utf-8")
+    chapter.write_text(MEASURED.sub(rf"\1\n{block}\n\n\2", content), encoding="utf-8", newline="\n")
 
 
 def draw_ladder() -> None:
@@ -253,7 +254,7 @@ def measure_growth() -> None:
                 }
             )
     content = {"peak_gflop_per_second": round(peak_gflop_per_second(None), 1), "results": results}
-    GROWTH.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    GROWTH.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 def draw_growth() -> None:
@@ -291,7 +292,7 @@ def draw_growth() -> None:
 
 def draw_lessons() -> None:
     """Draw the pictures of the lessons."""
-    (LESSONS / "1-numbers.svg").write_text(graph() + "\n", encoding="utf-8")
+    (LESSONS / "1-numbers.svg").write_text(graph() + "\n", encoding="utf-8", newline="\n")
     for name, figure in FIGURES.items():
         save(figure(), LESSONS / f"{name}.svg")
 

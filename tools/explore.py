@@ -157,7 +157,7 @@ def keep(row: dict[str, Any]) -> None:
     """Add one result to the file, which another process may have changed."""
     rows = sorted([*results(), row], key=lambda each: (each["flags"], each["seed"]))
     lines = ",\n".join(json.dumps(each) for each in rows)
-    RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8", newline="\n")
 
 
 def main() -> None:

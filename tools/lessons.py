@@ -104,7 +104,7 @@ def write(folder: Path) -> None:
     for chapter in CHAPTERS:
         path = folder / chapter.with_suffix(".ipynb").name
         content = json.dumps(notebook_of(chapter), indent=1, ensure_ascii=False)
-        path.write_text(content + "\n", encoding="utf-8")
+        path.write_text(content + "\n", encoding="utf-8", newline="\n")
         print(path)
 
 

@@ -62,7 +62,7 @@ def serving(**models: microgpt.LanguageModel) -> Iterator[tuple[str, int]]:
         }
         command = [sys.executable, "-m", "microgpt_serve"]
         with subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True
+            command, env=environment, stderr=subprocess.PIPE, encoding="utf-8"
         ) as server:
             assert server.stderr
             try:
@@ -85,12 +85,12 @@ def status_of(url: str) -> int:
 
 def wrk(url: str, body: str | None, connections: int, seconds: int) -> tuple[float, float, str]:
     """Load a route; return requests per second, 99th percentile in ms, and the output of wrk."""
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".lua") as script:
         script.write(SCRIPT % (json.dumps("POST" if body else "GET"), json.dumps(body or "")))
         script.flush()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout=60s"]
         done = subprocess.run(
-            [*command, "-s", script.name, url], capture_output=True, text=True, check=True
+            [*command, "-s", script.name, url], capture_output=True, encoding="utf-8", check=True
         )
     rate = float(re.findall(r"Requests/sec: +(\S+)", done.stdout)[0])
     number, unit = re.findall(r"99% +([\d.]+)(us|ms|s)", done.stdout)[0]

@@ -50,7 +50,7 @@ def main() -> None:
         for name in set().union(*map(given_names, LOCALES))
         if len(name) in LENGTHS and name.isascii() and name.isalpha()
     )
-    OUTPUT.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    OUTPUT.write_text("".join(f"{name}\n" for name in names), encoding="utf-8", newline="\n")
     print(f"{len(names)} names written to {OUTPUT.name}")
 
 

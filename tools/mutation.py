@@ -58,14 +58,14 @@ def prepare(modules: list[str]) -> None:
     mutated = [f"src/microgpt/{module.replace('.', '/')}.py" for module in modules]
     tests = sorted({str(tests_of(module)) for module in modules})
     settings = SETTINGS.format(mutated=json.dumps(mutated), tests=json.dumps(tests))
-    (COPY / "pyproject.toml").write_text(settings, encoding="utf-8")
+    (COPY / "pyproject.toml").write_text(settings, encoding="utf-8", newline="\n")
 
 
 def mutmut(*arguments: str) -> str:
     """Return the output of a mutmut command."""
     program = Path(sys.executable).with_name("mutmut")
     done = subprocess.run(
-        [program, *arguments], cwd=COPY, stdout=subprocess.PIPE, text=True, check=False
+        [program, *arguments], cwd=COPY, stdout=subprocess.PIPE, encoding="utf-8", check=False
     )
     return done.stdout
 

@@ -52,7 +52,7 @@ def run(*command: str, cwd: Path = ROOT, variables: dict[str, str] | None = None
     """Return a program's output; raise ReleaseError with its error message if it fails."""
     environment = os.environ | (variables or {})
     done = subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8", check=False
     )
     if done.returncode:
         raise ReleaseError(f"{' '.join(command)} failed:\n{done.stderr or done.stdout}")
@@ -149,7 +149,7 @@ def build(output: Path, *, worktree: bool, here_only: bool) -> None:
     files = sorted(path for path in output.rglob("*") if path.is_file() and path.suffix)
     names = {path: path.relative_to(output).as_posix() for path in files}
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {names[path]}\n" for path in files]
-    (output / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+    (output / "SHA256SUMS").write_text("".join(sums), encoding="utf-8", newline="\n")
     for path in files:
         print(f"{path.stat().st_size:>9,}  {names[path]}")
 
@@ -169,7 +169,8 @@ def compile_lock(path: Path, requirements: list[str]) -> None:
     written = "--generate-hashes", "--no-annotate", "--no-header", "--output-file", str(path)
     ours = (f"--no-emit-package={distribution}" for distribution in FOLDERS)
     content = "\n".join(requirements)
-    subprocess.run([*command, *written, *ours, "-"], cwd=ROOT, input=content, text=True, check=True)
+    whole = [*command, *written, *ours, "-"]
+    subprocess.run(whole, cwd=ROOT, input=content, encoding="utf-8", check=True)
 
 
 # ---------------------------------------------------------------- compatibility
@@ -297,7 +298,7 @@ def bump(distribution: str, version: Version, *, dry_run: bool) -> None:
         print(f"## {section.rstrip()}")
         return
     for path, content in files.items():
-        path.write_text(content, encoding="utf-8")
+        path.write_text(content, encoding="utf-8", newline="\n")
     run("git", "add", "--all")
     run("git", "commit", "--message", subject)
     run("git", "tag", "--annotate", tag, "--message", f"{distribution} {version}")

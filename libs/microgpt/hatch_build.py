@@ -89,7 +89,9 @@ def _compiler() -> list[str]:
 
 
 def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    result = subprocess.run(  # noqa: S603
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if result.returncode:
         raise CompileError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
 
@@ -187,7 +189,8 @@ class KernelHook(BuildHookInterface):
         try:
             target = target_of(tag) if tag else None
             compile_kernel(kernel / "kernel.c", library, _words_of("MICROGPT_CFLAGS"), target)
-            digest.write_text(hashlib.sha256(library.read_bytes()).hexdigest() + "\n")
+            content = hashlib.sha256(library.read_bytes()).hexdigest() + "\n"
+            digest.write_bytes(content.encode())  # the same on every system
         except (CompileError, OSError) as error:
             if tag or os.environ.get("MICROGPT_REQUIRE_NATIVE") == "1":
                 raise

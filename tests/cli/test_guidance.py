@@ -168,7 +168,7 @@ def test_validation_is_explained_where_there_is_one(cli: Any, names: Path, tmp_p
 
 
 def test_subwords_are_explained_by_bytes(cli: Any, names: Path, tmp_path: Path) -> None:
-    names.write_text("Zoë Zoë\nbanana\n")
+    names.write_text("Zoë Zoë\nbanana\n", encoding="utf-8")
     flags = ("--tokenizer", "bpe", "--vocab-size", 260, "--steps", 3, "--output", tmp_path / "out")
     figures, losses = meaning(cli, "--input", names, *flags)
     dataset = microgpt.Dataset.from_documents(["Zoë Zoë", "banana"]).with_subwords(260)

@@ -171,7 +171,7 @@ def test_module_runs_as_the_command_does(cli: "Cli") -> None:
 def test_full_disk_under_stdout_is_one_error_line(
     program: Path, model_dir: Path, command: list[str]
 ) -> None:
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(
             [program, *command, "--model-dir", model_dir],
             stdout=full,
@@ -238,7 +238,7 @@ def test_command_without_stderr_does_its_work(
 
 
 def test_full_disk_under_stderr_does_not_matter(program: Path, chat_dir: Path) -> None:
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(
             [program, "chat", "--model-dir", chat_dir],
             input="hello\n",

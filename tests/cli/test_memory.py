@@ -58,7 +58,7 @@ def write_lines(path: Path, n_bytes: int) -> int:
     ]
     block = "x" + "\n".join(lines) + "\n"
     n_blocks = n_bytes // len(block) + 1
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         for _ in range(n_blocks):
             file.write(block)
     return n_blocks * len(lines)

@@ -35,7 +35,7 @@ def snapshots(cli: "Cli", names: Path, tmp_path: Path) -> Path:
 
 
 def steps_in(path: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    return [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)

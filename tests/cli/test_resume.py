@@ -473,7 +473,7 @@ def test_directory_without_a_snapshot_is_named(cli: Any, tmp_path: Path) -> None
 
 
 def test_changed_data_is_an_error(cli: Any, snapshots: Path, names: Path) -> None:
-    names.write_text(names.read_text().replace("bob", "abo"))
+    names.write_text(names.read_text(encoding="utf-8").replace("bob", "abo"), encoding="utf-8")
     error, hint = refused(cli, "--resume", snapshots)
     assert error.startswith("error: the training data is not that of ")
     assert hint == "hint: give the same files as --input and --val-input, unchanged"
@@ -554,7 +554,7 @@ def test_pace_must_be_positive(cli: Any, names: Path, flag: str, value: object) 
 def test_run_that_cannot_be_is_refused_before_it_starts(
     cli: Any, names: Path, tmp_path: Path, flags: tuple[object, ...], message: str
 ) -> None:
-    names.write_text("anna\nbobby\notto\nhanna\nanne\nella\nelle\nabel\n")
+    names.write_text("anna\nbobby\notto\nhanna\nanne\nella\nelle\nabel\n", encoding="utf-8")
     error, *_ = refused(cli, "--input", names, "--output", tmp_path / "out", *flags)
     assert error.startswith(f"error: {message}")
     assert not (tmp_path / "out").exists()

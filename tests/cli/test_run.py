@@ -29,7 +29,7 @@ FOREVER = ("--steps", 10**7)
 
 
 def steps_in(path: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    return [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -186,7 +186,7 @@ def test_snapshot_that_cannot_be_written_does_not_end_training(
     def fail(*_: object, **__: object) -> None:
         raise microgpt.CheckpointError("cannot write a snapshot")
 
-    expected = microgpt.fit(names.read_text().split(), steps=20)
+    expected = microgpt.fit(names.read_text(encoding="utf-8").split(), steps=20)
     monkeypatch.setattr(microgpt, "write_snapshot", fail)
     flags = ("--steps", 20, "--snapshot-every", 10)
     result = cli("train", "--input", names, "--output", tmp_path / "out", *flags)

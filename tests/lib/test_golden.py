@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
     @classmethod
     def read(cls, input_path: Path, figures: Path) -> "Run":
-        return cls(input_path, json.loads(figures.read_text()))
+        return cls(input_path, json.loads(figures.read_text(encoding="utf-8")))
 
     def dataset(self) -> Dataset:
         return Dataset.from_documents(microgpt.read_documents(self.input))

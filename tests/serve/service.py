@@ -131,7 +131,7 @@ def running(
     command = command or [sys.executable, *options]
     given = {name.upper(): str(value) for name, value in settings.items()}
     environment = os.environ | {"MODEL_DIR": str(model_dir), "PORT": "0"} | given
-    with tempfile.TemporaryFile("w+") as stderr:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
         process = subprocess.Popen(command, env=environment, stderr=stderr)
         server = Server(process, stderr)
         try:

@@ -146,7 +146,7 @@ def test_a_closed_pipe_ends_it_quietly(argument: str) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is full")
 def test_a_full_disk_is_one_line() -> None:
     command = [sys.executable, "-m", "microgpt_serve", "--help"]
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
     assert done.returncode == 1
     assert done.stderr == b"error: cannot write to stdout: No space left on device\n"

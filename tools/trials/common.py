@@ -45,6 +45,6 @@ def program(name: str, *arguments: str) -> str:
     """Return what a program of the client prints."""
     command = [os.path.join(os.path.dirname(sys.executable), name), *arguments]  # noqa: PTH118, PTH120
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        command, capture_output=True, encoding="utf-8", check=False, stdin=subprocess.DEVNULL
     )
     return done.stdout.strip() or done.stderr.strip()

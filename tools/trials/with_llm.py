@@ -22,7 +22,7 @@ models = [
 ]
 home = Path("llm").resolve()
 home.mkdir()
-(home / "extra-openai-models.yaml").write_text(json.dumps(models))  # which is YAML, too
+(home / "extra-openai-models.yaml").write_bytes(json.dumps(models).encode())  # which is YAML, too
 os.environ["LLM_USER_PATH"] = str(home)
 
 

@@ -8,7 +8,7 @@ from common import BASE_URL, LOUD_REPLIES, QUESTIONS, REPLIES, SYSTEM, program, 
 
 roles = Path.home() / ".config/shell_gpt/roles"
 roles.mkdir(parents=True)
-(roles / "loud.json").write_text(json.dumps({"name": "loud", "role": SYSTEM}))
+(roles / "loud.json").write_bytes(json.dumps({"name": "loud", "role": SYSTEM}).encode())
 os.environ |= {"API_BASE_URL": BASE_URL, "OPENAI_API_KEY": "none", "DEFAULT_MODEL": "chat"}
 os.environ["CHAT_CACHE_PATH"] = str(Path("chats").resolve())
 

@@ -375,7 +375,7 @@ def piped(cli: "Cli", talkative: Path, monkeypatch: pytest.MonkeyPatch) -> Piped
 
     def call(text: str | bytes, *arguments: object, model_dir: Path = talkative) -> "Result":
         raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
         return cli("chat", "--model-dir", model_dir, *arguments)
 
     return call

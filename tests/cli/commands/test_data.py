@@ -128,7 +128,7 @@ def test_full_disk_leaves_no_part_of_a_file(program: Path, tmp_path: Path) -> No
 
 
 def test_full_disk_under_stdout_is_one_error(program: Path) -> None:
-    with Path("/dev/full").open("w") as full:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(
             [program, "data", "names"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
@@ -188,7 +188,9 @@ def test_stats_of_subwords_say_how_much_more_text_fits(cli: "Cli", names: Path) 
     flags = ("--tokenizer", "bpe", "--vocab-size", 262)
     lines = cli("data", "stats", names, *flags).lines
     figures = json.loads(cli("data", "stats", names, *flags, "--json").out)
-    dataset = microgpt.Dataset.from_documents(names.read_text().split()).with_subwords(262)
+    dataset = microgpt.Dataset.from_documents(
+        names.read_text(encoding="utf-8").split()
+    ).with_subwords(262)
     n_tokens = int(dataset.lengths.sum())
     assert (figures["tokens"], figures["vocab_size"], figures["characters"]) == (n_tokens, 262, 9)
     assert figures["characters_per_token"] == round(39 / n_tokens, 3)

@@ -302,7 +302,7 @@ def test_unique_and_novel_samples_are_drawn_until_there_are_enough(
     every = model.generate(3000, temperature=1.5)
     once = list(dict.fromkeys(every))
     assert cli(*flags, "--unique", "--plain").lines == once[:30]
-    known = names.read_text().split()
+    known = names.read_text(encoding="utf-8").split()
     assert {*known} & {*every[:30]}
     novel = [text for text in every if text not in known]
     assert cli(*flags, "--novel", names, "--plain").lines == novel[:30]

@@ -25,10 +25,10 @@ def test_score_agrees_with_the_logits(cli: Any, names: Path, model_dir: Path) ->
         "bits_per_byte",
         "perplexity",
     ]
-    n_bytes = len("".join(names.read_text().split()))
+    n_bytes = len("".join(names.read_text(encoding="utf-8").split()))
     bits = figures["bits_per_token"] * figures["n_tokens"]
     assert figures["bits_per_byte"] == pytest.approx(bits / n_bytes)
-    documents = names.read_text().split()
+    documents = names.read_text(encoding="utf-8").split()
     assert figures["n_tokens"] == sum(len(name) + 1 for name in documents)
     model = microgpt.load(model_dir)
     total = 0.0
@@ -50,7 +50,7 @@ def test_score_agrees_with_the_logits(cli: Any, names: Path, model_dir: Path) ->
 def test_each_document_is_scored_on_request(cli: Any, names: Path, model_dir: Path) -> None:
     flags = ("--model-dir", model_dir, "--input", names, "--per-document")
     figures = json.loads(cli("score", *flags, "--json").out)
-    lengths = [len(name) + 1 for name in names.read_text().split()]
+    lengths = [len(name) + 1 for name in names.read_text(encoding="utf-8").split()]
     weighted = sum(nats * n for nats, n in zip(figures["documents"], lengths, strict=True))
     assert weighted / sum(lengths) == pytest.approx(figures["nats_per_token"], rel=1e-6)
     lines = cli("score", *flags).lines
@@ -61,7 +61,7 @@ def test_each_document_is_scored_on_request(cli: Any, names: Path, model_dir: Pa
 
 
 def test_unknown_character_is_named(cli: Any, names: Path, model_dir: Path) -> None:
-    names.write_text("zoe\n")
+    names.write_text("zoe\n", encoding="utf-8")
     result = cli("score", "--model-dir", model_dir, "--input", names)
     assert result.status == 1
     assert "characters that the model does not know: 'z'" in result.err

@@ -166,7 +166,7 @@ def test_defaults_are_those_of_the_rust_system(
         "",
         "--- samples ---",
     ]
-    model = microgpt.fit(names.read_text().splitlines(), steps=1000, seed=42)
+    model = microgpt.fit(names.read_text(encoding="utf-8").splitlines(), steps=1000, seed=42)
     loaded = microgpt.load("output")
     np.testing.assert_array_equal(loaded.parameters.flat, model.parameters.flat)
 
@@ -305,7 +305,7 @@ def test_order_of_documents_follows_the_file_without_shuffle(
 ) -> None:
     job = ["train", "--output", tmp_path / "out", "--force", *SMALL, "--log-every", "1"]
     first = names.with_name("first.txt")
-    first.write_text("".join(names.read_text().splitlines(keepends=True)[:1]))
+    first.write_text("".join(names.read_text(encoding="utf-8").splitlines(keepends=True)[:1]))
     unshuffled = cli(*job, "--input", names, "--no-shuffle").out
     assert unshuffled != cli(*job, "--input", names).out
     assert unshuffled == cli(*job, "--input", names, "--no-shuffle").out
@@ -930,7 +930,7 @@ def test_samples_of_several_lines_are_indented(cli: "Cli", tmp_path: Path) -> No
 
 
 def test_fewer_subwords_than_asked_for_are_said(cli: Any, names: Path, tmp_path: Path) -> None:
-    names.write_text("ab\n")
+    names.write_text("ab\n", encoding="utf-8")
     flags = ("--tokenizer", "bpe", "--vocab-size", 600, "--steps", 2, "--output", tmp_path / "out")
     result = cli("train", "--input", names, *flags)
     assert result.status == 0
@@ -941,9 +941,11 @@ def test_fewer_subwords_than_asked_for_are_said(cli: Any, names: Path, tmp_path:
 
 
 def test_documents_are_too_long_in_subwords(cli: Any, names: Path, tmp_path: Path) -> None:
-    names.write_text("banana banana\nbanana ban zoe\nbanana\n" * 3)
+    names.write_text("banana banana\nbanana ban zoe\nbanana\n" * 3, encoding="utf-8")
     flags = ("--tokenizer", "bpe", "--vocab-size", 262, "--block-size", 4, "--steps", 2)
-    dataset = microgpt.Dataset.from_documents(names.read_text().splitlines()).with_subwords(262)
+    dataset = microgpt.Dataset.from_documents(
+        names.read_text(encoding="utf-8").splitlines()
+    ).with_subwords(262)
     n_long = int((dataset.lengths > 4).sum())
     result = cli("train", "--input", names, *flags, "--output", tmp_path / "out")
     assert 0 < n_long < 9
@@ -956,7 +958,7 @@ def test_documents_are_too_long_for_the_model_to_start_from(
 ) -> None:
     flags = ("train", "--input", names, "--steps", 2, "--quiet")
     assert cli(*flags, "--block-size", block_size, "--output", tmp_path / "base").status == 0
-    names.write_text("annabotha\nbothannabothannabot\nann\n" + "hannahanna\n" * 3)
+    names.write_text("annabotha\nbothannabothannabot\nann\n" + "hannahanna\n" * 3, encoding="utf-8")
     result = cli(*flags, "--init-from", tmp_path / "base", "--output", tmp_path / "out")
     assert result.status == 0, result.err
     found = f"{n_long} of 6 documents cut: longer than block_size={block_size}" in result.err

@@ -57,7 +57,7 @@ def test_slices_are_documents_of_the_same_kind(poem: Path) -> None:
 def test_every_iteration_reads_the_file_anew(poem: Path) -> None:
     documents = read_documents(poem)
     assert next(iter(documents)) == "Roses"
-    poem.write_text("other\n")
+    poem.write_text("other\n", encoding="utf-8")
     assert [*iter(documents)] == ["other"]
     assert documents.notes.n_lines == 1
 
@@ -104,7 +104,7 @@ def test_notes_count_blank_and_indented_lines(poem: Path) -> None:
 
 
 def write(path: Path, *lines: str) -> Path:
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 

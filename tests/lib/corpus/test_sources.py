@@ -79,7 +79,9 @@ def test_folders_a_thousand_deep_are_an_error(
         read_documents(tmp_path)
 
 
-@pytest.mark.parametrize("stream", [io.StringIO("a\nb"), io.TextIOWrapper(io.BytesIO(b"a"))])
+@pytest.mark.parametrize(
+    "stream", [io.StringIO("a\nb"), io.TextIOWrapper(io.BytesIO(b"a"), encoding="utf-8")]
+)
 def test_stream_of_text_is_refused(stream: Any) -> None:
     with pytest.raises(ConfigError, match="the stream is one of text, expected one that is open"):
         read_documents(stream)

@@ -68,7 +68,7 @@ def make_damaged(path: Path) -> None:
 
 
 def make_text(path: Path) -> None:
-    path.write_text("not a library")
+    path.write_text("not a library", encoding="utf-8")
     sign(path)
 
 

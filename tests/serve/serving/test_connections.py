@@ -334,7 +334,7 @@ def test_1000_random_disconnects_leave_gauges_at_zero(slow_dir: Path) -> None:
 
 
 def kib_in_use(server: Server) -> int:
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
     return int(status.partition("VmRSS:")[2].split()[0])
 
 

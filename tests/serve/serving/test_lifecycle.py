@@ -27,7 +27,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 def pids_of_workers(server: Server) -> list[int]:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
-    return [int(pid) for pid in children.read_text().split()]
+    return [int(pid) for pid in children.read_text(encoding="utf-8").split()]
 
 
 def seconds_to_end(server: Server) -> float:

@@ -140,7 +140,7 @@ def peak_gflop_per_second(threads: int | None) -> float:
     result = subprocess.run(  # noqa: S603 - our own program
         [sys.executable, "-c", PEAK_PROGRAM],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         env=os.environ | limits,
     )
