@@ -556,24 +556,24 @@ def test_line_of_50_megabytes_is_one_document(cli: "Cli", tmp_path: Path) -> Non
             b"anna\nb\xffb\n",
             (
                 "failed to read {path}: invalid UTF-8 on line 2 (byte offset 6): invalid start "
-                "byte; expected UTF-8 text\nhint: convert a text of another encoding, for instance "
-                "with iconv -f WINDOWS-1252 -t UTF-8 {path}"
+                "byte; expected UTF-8 text\nhint: save a text of another encoding as UTF-8 in an "
+                "editor, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path}"
             ),
         ),
         (
             b"\xef\xbb\xbfanna\nbo\xe2\x82",
             (
                 "failed to read {path}: invalid UTF-8 on line 2 (byte offset 10): unexpected end "
-                "of data; expected UTF-8 text\nhint: convert a text of another encoding, for "
-                "instance with iconv -f WINDOWS-1252 -t UTF-8 {path}"
+                "of data; expected UTF-8 text\nhint: save a text of another encoding as UTF-8 in "
+                "an editor, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path}"
             ),
         ),
         (
             b"anna\nbob\no\0o\n",
             (
                 "failed to read {path}: NUL byte on line 3 (byte offset 10); expected UTF-8 text\n"
-                "hint: convert a text of another encoding, for instance with iconv -f UTF-16LE -t "
-                "UTF-8 {path}"
+                "hint: save a text of another encoding as UTF-8 in an editor, or convert it: "
+                "iconv -f UTF-16LE -t UTF-8 {path}"
             ),
         ),
         ("directory", "no text file in {path}, expected one; skipped: none"),

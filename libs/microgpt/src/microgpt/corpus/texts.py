@@ -75,7 +75,7 @@ class _Decoder:
         return DataError(
             f"failed to read {name}: {what} on line {n_lines + 1} (byte offset {offset}){reason}; "
             "expected UTF-8 text",
-            hint=f"convert a text of another encoding, for instance with iconv -f "
+            hint="save a text of another encoding as UTF-8 in an editor, or convert it: iconv -f "
             f"{'UTF-16LE' if what == 'NUL byte' else 'WINDOWS-1252'} -t UTF-8 {name}",
         )
 
