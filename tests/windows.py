@@ -1,4 +1,4 @@
-"""An imitation of Windows for programs of ours: what Python lacks there is taken away.
+"""An imitation of Windows, elsewhere, for programs of ours: what it lacks is taken away.
 
 It shows that a program does without what POSIX has, not that it runs on Windows.
 """
@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import types
@@ -15,14 +16,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BREAK", "Console", "command", "fake_msvcrt", "imitate", "windll"]
+__all__ = [
+    "BREAK",
+    "NEW_GROUP",
+    "PRESS_BREAK",
+    "Console",
+    "command",
+    "fake_msvcrt",
+    "imitate",
+    "windll",
+]
 
+# `send_signal(PRESS_BREAK)` reaches a program of a new group as the signal BREAK.
 if sys.platform == "win32":
-    BREAK = signal.SIGBREAK
+    NEW_GROUP = subprocess.CREATE_NEW_PROCESS_GROUP
+    BREAK, PRESS_BREAK = signal.SIGBREAK, signal.CTRL_BREAK_EVENT
 else:
     import fcntl
 
-    BREAK = signal.SIGUSR1  # in the place of SIGBREAK
+    NEW_GROUP = 0
+    BREAK = PRESS_BREAK = signal.SIGUSR1  # in the place of SIGBREAK
 # Packages of others that look at the platform when they are imported.
 OTHERS = {
     "microgpt_cli": ("rich.console", "rich.progress", "typer", "typer.rich_utils"),
@@ -37,6 +50,8 @@ ABSENT = {
 
 def command(program: str, *arguments: object) -> list[str]:
     """Return the command line of `program`, such as "microgpt_cli", as on Windows."""
+    if sys.platform == "win32":
+        return [sys.executable, "-m", program, *map(str, arguments)]
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
         f"import windows; windows.imitate({program!r}); import {program}.main as main; "

@@ -1,13 +1,17 @@
 """The command line as its users meet it: arguments in; status, stdout and stderr out."""
 
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import microgpt
 import pytest
+import windows
 from microgpt_cli.main import run
 
 # Under nohup it is ignored, also by the programs that tests start.
@@ -51,7 +55,30 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture(scope="session")
 def program() -> Path:
     """The installed command, for what only a process of its own can show."""
-    return Path(sys.executable).with_name("microgpt-cli")
+    found = shutil.which("microgpt-cli", path=Path(sys.executable).parent)  # .exe on Windows
+    assert found
+    return Path(found)
+
+
+@contextmanager
+def training(*program_and_arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run `train` in a process of its own, and wait until it has taken its first step."""
+    command = list(map(str, program_and_arguments))
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        creationflags=windows.NEW_GROUP,
+    ) as process:
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                if line.startswith("step "):
+                    break
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture

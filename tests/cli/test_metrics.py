@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from cli.test_resume import training
+from cli.conftest import training
 
 if TYPE_CHECKING:
     from cli.conftest import Cli

@@ -16,6 +16,7 @@ import microgpt
 import numpy as np
 import pexpect
 import pytest
+from cli.conftest import training
 
 STEPS = 12_000
 FLAGS = [
@@ -50,23 +51,6 @@ def closing_samples(out: str) -> list[str]:
 
 
 # ---------------------------------------------------------------- interrupted by signals
-
-
-@contextmanager
-def training(*program_and_arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """Run `train` in a process of its own, and wait until it has taken its first step."""
-    command = list(map(str, program_and_arguments))
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if line.startswith("step "):
-                    break
-            yield process
-        finally:
-            process.kill()
 
 
 def stop_after(

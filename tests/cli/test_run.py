@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import microgpt
 import numpy as np
 import pytest
-from cli.test_resume import training
+from cli.conftest import training
 from faults import FAULTS, needs_strace, strike_each_call
 from measuring import unmeasured
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
-from cli.test_resume import training
+from cli.conftest import training
 
 if TYPE_CHECKING:
     from cli.conftest import Cli

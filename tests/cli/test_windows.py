@@ -1,4 +1,4 @@
-"""The command line without the signals and locks of POSIX: see `windows`."""
+"""The command line on Windows, or without the signals and locks of POSIX: see `windows`."""
 
 import ctypes
 import errno
@@ -14,8 +14,7 @@ from typing import Any
 import microgpt
 import pytest
 import windows
-from cli.conftest import Cli
-from cli.test_resume import training
+from cli.conftest import Cli, training
 from microgpt_cli import system
 from microgpt_cli.interruption import interruptible
 from microgpt_cli.main import run
@@ -30,7 +29,7 @@ def test_second_run_is_refused_and_the_first_interrupted_and_saved(
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert second.stderr.startswith("error: another process trains into ")
-        first.send_signal(windows.BREAK)
+        first.send_signal(windows.PRESS_BREAK)
         _, errors = first.communicate(timeout=60)
     assert first.returncode == 128 + windows.BREAK, errors
     assert microgpt.load(tmp_path / "out").config.vocab_size > 5

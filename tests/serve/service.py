@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 import httpx2
 import microgpt
 import numpy as np
+import windows
 from microgpt.parameters import Parameters
 from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from starlette.testclient import TestClient
@@ -67,12 +68,12 @@ class Server:
     """`microgpt-serve` in a process of its own, on a free port."""
 
     process: subprocess.Popen[bytes]
-    stderr: IO[str]
+    stderr: Path
 
     @property
     def log(self) -> str:
         """The output on stderr so far."""
-        return os.pread(self.stderr.fileno(), 1 << 24, 0).decode()
+        return self.stderr.read_text(encoding="utf-8")
 
     @property
     def port(self) -> int:
@@ -131,9 +132,13 @@ def running(
     command = command or [sys.executable, *options]
     given = {name.upper(): str(value) for name, value in settings.items()}
     environment = os.environ | {"MODEL_DIR": str(model_dir), "PORT": "0"} | given
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as stderr:
-        process = subprocess.Popen(command, env=environment, stderr=stderr)
-        server = Server(process, stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "stderr")
+        with path.open("wb") as stderr:
+            process = subprocess.Popen(
+                command, env=environment, stderr=stderr, creationflags=windows.NEW_GROUP
+            )
+        server = Server(process, path)
         try:
             yield server.wait_until_ready(int(given.get("WORKERS", 1)))
         except BaseException:

@@ -313,12 +313,12 @@ def test_page_is_a_file_that_is_not_replaced_unasked(
     path = tmp_path / "page.html"
     result = cli("explain", model_dir, "anna", "--output", path)
     assert (result.status, result.out, result.err) == (0, "", "")
-    assert path.read_text() == page_of(microgpt.load(model_dir).trace("anna"))
+    assert path.read_bytes().decode() == page_of(microgpt.load(model_dir).trace("anna"))
     result = cli("explain", model_dir, "bob", "--output", path)
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith(f"error: {path} exists")
     assert cli("explain", model_dir, "bob", "--output", path, "--force").status == 0
-    assert path.read_text() == page_of(microgpt.load(model_dir).trace("bob"))
+    assert path.read_bytes().decode() == page_of(microgpt.load(model_dir).trace("bob"))
 
 
 def data_of(page: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def test_field_of_json_lines_is_the_document(tmp_path: Path) -> None:
 )
 def test_line_without_the_field_is_named(tmp_path: Path, line: str, message: str) -> None:
     path = write(tmp_path / "rows.jsonl", '{"text": "a"}', line)
-    place = f"^invalid JSON on line 2 of {path}: .*{message}"
+    place = f"^invalid JSON on line 2 of {re.escape(str(path))}: .*{message}"
     with pytest.raises(DataError, match=f'{place}.*; expected an object with the string "text"$'):
         list(read_documents(path, field="text"))
 

@@ -259,7 +259,7 @@ def with_matching_digest(change: Callable[[Any], object]) -> Callable[[Path], ob
         import hashlib  # noqa: PLC0415 - here alone
 
         path, meta_path = directory / "tokenizer.json", directory / "meta.json"
-        content, meta = json.loads(path.read_text()), json.loads(meta_path.read_text())
+        content, meta = json.loads(path.read_bytes()), json.loads(meta_path.read_bytes())
         change(content)
         path.write_text(json.dumps(content))
         meta["tokenizer_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()

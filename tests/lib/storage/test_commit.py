@@ -87,7 +87,7 @@ def test_lock_that_a_killed_process_left_does_not_keep_others_out(tmp_path: Path
 def test_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
-        pytest.raises(CheckpointError, match=r"cannot write .*file/out: Not a directory"),
+        pytest.raises(CheckpointError, match=r"cannot write .*file(/out: Not a directory|: )"),
         lock_directory(tmp_path / "file/out"),
     ):
         pytest.fail("locked")
