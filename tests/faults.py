@@ -19,11 +19,14 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["FAULTS", "needs_strace", "strike_each_call"]
+__all__ = ["FAULTS", "needs_linux", "needs_strace", "strike_each_call"]
 
 STRUCK = 50  # the N: more calls of a kind than a save makes, with its messages
 FAULTS = ("signal=KILL", "error=ENOSPC", "error=EIO")
 
+needs_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="uses /proc, /dev/full or prlimit of Linux"
+)
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 SAVER = """

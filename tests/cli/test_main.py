@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from biased import biased
+from faults import needs_linux
 from microgpt_cli.main import COMMANDS
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def test_module_runs_as_the_command_does(cli: "Cli") -> None:
     assert run.stdout == cli("--version").out
 
 
+@needs_linux
 @pytest.mark.parametrize(
     "command", [["generate", "--num-samples", "1"], ["info"]], ids=["generate", "info"]
 )
@@ -237,6 +239,7 @@ def test_command_without_stderr_does_its_work(
     assert run_without("stderr", program, "info", "--model-dir", missing) == (1, "", "")
 
 
+@needs_linux
 def test_full_disk_under_stderr_does_not_matter(program: Path, chat_dir: Path) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cli.conftest import training
+from faults import needs_linux
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -92,6 +93,7 @@ def test_exported_model_does_not_take_over_the_metrics_of_another(
     ]
 
 
+@needs_linux
 def test_disk_that_is_full_for_a_moment_costs_no_line(
     program: Path, names: Path, tmp_path: Path
 ) -> None:
@@ -126,6 +128,7 @@ def test_disk_that_is_full_for_a_moment_costs_no_line(
     assert steps == list(range(1000, steps[-1] + 1, 1000))
 
 
+@needs_linux
 def test_metrics_that_are_never_written_are_an_error_in_the_end(
     program: Path, names: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import microgpt
 import numpy as np
 import pytest
 from cli.conftest import training
-from faults import FAULTS, needs_strace, strike_each_call
+from faults import FAULTS, needs_linux, needs_strace, strike_each_call
 from measuring import unmeasured
 
 if TYPE_CHECKING:
@@ -241,7 +241,8 @@ def test_reader_that_leaves_does_not_end_training(
 
 
 @pytest.mark.parametrize(
-    ("redirection", "number"), [(">/dev/full", errno.ENOSPC), (">&-", errno.EBADF)]
+    ("redirection", "number"),
+    [pytest.param(">/dev/full", errno.ENOSPC, marks=needs_linux), (">&-", errno.EBADF)],
 )
 def test_stdout_that_fails_is_an_error_before_training(
     program: Path, names: Path, tmp_path: Path, redirection: str, number: int

@@ -1,5 +1,6 @@
 """The command `microgpt-serve`."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from microgpt_serve.serving.system import RELOADS
 from serve.service import running
 
 ANYWHERE = "0.0.0.0"  # noqa: S104 - what the warning is about
+
+NO_SUCH_HOST = os.strerror(errno.EADDRNOTAVAIL)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +48,7 @@ def test_help_and_version() -> None:
         (["serve"], {}, 2, "unexpected argument 'serve'; see microgpt-serve --help"),
         ([], {"PORT": "x"}, 2, "PORT is 'x', expected an integer"),
         ([], {"PORT": "99999"}, 2, "PORT is '99999', expected at most 65535"),
-        ([], {"HOST": "203.0.113.7"}, 1, "cannot listen on 203.0.113.7:8080: Cannot assign"),
+        ([], {"HOST": "203.0.113.7"}, 1, f"cannot listen on 203.0.113.7:8080: {NO_SUCH_HOST}"),
         ([], {"HOST": "[2001:db8::7]"}, 1, "cannot listen on [2001:db8::7]:8080: "),
         ([], {"HOST": "a" * 70}, 1, f"cannot listen on {'a' * 70}:8080: "),
         ([], {"HOST": "no such host"}, 1, "cannot listen on no such host:8080: "),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import microgpt
 import pytest
+from faults import needs_linux
 from measuring import unmeasured
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def test_full_disk_leaves_no_part_of_a_file(program: Path, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@needs_linux
 def test_full_disk_under_stdout_is_one_error(program: Path) -> None:
     with Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(

@@ -15,6 +15,7 @@ import microgpt
 import numpy as np
 import pexpect
 import pytest
+from faults import needs_linux
 from measuring import unmeasured
 from microgpt_cli.commands.train import command
 
@@ -655,7 +656,9 @@ def test_value_that_there_is_not_is_wrong_usage(
     [
         ("names.txt", "cannot write {place}: {place} is not a directory"),
         ("names.txt/below", "cannot write {place}: {parent} is not a directory"),
-        ("/proc/model", "cannot write /proc/model: No such file or directory"),
+        pytest.param(
+            "/proc/model", "cannot write /proc/model: No such file or directory", marks=needs_linux
+        ),
     ],
 )
 def test_output_that_cannot_be_made_is_one_error(

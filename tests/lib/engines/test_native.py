@@ -15,6 +15,7 @@ import microgpt
 import numpy as np
 import pytest
 from engine_cases import RAGGED, Case, assert_same_loss_and_grads, sizes
+from faults import needs_linux
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from microgpt import EngineError, SamplingConfig, SamplingError, ShapeError, StopSignal
@@ -285,6 +286,7 @@ for _ in range(3):
 """
 
 
+@needs_linux
 def test_training_a_large_model_fits_into_150_megabytes_and_does_not_grow() -> None:
     command = [sys.executable, "-c", MEMORY_PROGRAM]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -281,7 +281,7 @@ def with_characters_too(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda d: (d / "tokenizer.json").unlink(), "cannot read .*tokenizer.json: No such file"),
+        (lambda d: (d / "tokenizer.json").unlink(), "cannot read .*tokenizer.json: "),
         (damaged_file(b""), "tokenizer.json is not what meta.json describes: its SHA-256 digest"),
         (of_another_model, "tokenizer.json is not what meta.json describes"),
         (damaged_file(b" " * 2_000_000), "its size in bytes is 2000000, expected 0 to"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from faults import needs_linux
 from microgpt_serve.serving.limits import Limits
 from serve.service import Server, running
 
@@ -194,6 +195,7 @@ def test_request_whose_end_is_ambiguous_is_the_last_of_its_connection(
 # ---------------------------------------------------------------- too many, too long
 
 
+@needs_linux
 def test_without_file_descriptors_it_logs_little_and_recovers(names_dir: Path) -> None:
     with running(names_dir, Limits(header_seconds=2.0)) as server:
         n_open = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
@@ -378,6 +380,7 @@ def mixed_requests() -> list[bytes]:
     ]
 
 
+@needs_linux
 @pytest.mark.long
 def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
     with running(chat_dir, prefix_mb=1) as server:
@@ -389,6 +392,7 @@ def test_100000_requests_leave_no_memory_behind(chat_dir: Path) -> None:
     assert grown <= 2 * 1024
 
 
+@needs_linux
 @pytest.mark.long
 def test_two_minutes_of_load_and_disconnects_leave_nothing_behind(chat_dir: Path) -> None:
     async def load(seconds: float) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx2
 import microgpt
 import pytest
+from faults import needs_linux
 from microgpt_serve.serving.limits import Limits
 from serve.service import Server, running
 
@@ -385,6 +386,7 @@ def test_no_signal_comes_too_early_or_too_late(names_dir: Path, workers: str) ->
 # ---------------------------------------------------------------- workers
 
 
+@needs_linux
 def test_a_worker_that_dies_is_replaced(names_dir: Path) -> None:
     with running(names_dir, Limits(short_life_seconds=0.0), workers=2) as server:
         first = set(pids_of_workers(server))
@@ -401,6 +403,7 @@ def test_a_worker_that_dies_is_replaced(names_dir: Path) -> None:
         assert server.metric("microgpt_in_flight") == 0
 
 
+@needs_linux
 def test_a_worker_that_cannot_be_replaced_leaves_the_others_serving(
     names_dir: Path, tmp_path: Path
 ) -> None:
@@ -417,6 +420,7 @@ def test_a_worker_that_cannot_be_replaced_leaves_the_others_serving(
         assert len(pids_of_workers(server)) == 2
 
 
+@needs_linux
 def test_a_worker_that_does_not_stop_is_killed(names_dir: Path) -> None:
     with running(names_dir, Limits(kill_seconds=0.2), workers=2, grace_period=0.1) as server:
         victim = pids_of_workers(server)[0]
@@ -427,6 +431,7 @@ def test_a_worker_that_does_not_stop_is_killed(names_dir: Path) -> None:
             os.kill(victim, 0)
 
 
+@needs_linux
 def test_workers_end_if_their_supervisor_is_killed(names_dir: Path) -> None:
     with running(names_dir, workers=2) as server:
         workers = pids_of_workers(server)
