@@ -41,6 +41,7 @@ def test_what_windows_lacks_is_refused_in_one_line() -> None:
 def test_help_names_no_signal_that_windows_lacks() -> None:
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     assert "Ctrl-Break stops" in done.stdout
+    assert "$env:MODEL_DIR = 'out' in PowerShell" in done.stdout
     assert "SIGHUP" not in done.stdout
 
 

@@ -29,7 +29,8 @@ Serve a microgpt model over HTTP. Settings are environment variables:
 STOP_AND_RELOAD = (
     "SIGTERM stops the service once requests in flight are answered; SIGHUP reloads all models."
     if HAS_WORKERS
-    else "Ctrl-C or Ctrl-Break stops the service once requests in flight are answered; on Windows\n"
+    else "A variable is set by $env:MODEL_DIR = 'out' in PowerShell, by set MODEL_DIR=out in cmd.\n"
+    "Ctrl-C or Ctrl-Break stops the service once requests in flight are answered; on Windows\n"
     "a changed model needs a restart."
 )
 
