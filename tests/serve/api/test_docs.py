@@ -55,8 +55,14 @@ def test_the_documentation_shows_every_operation_and_field(names: TestClient) ->
         for method, operation in operations.items():
             assert f"<code>{method.upper()} {path}</code>" in text
             assert operation["summary"] in text
-    for field in document["components"]["schemas"]["GenerateRequest"]["properties"]:
-        assert f"<code>{field}</code>" in text
+    schemas = document["components"]["schemas"]
+    requests = {name for name in schemas if name.endswith("Request")} - {"SamplingRequest"}
+    for name in (*requests, "Turn", "OpenAITurn", "TextPart", "StreamOptions"):
+        for field, schema in schemas[name]["properties"].items():
+            assert schema.get("description"), (name, field)
+            if name in requests:
+                assert f"<code>{field}</code>" in text
+                assert f"<td>{html.escape(schema['description'])}" in text
 
 
 @pytest.mark.parametrize("key", ["", "sesame"])

@@ -49,6 +49,7 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
         if isinstance(kind, type(msgspec.Struct)) and not name.startswith("_")
     ]
     _, components = msgspec.json.schema_components(kinds, ref_template=REF)
+    _describe_fields(components)
     document: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -65,6 +66,15 @@ def make_document(endpoints: Sequence[Endpoint], *, has_key: bool) -> dict[str, 
         document["components"]["securitySchemes"] = {"bearer": bearer}
         document["security"] = [{"bearer": []}]
     return document
+
+
+def _describe_fields(components: dict[str, Any]) -> None:
+    """Give each field the description that one of its types has, such as that beside null."""
+    for component in components.values():
+        for field in component.get("properties", {}).values():
+            for kind in field.get("anyOf", ()):
+                if description := kind.pop("description", None):
+                    field.setdefault("description", description)
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
@@ -204,7 +214,8 @@ def _content_html(content: dict[str, Any], known: dict[str, Any]) -> str:
         f"<td>{html.escape(_type_of(schema))}<td>{html.escape(schema.get('description', ''))}"
         for field, schema in known[name]["properties"].items()
     )
-    return f"<details><summary>{name}</summary><table>{rows}</table></details>"
+    description = html.escape(known[name].get("description", ""))
+    return f"<details><summary>{name}</summary><p>{description}</p><table>{rows}</table></details>"
 
 
 def _type_of(schema: dict[str, Any]) -> str:

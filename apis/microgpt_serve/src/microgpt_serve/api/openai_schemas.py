@@ -6,10 +6,10 @@ import msgspec
 from msgspec import Meta
 
 from microgpt_serve.api.schemas import (
-    AT_LEAST_ONE,
     MAX_SAMPLES,
     MAX_SEED,
     MAX_TOKENS,
+    MESSAGES,
     MaxTokens,
     ModelName,
     Role,
@@ -51,8 +51,8 @@ __all__ = [
 class TextPart(msgspec.Struct):
     """A part of a message; only text is supported."""
 
-    type: Literal["text"]
-    text: str
+    type: Annotated[Literal["text"], Meta(description="kind of the part")]
+    text: Annotated[str, Meta(description="text of the part; parts are joined")]
 
 
 class OpenAITurn(msgspec.Struct):
@@ -60,14 +60,17 @@ class OpenAITurn(msgspec.Struct):
 
     role: Role
     content: Annotated[
-        str | list[TextPart] | None, Meta(description="may be null for the assistant: no text")
+        str | list[TextPart] | None,
+        Meta(description="text of the message; null, for the assistant, is an empty one"),
     ] = None
 
 
 class StreamOptions(msgspec.Struct):
     """Options of a stream."""
 
-    include_usage: bool | None = None
+    include_usage: (
+        Annotated[bool, Meta(description="end with an event that has the numbers of tokens")] | None
+    ) = None
 
 
 class SamplingRequest(msgspec.Struct, kw_only=True):
@@ -78,20 +81,40 @@ class SamplingRequest(msgspec.Struct, kw_only=True):
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)] | None = None
+    n: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=MAX_SAMPLES,
+                description="number of texts for each prompt; text i has seed + i",
+            ),
+        ]
+        | None
+    ) = None
     seed: Seed | None = None
     stop: StopText | StopTexts | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream: Annotated[bool, Meta(description="send events while the text grows")] | None = None
+    stream_options: Annotated[
+        StreamOptions | None, Meta(description="of a stream: include_usage")
+    ] = None
 
 
 class ChatCompletionRequest(SamplingRequest, kw_only=True):
     """A request for the assistant's next turn."""
 
-    messages: Annotated[list[OpenAITurn], AT_LEAST_ONE]
+    messages: Annotated[list[OpenAITurn], MESSAGES]
     max_completion_tokens: MaxTokens | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: Annotated[bool, Meta(description="list the log-probability of each token")] | None = (
+        None
+    )
+    top_logprobs: (
+        Annotated[
+            int,
+            Meta(ge=0, le=20, description="number of most likely tokens to list for each token"),
+        ]
+        | None
+    ) = None
 
 
 class CompletionRequest(SamplingRequest, kw_only=True):
@@ -111,7 +134,8 @@ class CompletionRequest(SamplingRequest, kw_only=True):
     echo: Annotated[bool, Meta(description="begin each text with its prompt")] | None = None
     logprobs: (
         Annotated[
-            int, Meta(ge=0, le=20, description="number of most likely tokens to name per token")
+            int,
+            Meta(ge=0, le=20, description="number of most likely tokens to list for each token"),
         ]
         | bool
         | None

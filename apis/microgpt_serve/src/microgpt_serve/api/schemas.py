@@ -10,10 +10,10 @@ from microgpt import SamplingConfig
 from msgspec import Meta
 
 __all__ = [
-    "AT_LEAST_ONE",
     "MAX_SAMPLES",
     "MAX_SEED",
     "MAX_TOKENS",
+    "MESSAGES",
     "ChatReplyBody",
     "ChatRequest",
     "DetokenizeRequest",
@@ -83,9 +83,17 @@ StopTexts = Annotated[
 ]
 # The library checks roles and empty lists; its messages name what was received.
 Role = Annotated[
-    str, Meta(extra_json_schema={"enum": ["user", "assistant", "system", "developer"]})
+    str,
+    Meta(
+        description="who speaks; developer is another name of system",
+        extra_json_schema={"enum": ["user", "assistant", "system", "developer"]},
+    ),
 ]
-AT_LEAST_ONE = Meta(extra_json_schema={"minItems": 1})
+MESSAGES = Meta(
+    description="a conversation: messages with role and content, at least one",
+    extra_json_schema={"minItems": 1},
+)
+Source = Annotated[str, Meta(description="text to read, in place of messages")]
 ATTENTION = {  # sent as the library encodes it: it may be a million numbers
     "type": ["array", "null"],
     "items": {
@@ -137,13 +145,13 @@ class Turn(msgspec.Struct):
     """One turn of a conversation."""
 
     role: Role
-    content: str
+    content: Annotated[str, Meta(description="text of the message")]
 
 
 class ChatRequest(_SamplingOptions, kw_only=True):
     """A request for the assistant's next turn."""
 
-    messages: Annotated[list[Turn], AT_LEAST_ONE]
+    messages: Annotated[list[Turn], MESSAGES]
 
 
 class ChatReplyBody(msgspec.Struct, omit_defaults=True):
@@ -164,8 +172,8 @@ class ChatReplyBody(msgspec.Struct, omit_defaults=True):
 class NextRequest(msgspec.Struct):
     """A request for the next token's distribution, after a prompt or, for chat models, messages."""
 
-    prompt: str = ""
-    messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
+    prompt: Source = ""
+    messages: Annotated[list[Turn], MESSAGES] | None = None
     model: ModelName | None = None
 
 
@@ -189,8 +197,8 @@ class NextResponse(msgspec.Struct, omit_defaults=True):
 class TraceRequest(msgspec.Struct):
     """A request to look inside while the model reads a prompt or, for chat models, messages."""
 
-    prompt: str = ""
-    messages: Annotated[list[Turn], AT_LEAST_ONE] | None = None
+    prompt: Source = ""
+    messages: Annotated[list[Turn], MESSAGES] | None = None
     top: Annotated[int, Meta(ge=1, le=100, description="number of likeliest next tokens")] = 10
     attention: Annotated[bool, Meta(description="whether to return attention, most of a trace")] = (
         True
@@ -258,9 +266,11 @@ class ErrorBody(msgspec.Struct):
 
 
 class TokenizeRequest(msgspec.Struct):
-    """A text to encode; the name of a special token, such as "<|bos|>", is this token."""
+    """A text to encode."""
 
-    prompt: str
+    prompt: Annotated[
+        str, Meta(description='the text; the name of a special token, as "<|bos|>", is this token')
+    ]
     add_special_tokens: Annotated[bool, Meta(description="put BOS in front")] = True
     model: ModelName | None = None
 
@@ -277,7 +287,7 @@ class TokenizeResponse(msgspec.Struct, omit_defaults=True):
 class DetokenizeRequest(msgspec.Struct):
     """Token ids to decode."""
 
-    tokens: list[int]
+    tokens: Annotated[list[int], Meta(description="the token ids")]
     model: ModelName | None = None
 
 
