@@ -387,14 +387,20 @@ def test_no_signal_comes_too_early_or_too_late(names_dir: Path, workers: str) ->
 
 
 @needs_linux
-def test_a_worker_that_dies_is_replaced(names_dir: Path) -> None:
-    with running(names_dir, Limits(short_life_seconds=0.0), workers=2) as server:
+def test_a_worker_that_dies_is_replaced_by_one_with_the_same_default(
+    names_dir: Path, tmp_path: Path
+) -> None:
+    copy_model(names_dir, tmp_path / "names")
+    with running(tmp_path, Limits(short_life_seconds=0.0), workers=2) as server:
+        copy_model(names_dir, tmp_path / "anew")
         first = set(pids_of_workers(server))
         assert len(first) == 2
         victim = first.pop()
         subprocess.run(["/bin/kill", "-KILL", str(victim)], check=True)
         server.wait_for_log("worker died, starting another status=-9")
-        server.wait_until_ready(3)
+        server.wait_until_ready(4)
+        loaded = re.findall(r" ready .*model=(\w+)", server.log)
+        assert loaded == ["names", "names", *["names", "anew"]]  # the default first
         now = set(pids_of_workers(server))
         assert len(now) == 2
         assert first < now

@@ -23,7 +23,7 @@ from microgpt_serve.serving.limits import DEFAULT_LIMITS, Limits
 from microgpt_serve.serving.middleware import Admission, Entrance, Guard, Observer
 from microgpt_serve.serving.models import ModelStore
 from microgpt_serve.serving.pool import Pool
-from microgpt_serve.serving.settings import Settings
+from microgpt_serve.serving.settings import DEFAULT_MODEL, Settings
 
 __all__ = ["create_app"]
 
@@ -63,6 +63,7 @@ def create_app(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Starlette
         make_batcher,
         max(1, n_cores // settings.workers),
         settings.models_mb << 20,
+        os.environ.get(DEFAULT_MODEL, ""),
     )
     app.state.bodies = BodyReader(limits.body_seconds)
     app.state.pool = Pool(min(settings.threads or n_cores, n_cores), queue, timeout)

@@ -13,7 +13,7 @@ from microgpt_serve.serving.batcher import Batcher
 from microgpt_serve.serving.errors import ApiError, UnavailableError, explained
 from microgpt_serve.serving.log import log
 
-__all__ = ["ModelStore", "ServedModel"]
+__all__ = ["ModelStore", "ServedModel", "model_directories"]
 
 MEBIBYTE = 1 << 20
 
@@ -43,6 +43,7 @@ class ModelStore:
         make_batcher: returns the batcher for a model's name.
         threads: cores to use; None for all.
         max_bytes: most memory for the weights of all models; 0 for no limit.
+        default: name of the default model; if there is none, the first is it.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class ModelStore:
         make_batcher: Callable[[str], Batcher],
         threads: int | None = None,
         max_bytes: int = 0,
+        default: str = "",
     ) -> None:
         self._model_dir, self._make_batcher = model_dir, make_batcher
         self._threads, self._max_bytes = threads, max_bytes
+        self._default = default
         self._served: dict[str, ServedModel] = {}  # by name, the default model first
 
     def __iter__(self) -> Iterator[ServedModel]:
@@ -98,8 +101,9 @@ class ModelStore:
                 more memory than allowed; nothing is served then.
         """
         loaded: dict[str, ServedModel] = {}
-        for name, directory in self._directories().items():
-            model = self._read(directory, loaded)
+        directories = model_directories(self._model_dir)
+        for name in sorted(directories, key=lambda name: name != self._default):
+            model = self._read(directories[name], loaded)
             loaded[name] = ServedModel(name, model, self._make_batcher(name))
         self._served = loaded
 
@@ -109,7 +113,7 @@ class ModelStore:
         Requests in flight keep the model that they began with.
         """
         try:
-            directories = self._directories()
+            directories = model_directories(self._model_dir)
         except CheckpointError as error:
             log(logging.ERROR, "cannot reload the models, keeping the old ones", error=str(error))
             return
@@ -132,26 +136,6 @@ class ModelStore:
         """Abort all requests, and accept no more."""
         for served in self:
             served.batcher.abort_all()
-
-    def _directories(self) -> dict[str, Path]:
-        """Return the model directories by the names of their models, at least one.
-
-        Raises:
-            CheckpointError: there is none, one cannot be looked into, or two have the same name.
-        """
-        is_one = os.path.exists(self._model_dir)  # noqa: PTH110 - false for a name that is too long
-        names = [self._model_dir] if is_one else self._model_dir.split(",")
-        paths = [Path(name.strip()) for name in names if name.strip()]
-        directories: dict[str, Path] = {}
-        for directory in (directory for path in paths for directory in _models_in(path)):
-            if (name := model_id(directory)) in directories:
-                raise CheckpointError(
-                    f"two models are named {name!r}; rename the directory {directory}"
-                )
-            directories[name] = directory
-        if not directories:
-            raise CheckpointError(f"MODEL_DIR is {self._model_dir!r}, expected a model directory")
-        return directories
 
     def _read(self, directory: Path, others: dict[str, ServedModel]) -> LanguageModel:
         """Return the model of a directory.
@@ -176,6 +160,27 @@ class ModelStore:
                 f"{self._max_bytes // MEBIBYTE}; raise MODELS_MB or serve fewer models"
             )
         return model
+
+
+def model_directories(model_dir: str) -> dict[str, Path]:
+    """Return the directories of MODEL_DIR by the names of their models, at least one.
+
+    Raises:
+        CheckpointError: there is none, one cannot be looked into, or two have the same name.
+    """
+    is_one = os.path.exists(model_dir)  # noqa: PTH110 - false for a name that is too long
+    names = [model_dir] if is_one else model_dir.split(",")
+    paths = [Path(name.strip()) for name in names if name.strip()]
+    directories: dict[str, Path] = {}
+    for directory in (directory for path in paths for directory in _models_in(path)):
+        if (name := model_id(directory)) in directories:
+            raise CheckpointError(
+                f"two models are named {name!r}; rename the directory {directory}"
+            )
+        directories[name] = directory
+    if not directories:
+        raise CheckpointError(f"MODEL_DIR is {model_dir!r}, expected a model directory")
+    return directories
 
 
 def model_id(directory: Path) -> str:

@@ -12,11 +12,12 @@ from msgspec import Meta
 from microgpt_serve.serving.system import HAS_WORKERS
 from microgpt_serve.serving.validation import expectation, shown
 
-__all__ = ["LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
+__all__ = ["DEFAULT_MODEL", "LISTEN_FD", "READY_FD", "Settings", "SettingsError", "describe"]
 
-# Environment variables from the supervisor to its workers, each a file descriptor.
-LISTEN_FD = "MICROGPT_SERVE_FD"  # the listening socket
-READY_FD = "MICROGPT_SERVE_READY_FD"  # the pipe for a byte once the model is loaded
+# Environment variables from the supervisor to its workers.
+LISTEN_FD = "MICROGPT_SERVE_FD"  # file descriptor of the listening socket
+READY_FD = "MICROGPT_SERVE_READY_FD"  # and of the pipe for a byte once the model is loaded
+DEFAULT_MODEL = "MICROGPT_SERVE_DEFAULT"  # name of the model that was the first at the start
 
 SWITCH = ("0", "1", "false", "true")
 PATH_PREFIX = re.compile(r"(/[\w~-][\w.~-]*)*", re.ASCII)

@@ -11,11 +11,13 @@ import tempfile
 import time
 from types import FrameType
 
+from microgpt import CheckpointError
 from prometheus_client import multiprocess
 
 from microgpt_serve.serving.limits import Limits
 from microgpt_serve.serving.log import configure_logging, log
-from microgpt_serve.serving.settings import LISTEN_FD, READY_FD, Settings
+from microgpt_serve.serving.models import model_directories
+from microgpt_serve.serving.settings import DEFAULT_MODEL, LISTEN_FD, READY_FD, Settings
 from microgpt_serve.serving.system import RELOADS, STOPS, unblock_reloads
 from microgpt_serve.serving.worker import CANNOT_LOAD
 
@@ -39,6 +41,7 @@ class _Supervisor:
         self._environment = dict(os.environ) | {
             LISTEN_FD: str(listening.fileno()),
             READY_FD: str(self._worker_end),
+            DEFAULT_MODEL: _default_model(settings.model_dir),
             "PROMETHEUS_MULTIPROC_DIR": metrics_dir,
         }
         self._started_at: dict[subprocess.Popen[bytes], float] = {}  # by worker
@@ -127,6 +130,14 @@ class _Supervisor:
         for number in STOPS + RELOADS:
             signal.signal(number, signal.SIG_IGN)  # the service has stopped already
         return self._status
+
+
+def _default_model(model_dir: str) -> str:
+    """Return the name of the default model; a worker may start when the directory has others."""
+    try:
+        return next(iter(model_directories(model_dir)))
+    except CheckpointError:
+        return ""  # which the workers report
 
 
 def supervise(settings: Settings, listening: socket.socket, limits: Limits) -> int:
