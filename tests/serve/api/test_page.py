@@ -513,7 +513,7 @@ def test_light_or_dark_on_a_phone_all_is_readable(
 
 
 def test_the_page_asks_for_an_api_key(names_dir: Path, open_page: OpenPage) -> None:
-    with running(names_dir, api_key="sesame") as server:
+    with running(names_dir, api_key="sesame", path_prefix="/gpt") as server:
         page = open_page(server, expected="status of 401")
         expect(page.locator("#key")).to_be_focused()
         page.keyboard.type("simsim")
@@ -523,6 +523,11 @@ def test_the_page_asks_for_an_api_key(names_dir: Path, open_page: OpenPage) -> N
         page.keyboard.press("Enter")
         page.click("#generate button")
         expect(page.locator("#texts li")).to_have_count(40)
+        sent: list[str] = []
+        page.on("request", lambda request: sent.append(request.url.removeprefix(server.url)))
         page.reload()
         expect(page.locator("#bars tr")).to_have_count(16)
+        # A proxy that strips the prefix sends "/" for "/gpt" too: all links begin at the prefix.
+        assert len(sent) > 4
+        assert {url for url in sent if not url.startswith("/gpt/")} == {"/"}
         assert "sesame" not in server.log

@@ -279,7 +279,7 @@ def test_everything_works_below_the_prefix_and_without_it(
     key = {"Authorization": "Bearer k"}
     for prefix in ("", "/gpt"):
         assert client.get(f"{prefix}/livez").text == "ok"
-        assert "<html" in client.get(f"{prefix}/").text
+        assert '<base href="/gpt/">' in client.get(f"{prefix}/").text
         assert client.get(f"{prefix}/static/page.js").status_code == 200
         assert client.get(f"{prefix}/openapi.json", headers=key).status_code == 200
         assert client.post(f"{prefix}{GENERATE}", json={}, headers=key).status_code == 200

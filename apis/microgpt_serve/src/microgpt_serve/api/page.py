@@ -11,7 +11,7 @@ __all__ = ["SECURITY_HEADERS", "page", "static"]
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
+    "connect-src 'self'; img-src 'self'; base-uri 'self'; form-action 'none'; "
     "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
@@ -29,9 +29,16 @@ def _content(name: str) -> bytes:
     return (files("microgpt_serve.api") / "static" / name).read_bytes()
 
 
-async def page(_: Request) -> Response:
-    """Return the page."""
-    return Response(_content("page.html"), headers=SECURITY_HEADERS, media_type="text/html")
+async def page(request: Request) -> Response:
+    """Return the page; its relative links begin at the prefix, with or without a slash at its end.
+
+    A proxy that strips the prefix sends the same path for both.
+    """
+    content = _content("page.html")
+    if prefix := request.app.state.settings.path_prefix:
+        base = f'<head>\n<base href="{prefix}/">'
+        content = content.replace(b"<head>", base.encode(), 1)
+    return Response(content, headers=SECURITY_HEADERS, media_type="text/html")
 
 
 async def static(request: Request) -> Response:
