@@ -45,9 +45,12 @@ def test_faq_holds_forty_questions_in_five_phrasings() -> None:
     assert answers == answers[:40] * 5
 
 
+def text_of(name: str) -> str:
+    return gzip.decompress((files("microgpt_cli") / "sample_data" / name).read_bytes()).decode()
+
+
 def read(name: str) -> list[Any]:
-    content = (files("microgpt_cli") / "sample_data" / name).read_bytes()
-    return [json.loads(line) for line in gzip.decompress(content).decode().splitlines()]
+    return [json.loads(line) for line in text_of(name).splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +89,8 @@ def test_sample_data_is_made_by_its_generator(generator: dict[str, Any]) -> None
     seed = generator["SEED"]
     talks = generator["json_lines"](generator["conversations"](random.Random(seed)))
     asked = generator["json_lines"](generator["questions"](random.Random(seed + 1), talks))
-    assert list(map(json.loads, talks.splitlines())) == read("chat.jsonl.gz")
-    assert list(map(json.loads, asked.splitlines())) == read("questions.jsonl.gz")
+    assert talks.splitlines() == text_of("chat.jsonl.gz").splitlines()
+    assert asked.splitlines() == text_of("questions.jsonl.gz").splitlines()
 
 
 def test_every_answer_to_a_fixed_phrasing_is_right(

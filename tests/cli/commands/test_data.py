@@ -148,7 +148,7 @@ def test_sample_data_can_be_trained_on(
     path = tmp_path / "sample"
     cli("data", name, "--output", path)
     job = ["train", "--input", path, "--output", tmp_path / "out", "--steps", 3, *flags]
-    assert cli(*job, "--block-size", 256).status == 0
+    assert cli(*job, "--block-size", 256, "--n-embd", 16).status == 0
     assert microgpt.load(tmp_path / "out").tokenizer.is_chat == bool(flags)
 
 

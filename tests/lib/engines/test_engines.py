@@ -392,14 +392,14 @@ def through_pickle(engine: Engine) -> Engine:
 def test_copy_trains_on_like_the_original_and_apart_from_it(
     name: str, duplicate: Callable[[Engine], Engine]
 ) -> None:
-    batches, rates = [RAGGED.batch(step) for step in range(4)], [0.1] * 4
+    batches, rates = [RAGGED.batch(step) for step in range(2)], [0.1] * 2
     engine = RAGGED.engine(name)
     engine.train_steps(batches, rates)
     twin = duplicate(engine)
     expected = engine.train_steps(batches, rates)
     assert twin.train_steps(batches, rates) == expected
     np.testing.assert_array_equal(twin.parameters.flat, engine.parameters.flat)
-    assert twin.n_updates == engine.n_updates == 8
+    assert twin.n_updates == engine.n_updates == 4
     assert not np.shares_memory(twin.parameters.flat, engine.parameters.flat)
 
 

@@ -83,7 +83,7 @@ def test_slow_headers_and_bodies_are_dropped_while_others_are_served(names_dir: 
             for sent in slow_clients.values()
             for _ in range(5)
         ]
-        async with httpx2.AsyncClient(base_url=server.url) as client:
+        async with httpx2.AsyncClient(base_url=server.url, verify=False) as client:
             for _ in range(20):
                 start = time.monotonic()
                 assert (await client.post(GENERATE, json={})).status_code == 200
@@ -113,13 +113,18 @@ def test_bodies_above_1_mib_are_too_large_however_they_come(quick: Server) -> No
         yield b"}"
 
     body = b"{" + b" " * (MIB - 2) + b"}"
-    assert httpx2.post(url, content=body, headers=headers).status_code == 200
+    assert httpx2.post(url, content=body, headers=headers, verify=False).status_code == 200
     for path in (GENERATE, CHAT):
-        too_large = httpx2.post(quick.url + path, content=body + b" ", headers=headers)
+        too_large = httpx2.post(
+            quick.url + path, content=body + b" ", headers=headers, verify=False
+        )
         assert too_large.status_code == 413
     assert "more than 1048576 bytes" in str(too_large.json()["error"]["message"])
-    assert httpx2.post(url, content=pieces(MIB - 65_536), headers=headers).status_code == 200
-    assert httpx2.post(url, content=pieces(MIB), headers=headers).status_code == 413
+    assert (
+        httpx2.post(url, content=pieces(MIB - 65_536), headers=headers, verify=False).status_code
+        == 200
+    )
+    assert httpx2.post(url, content=pieces(MIB), headers=headers, verify=False).status_code == 413
 
 
 def test_a_body_that_says_it_is_huge_is_refused_at_once(quick: Server) -> None:
@@ -145,7 +150,7 @@ def test_an_answer_that_waits_for_no_body_says_that_the_connection_ends(
         answer = client.recv(10_000)
     assert answer.startswith(f"HTTP/1.1 {status}".encode())
     assert b"connection: close" in answer.lower()
-    read = httpx2.post(quick.url + GENERATE, json=[])
+    read = httpx2.post(quick.url + GENERATE, json=[], verify=False)
     assert (read.status_code, "connection" in read.headers) == (400, False)
 
 
@@ -171,7 +176,7 @@ def test_bytes_that_are_no_http_do_no_harm(quick: Server, sent: bytes) -> None:
             answer = b""
     assert not answer.startswith(b"HTTP/1.1 2")
     assert not answer.startswith(b"HTTP/1.1 5")
-    assert httpx2.get(f"{quick.url}/livez").status_code == 200
+    assert httpx2.get(f"{quick.url}/livez", verify=False).status_code == 200
     assert "Traceback" not in quick.log
 
 
@@ -207,12 +212,12 @@ def test_without_file_descriptors_it_logs_little_and_recovers(names_dir: Path) -
             time.sleep(1.5)
             assert server.log.count("cannot accept connections") <= 3
         assert "Traceback" not in server.log
-        assert httpx2.get(f"{server.url}/livez", timeout=10).status_code == 200
+        assert httpx2.get(f"{server.url}/livez", timeout=10, verify=False).status_code == 200
 
 
 def test_a_full_queue_turns_requests_away_and_shows_in_readiness(slow: Server) -> None:
     async def scenario() -> None:
-        async with httpx2.AsyncClient(base_url=slow.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=slow.url, timeout=30, verify=False) as client:
             body = {"messages": HELLO}
             asking = [asyncio.create_task(client.post(NATIVE_CHAT, json=body)) for _ in range(5)]
             await slow.until_metrics(microgpt_in_flight=2, microgpt_queued=3)
@@ -237,7 +242,7 @@ def test_requests_and_their_work_end_at_the_deadline(slow_dir: Path) -> None:
     with running(slow_dir, threads=1, request_timeout=0.3) as server:
 
         async def scenario() -> None:
-            async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+            async with httpx2.AsyncClient(base_url=server.url, timeout=30, verify=False) as client:
                 start = time.monotonic()
                 asking = [client.post(NATIVE_CHAT, json={"messages": HELLO}) for _ in range(3)]
                 answers = await asyncio.gather(*asking)

@@ -47,12 +47,12 @@ def test_the_same_seed_gives_the_same_text_everywhere(names_dir: Path) -> None:
     bodies = [{"seed": seed, "num_samples": 1 + 9 * (seed % 2)} for seed in seeds]
 
     async def ask_all(url: str) -> list[str]:
-        async with httpx2.AsyncClient(base_url=url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=url, timeout=30, verify=False) as client:
             answers = await asyncio.gather(*(client.post(GENERATE, json=body) for body in bodies))
             return [answer.json()["samples"][0] for answer in answers]
 
     def ask_alone(url: str) -> list[str]:
-        with httpx2.Client(base_url=url) as client:
+        with httpx2.Client(base_url=url, verify=False) as client:
             return [client.post(GENERATE, json=body).json()["samples"][0] for body in bodies]
 
     with running(names_dir) as one:
@@ -111,7 +111,9 @@ async def end_with_open_streams(
 ) -> tuple[list[Outcome], float]:
     """Open streams, send SIGTERM once each has begun, and read them to their ends."""
     limits = httpx2.Limits(max_connections=n_streams)
-    async with httpx2.AsyncClient(base_url=server.url, timeout=30, limits=limits) as client:
+    async with httpx2.AsyncClient(
+        base_url=server.url, timeout=30, limits=limits, verify=False
+    ) as client:
         started = [asyncio.Event() for _ in range(n_streams)]
         tasks = [
             asyncio.create_task(read_stream(client, i, n_tokens, started[i]))
@@ -166,7 +168,7 @@ def test_no_reply_is_lost_twenty_times_out_of_twenty(slow_dir: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_service_ends_at_once(names_dir: Path, number: int) -> None:
-    with running(names_dir) as server, httpx2.Client(base_url=server.url) as client:
+    with running(names_dir) as server, httpx2.Client(base_url=server.url, verify=False) as client:
         assert client.get("/readyz").status_code == 200  # and keeps its connection
         start = time.monotonic()
         server.process.send_signal(number)
@@ -177,8 +179,8 @@ def test_an_idle_service_ends_at_once(names_dir: Path, number: int) -> None:
 def test_a_request_in_flight_is_answered_and_nobody_new_gets_in(slow_dir: Path) -> None:
     async def scenario(server: Server) -> None:
         async with (
-            httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
-            httpx2.AsyncClient(base_url=server.url, timeout=30) as other,
+            httpx2.AsyncClient(base_url=server.url, timeout=30, verify=False) as client,
+            httpx2.AsyncClient(base_url=server.url, timeout=30, verify=False) as other,
         ):
             body = {"messages": HELLO, "max_tokens": 200}
             answer = asyncio.create_task(client.post("/microgpt/v1/chat", json=body))
@@ -187,7 +189,7 @@ def test_a_request_in_flight_is_answered_and_nobody_new_gets_in(slow_dir: Path) 
             server.terminate()
             server.wait_for_log("draining")
             with pytest.raises(httpx2.ConnectError):
-                await asyncio.to_thread(httpx2.get, f"{server.url}/livez")
+                await asyncio.to_thread(httpx2.get, f"{server.url}/livez", verify=False)
             assert len((await answer).json()["content"]) == 200
 
     with running(slow_dir) as server:
@@ -229,14 +231,16 @@ def test_sighup_swaps_the_model_and_a_bad_one_is_not_taken(
     with running(served, workers=workers) as server:
 
         def sample() -> str:
-            return str(httpx2.post(server.url + GENERATE, json={}).json()["samples"][0])
+            return str(
+                httpx2.post(server.url + GENERATE, json={}, verify=False).json()["samples"][0]
+            )
 
         before = sample()
         (served / "meta.json").write_text("{}")
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log("cannot reload the model, keeping the old one", workers)
         assert {sample() for _ in range(4)} == {before}
-        assert httpx2.get(f"{server.url}/readyz").status_code == 200
+        assert httpx2.get(f"{server.url}/readyz", verify=False).status_code == 200
         other.save(served)
         server.process.send_signal(signal.SIGHUP)
         server.wait_for_log("model reloaded", workers)
@@ -254,7 +258,7 @@ def test_the_last_of_many_sighups_counts(slow_dir: Path, tmp_path: Path) -> None
         microgpt.fit(["xxxx", "yyyy"], steps=10).save(served)
         server.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 30
-        while httpx2.get(f"{server.url}/microgpt/v1/model").json()["is_chat"]:
+        while httpx2.get(f"{server.url}/microgpt/v1/model", verify=False).json()["is_chat"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -265,7 +269,7 @@ def test_a_reply_in_flight_keeps_its_model(slow_dir: Path, tmp_path: Path) -> No
     expected = microgpt.load(slow_dir).chat([{"role": "user", "content": "hello"}], max_tokens=300)
 
     async def scenario(server: Server) -> None:
-        async with httpx2.AsyncClient(base_url=server.url, timeout=30) as client:
+        async with httpx2.AsyncClient(base_url=server.url, timeout=30, verify=False) as client:
             body = {"messages": HELLO, "max_tokens": 300}
             answer = asyncio.create_task(client.post("/microgpt/v1/chat", json=body))
             await server.until_metrics(microgpt_in_flight=1)
@@ -339,7 +343,7 @@ def test_no_answer_is_of_a_wrong_model(tmp_path: Path, n_reloads: int) -> None:
         assert seen == {("a", "a", "a"), ("b", "b", "b"), ("b", "b", "y")}
 
     with running(tmp_path / "served") as server:
-        client = httpx2.AsyncClient(base_url=server.url, timeout=30)
+        client = httpx2.AsyncClient(base_url=server.url, timeout=30, verify=False)
         asyncio.run(scenario(client, server))
         assert "Traceback" not in server.log
 
@@ -405,7 +409,7 @@ def test_a_worker_that_dies_is_replaced_by_one_with_the_same_default(
         assert len(now) == 2
         assert first < now
         assert victim not in now
-        assert httpx2.post(server.url + GENERATE, json={}).status_code == 200
+        assert httpx2.post(server.url + GENERATE, json={}, verify=False).status_code == 200
         assert server.metric("microgpt_in_flight") == 0
 
 
@@ -420,7 +424,9 @@ def test_a_worker_that_cannot_be_replaced_leaves_the_others_serving(
         victim = pids_of_workers(server)[0]
         subprocess.run(["/bin/kill", "-KILL", str(victim)], check=True)
         server.wait_for_log("worker died, starting another status=3")
-        assert httpx2.post(server.url + GENERATE, json={}, timeout=10).status_code == 200
+        assert (
+            httpx2.post(server.url + GENERATE, json={}, timeout=10, verify=False).status_code == 200
+        )
         copy_model(names_dir, served)
         server.wait_until_ready(3)
         assert len(pids_of_workers(server)) == 2
@@ -449,7 +455,7 @@ def test_workers_end_if_their_supervisor_is_killed(names_dir: Path) -> None:
             while time.monotonic() < deadline:
                 time.sleep(0.05)
                 try:
-                    httpx2.get(f"{url}/livez")
+                    httpx2.get(f"{url}/livez", verify=False)
                 except httpx2.TransportError:  # one may get in just before the end
                     break
             else:
@@ -464,9 +470,9 @@ def test_workers_end_if_their_supervisor_is_killed(names_dir: Path) -> None:
 def test_each_worker_reports_the_metrics_of_all(names_dir: Path) -> None:
     with running(names_dir, workers=2) as server:
         for _ in range(30):
-            httpx2.post(server.url + GENERATE, json={})
+            httpx2.post(server.url + GENERATE, json={}, verify=False)
         seen = {server.metric("microgpt_completion_tokens_total") for _ in range(6)}
         assert len(seen) == 1
-        requests = httpx2.get(f"{server.url}/metrics").text
+        requests = httpx2.get(f"{server.url}/metrics", verify=False).text
         line = f'microgpt_requests_total{{method="POST",route="{GENERATE}",status="200"}} 30.0'
         assert line in requests
