@@ -3,6 +3,7 @@
 What stands in for a processor or a system: qemu-user for ARM, wine for Windows, node for a browser.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -37,6 +38,8 @@ const { exports } = await WebAssembly.instantiate(module, {});
 exports._initialize();
 console.log(JSON.stringify([WebAssembly.Module.imports(module), Object.keys(exports)]));
 """
+
+ENGINE_TESTS = ("decoding", "draws", "engines", "muon", "native", "texts")
 
 Numbers = dict[str, list[float]]
 
@@ -152,6 +155,33 @@ def test_compilers_agree_at_every_width(
         flags = [*BUILD["X86_FLAGS"][width], *STRICT, "-pthread", "-ldl"]
         compiled(harness, [program(compiler)], kind, *flags)
     check(run(harness), bits)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("compiler", ["gcc", "clang", "zig"])
+def test_python_tests_of_engines_pass(
+    compiler: str,
+    dist: Path,
+    new_installation: Callable[..., Installation],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = new_installation()
+    made.install("microgpt-cli", "pytest", "hypothesis", dist=dist)
+    (library,) = made.folder.rglob("libmicrogpt.so")
+    before, target = library.read_bytes(), None
+    if compiler == "zig":
+        target = TARGETS["manylinux_2_17_x86_64"]._replace(compiled_by_zig=True)
+    else:
+        monkeypatch.setenv("CC", program(compiler))
+    BUILD["compile_kernel"](KERNEL / "kernel.c", library, [], target)
+    assert library.read_bytes() != before
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()
+    library.with_suffix(".sha256").write_text(digest, encoding="utf-8")
+    files = [ROOT / f"tests/lib/engines/test_{name}.py" for name in ENGINE_TESTS]
+    options = ["-q", "-c", str(ROOT / "pyproject.toml"), "-k", "not pytorch"]
+    printed = run(made.bin / "python", "-m", "pytest", *options, *files)
+    assert "passed" in printed
+    assert "skipped" not in printed
 
 
 def test_arm_computes_the_same(
