@@ -10,6 +10,8 @@ import msgspec
 import typer
 from msgspec.structs import replace
 
+from microgpt_cli.terminal import typed
+
 __all__ = [
     "Pace",
     "Plan",
@@ -193,11 +195,11 @@ def _check_contradictions(
     ]
     if contradictions:
         hint = "a resumed run keeps its flags: leave these out, or start a new run"
-        if given.get("steps", 0) > config.steps and microgpt.holds_model(context.params["resume"]):
+        directory, n_more = context.params["resume"], given.get("steps", 0) - config.steps
+        if n_more > 0 and microgpt.holds_model(directory):
             hint = (
                 "a resumed run keeps its flags; to train its model further: microgpt-cli train "
-                f"--init-from {context.params['resume']} --steps {given['steps'] - config.steps} "
-                "--input INPUT --output OUTPUT"
+                f"--init-from {typed(directory)} --steps {n_more} --input INPUT --output OUTPUT"
             )
         raise microgpt.ConfigError(f"{'; '.join(contradictions)} as in {snapshot.path}", hint=hint)
 

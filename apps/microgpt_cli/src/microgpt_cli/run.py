@@ -17,7 +17,7 @@ from microgpt_cli.plan import Pace
 from microgpt_cli.questions import ask_trained
 from microgpt_cli.reporting import Reporter
 from microgpt_cli.saving import Saver
-from microgpt_cli.terminal import shown, warn
+from microgpt_cli.terminal import shown, typed, warn
 
 __all__ = ["Run", "follow", "lead"]
 
@@ -159,7 +159,7 @@ def lead(run: Run, header: dict[str, Any], rng: random.Random) -> None:
         except microgpt.RankLostError as error:
             run.saver.save_snapshot()
             if not run.failures:
-                error.hint = f"resume with microgpt-cli train --resume {run.saver.directory}"
+                error.hint = f"resume with {_resuming(run)}"
             raise
         except BaseException:
             _save(run)
@@ -249,12 +249,13 @@ def _keep_good(run: Run, good: LastGood) -> str:
 def _warn_interrupted(run: Run) -> None:
     step, n_steps = run.trainer.step, run.trainer.config.steps
     if step:
-        warn(
-            f"interrupted after step {step} of {n_steps}; resume with "
-            f"microgpt-cli train --resume {run.saver.directory}"
-        )
+        warn(f"interrupted after step {step} of {n_steps}; resume with {_resuming(run)}")
     else:
         warn("interrupted before the first step; there is nothing to save")
+
+
+def _resuming(run: Run) -> str:
+    return f"microgpt-cli train --resume {typed(run.saver.directory)}"
 
 
 def _status(received: list[int]) -> int:

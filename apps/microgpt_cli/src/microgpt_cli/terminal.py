@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import typer
 
-__all__ = ["counted", "discard", "open_streams", "printable", "remark", "shown", "warn"]
+__all__ = ["counted", "discard", "open_streams", "printable", "remark", "shown", "typed", "warn"]
 
 
 def open_streams() -> None:
@@ -66,6 +66,11 @@ def warn(message: str) -> None:
 def counted(n: int, noun: str) -> str:
     """Return a number and its noun: "1 message", "2 messages"."""
     return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
+def typed(path: object) -> str:
+    """Return a path as any shell takes it: in quotes if it holds a space."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 def printable(text: str, *, one_line: bool = False) -> str:

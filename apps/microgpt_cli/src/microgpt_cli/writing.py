@@ -9,6 +9,7 @@ import microgpt
 import typer
 
 from microgpt_cli.errors import translated
+from microgpt_cli.terminal import typed
 
 __all__ = ["holds_run", "new_sibling", "refuse_to_overwrite", "refuse_to_replace"]
 
@@ -28,7 +29,7 @@ def refuse_to_overwrite(directory: Path) -> None:
     if microgpt.holds_snapshot(directory):
         raise microgpt.CheckpointError(
             f"{directory} already holds snapshots of a run that was not finished",
-            hint=f"resume it with --resume {directory}, or start a new run with --force",
+            hint=f"resume it with --resume {typed(directory)}, or start a new run with --force",
         )
 
 

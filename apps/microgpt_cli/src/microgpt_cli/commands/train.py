@@ -38,7 +38,7 @@ from microgpt_cli.plan import (
 from microgpt_cli.reporting import Reporter, Style
 from microgpt_cli.run import Run, follow, lead
 from microgpt_cli.saving import Saver
-from microgpt_cli.terminal import counted, warn
+from microgpt_cli.terminal import counted, typed, warn
 from microgpt_cli.writing import refuse_to_overwrite
 
 __all__ = ["command"]
@@ -237,7 +237,7 @@ def _snapshot_of(directory: Path) -> microgpt.Snapshot:
     except microgpt.CheckpointError as error:
         if microgpt.holds_model(directory) and not microgpt.holds_snapshot(directory):
             error.hint = (
-                f"to train its model further: microgpt-cli train --init-from {directory} "
+                f"to train its model further: microgpt-cli train --init-from {typed(directory)} "
                 "--input INPUT --output OUTPUT"
             )
         raise
