@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +85,20 @@ def console(monkeypatch: pytest.MonkeyPatch) -> windows.Console:
 class LeftPipe(io.FileIO):
     """A pipe whose reader has left, as Windows reports it, until it is redirected."""
 
+    numbers: Iterator[int] = iter(())  # of the first errors; later ones are EINVAL
+
     def write(self, content: Any) -> int:
         if stat.S_ISFIFO(os.fstat(self.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "Invalid argument")
+            raise OSError(next(self.numbers, errno.EINVAL), "the reader has left")
         return super().write(content)
 
 
 @pytest.mark.usefixtures("console")
+@pytest.mark.parametrize("numbers", [(), (errno.EPIPE,)])
 @pytest.mark.parametrize("command", ["generate {model}", "train --input {names} --output {out}"])
 def test_reader_that_has_left_is_no_error(
     command: str,
+    numbers: tuple[int, ...],
     names: Path,
     model_dir: Path,
     tmp_path: Path,
@@ -104,7 +109,9 @@ def test_reader_that_has_left_is_no_error(
     arguments = [*command.format(**places).split(), "--num-samples", "3"]
     reader, writer = os.pipe()
     os.close(reader)
-    with io.TextIOWrapper(io.BufferedWriter(LeftPipe(writer, "w")), "utf-8") as stdout:
+    pipe = LeftPipe(writer, "w")
+    pipe.numbers = iter(numbers)
+    with io.TextIOWrapper(io.BufferedWriter(pipe), "utf-8") as stdout:
         assert run_with(stdout, monkeypatch, *arguments) == 0
     assert capsys.readouterr().err == ""
     assert microgpt.holds_model(places["out"]) is ("train" in command)

@@ -7,7 +7,7 @@ completion load neither the library nor NumPy.
 import errno
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -85,6 +85,11 @@ def main(
     """Train, sample and inspect small GPTs."""
 
 
+def _leave_with_reader() -> NoReturn:
+    discard(sys.stdout.fileno())  # Python writes the rest at exit
+    sys.exit(0)
+
+
 def run() -> None:
     """Run the command line; a user's error ends as one line on stderr with status 1.
 
@@ -96,12 +101,11 @@ def run() -> None:
         app()
     except SystemExit as status:
         if isinstance(status.__context__, BrokenPipeError):  # typer gives it status 1
-            sys.exit(0)
+            _leave_with_reader()
         raise
     except OSError as error:  # a full disk under stdout, or a directory that was removed
         if reader_has_left(error):
-            discard(sys.stdout.fileno())  # Python writes the rest at exit
-            sys.exit(0)
+            _leave_with_reader()
         place = "stdin or stdout" if error.errno == errno.EBADF else error.filename
         remark(f"error: {f'{place}: ' if place else ''}{error.strerror or error}")
         sys.exit(1)
