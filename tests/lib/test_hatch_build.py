@@ -15,7 +15,8 @@ from kernel_builds import KERNEL, hatch_build
 ROOT = Path(__file__).parents[2]
 LIBRARY = "microgpt/engines/kernel/libmicrogpt.so"
 BUILD = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d"]
-VARIABLES = {"MICROGPT_CFLAGS": "-O0", "MICROGPT_REQUIRE_NATIVE": "0"}  # quick
+QUICK = "-O0 -Dalways_inline=unused"
+VARIABLES = {"MICROGPT_CFLAGS": QUICK, "MICROGPT_REQUIRE_NATIVE": "0"}
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 

@@ -663,7 +663,7 @@ def instructed(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_system_instructs_until_it_is_taken_back(
-    program: Path, instructed: Path, tmp_path: Path
+    piped: Piped, instructed: Path, tmp_path: Path
 ) -> None:
     saved = tmp_path / "talk.jsonl"
     lines = [
@@ -678,51 +678,33 @@ def test_system_instructs_until_it_is_taken_back(
         "/clear",
         "hi",
     ]
-    done = subprocess.run(
-        [program, "chat", "--model-dir", instructed, "--temperature", "0"],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.split()) == (0, ["hey", "HEY", "HEY", "hey"])
+    done = piped("\n".join(lines), "--temperature", 0, model_dir=instructed)
+    assert (done.status, done.out.split()) == (0, ["hey", "HEY", "HEY", "hey"])
     (talk,) = microgpt.read_conversations(saved).conversations
     assert [turn["content"] for turn in talk] == ["loud", "hi", "HEY"]
 
 
 def test_text_of_the_system_is_no_part_of_a_message_that_is_cut(
-    program: Path, instructed: Path
+    piped: Piped, instructed: Path
 ) -> None:
     tokenizer = microgpt.load(instructed).tokenizer
     n_read = 32 - 8 - 2 - 2 - len(tokenizer.encode_turn("system", "loud"))
-    done = subprocess.run(
-        [program, "chat", "--model-dir", instructed],
-        input="/system loud\n" + "y" * 40,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stderr == f"(too long: {40 - n_read} characters cut off at the beginning)\n"
+    done = piped("/system loud\n" + "y" * 40, model_dir=instructed)
+    assert done.err == f"(too long: {40 - n_read} characters cut off at the beginning)\n"
 
 
 def test_model_without_system_turns_says_so(
-    cli: "Cli", program: Path, instructed: Path, tmp_path: Path
+    cli: "Cli", piped: Piped, instructed: Path, tmp_path: Path
 ) -> None:
     dataset = microgpt.Dataset.from_conversations([[user("hi"), assistant("hey")]])
     model, _ = microgpt.prepare(dataset, microgpt.TrainConfig())
     model.save(tmp_path)
-    done = subprocess.run(
-        [program, "chat", "--model-dir", tmp_path],
-        input="/system be brief\n",
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = piped("/system be brief\n", model_dir=tmp_path)
     error = (
         "error: line 1: the model was trained without messages of the system, expected one that "
     )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith(error)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith(error)
     exported = cli(
         "export", "--model-dir", instructed, "--output", tmp_path / "json", "--format", "json"
     )

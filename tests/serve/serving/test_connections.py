@@ -328,7 +328,7 @@ async def leave_and_check(server: Server, n_clients: int) -> None:
 
 def test_random_disconnects_leave_gauges_at_zero(chat_dir: Path) -> None:
     with running(chat_dir, threads=2, max_queue=3) as server:
-        asyncio.run(leave_and_check(server, 200))
+        asyncio.run(leave_and_check(server, 100))
 
 
 @pytest.mark.long
