@@ -1,18 +1,21 @@
 """The routes under `/v1`: OpenAI's subset, its streams, its errors."""
 
+import importlib
 import json
 import math
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import microgpt
-import openai
 import pytest
 from microgpt_serve.api.generation import log_softmax
 from serve.service import MakeClient, running
 from starlette.testclient import TestClient
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 TURNS = [{"role": "user", "content": "hi"}]
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
@@ -376,12 +379,18 @@ def test_routes_of_this_family_that_do_not_exist_answer_in_its_shape(chat: TestC
 
 
 @pytest.fixture(scope="module")
-def served(chat_dir: Path) -> Any:
+def openai() -> Any:
+    """The client, loaded where it is used: that takes a second."""
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def served(openai: Any, chat_dir: Path) -> Any:
     with running(chat_dir) as server:
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="-")
 
 
-def test_the_client_lists_models(served: openai.OpenAI) -> None:
+def test_the_client_lists_models(openai: Any, served: "OpenAI") -> None:
     (model,) = served.models.list().data
     assert (model.id, model.owned_by) == ("chat", "microgpt")
     assert served.models.retrieve("chat") == model
@@ -390,7 +399,7 @@ def test_the_client_lists_models(served: openai.OpenAI) -> None:
     assert info.value.code == "model_not_found"
 
 
-def test_the_client_chats(served: openai.OpenAI, chat_dir: Path) -> None:
+def test_the_client_chats(served: "OpenAI", chat_dir: Path) -> None:
     messages: Any = HELLO
     answer = served.chat.completions.create(
         model="chat", messages=messages, seed=3, n=2, logprobs=True, top_logprobs=3
@@ -414,7 +423,7 @@ def test_the_client_chats(served: openai.OpenAI, chat_dir: Path) -> None:
     assert chunks[-1].usage.completion_tokens == expected.n_tokens
 
 
-def test_the_client_completes_texts(served: openai.OpenAI) -> None:
+def test_the_client_completes_texts(served: "OpenAI") -> None:
     whole = served.completions.create(model="chat", prompt="he", seed=3, max_tokens=9)
     stream = served.completions.create(model="chat", prompt="he", seed=3, max_tokens=9, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
@@ -422,7 +431,7 @@ def test_the_client_completes_texts(served: openai.OpenAI) -> None:
     assert whole.usage.completion_tokens == 9
 
 
-def test_the_client_raises_for_an_unsupported_field(served: openai.OpenAI) -> None:
+def test_the_client_raises_for_an_unsupported_field(openai: Any, served: "OpenAI") -> None:
     messages: Any = HELLO
     with pytest.raises(openai.BadRequestError, match="tools is not supported") as info:
         served.chat.completions.create(
@@ -474,7 +483,7 @@ def test_message_of_the_system_is_left_out_and_said_where_the_model_knows_none(
 
 @pytest.mark.parametrize("tokens", [{}, {"tokenizer": "bpe", "vocab_size": 264}])
 def test_openai_client_instructs_a_model_that_knows_the_system(
-    tmp_path: Path, tokens: dict[str, Any]
+    openai: Any, tmp_path: Path, tokens: dict[str, Any]
 ) -> None:
     loud = [{"role": "system", "content": "loud"}, *TURNS, {"role": "assistant", "content": "HEY"}]
     quiet = [*TURNS, {"role": "assistant", "content": "hey"}]
