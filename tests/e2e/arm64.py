@@ -11,8 +11,9 @@ from e2e.environments import DISTRIBUTIONS, ROOT, Installation, uv
 __all__ = ["emulated"]
 
 PYTHON = "3.11"
+PROCESSOR = "cortex-a72"  # qemu's default has SVE and SME: products of NumPy come out wrong there
 LAUNCHER = """#!/bin/sh
-export PYTHONHOME="{root}/usr" PYTHONPATH="{site}" PYTHONNOUSERSITE=1
+export QEMU_CPU={processor} PYTHONHOME="{root}/usr" PYTHONPATH="{site}" PYTHONNOUSERSITE=1
 exec qemu-aarch64 -L "{root}" -0 "$0" "{root}/usr/bin/python{version}" {program}"$@"
 """
 
@@ -35,6 +36,7 @@ def emulated(folder: Path, release: Path) -> Installation:
     for name in ("python", "microgpt-cli", "microgpt-serve"):
         program = "" if name == "python" else f'"{site}/bin/{name}" '
         launcher = made.bin / name
-        launcher.write_text(LAUNCHER.format(root=root, site=site, version=PYTHON, program=program))
+        paths = {"root": root, "site": site, "program": program}
+        launcher.write_text(LAUNCHER.format(version=PYTHON, processor=PROCESSOR, **paths))
         launcher.chmod(0o755)
     return made

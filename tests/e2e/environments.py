@@ -55,7 +55,9 @@ class Installation:
     def bin(self) -> Path:
         return self.folder / "bin"
 
-    def run(self, program: str, *arguments: str, cwd: Path, stdin: str = "") -> str:
+    def run(
+        self, program: str, *arguments: str, cwd: Path, stdin: str = "", timeout: float = 120
+    ) -> str:
         """Return what a program prints; it must succeed, and say nothing on stderr."""
         done = subprocess.run(
             [self.bin / program, *arguments],
@@ -65,7 +67,7 @@ class Installation:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=timeout,
         )
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         return done.stdout

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from e2e.environments import Installation
+from e2e.environments import ROOT, Installation
 
 TRAIN = (
     "train --input names.txt --output model --dtype float64 "
@@ -113,3 +113,13 @@ def test_command_prints_the_same_of_each_model(
         for folder in trained.values()
     }
     assert len(printed) == 1
+
+
+def test_tests_of_the_native_engine_pass(arm64: Installation, tmp_path: Path) -> None:
+    options = ["-q", "-p", "no:cacheprovider", "-k", "native and not pytorch"]
+    where = ["-c", ROOT / "pyproject.toml", "--rootdir", ROOT / "tests"]
+    files = [ROOT / f"tests/lib/engines/test_{name}.py" for name in ("engines", "muon")]
+    asked = map(str, ("-m", "pytest", *options, *where, *files))
+    printed = arm64.run("python", *asked, cwd=tmp_path, timeout=600)
+    assert "passed" in printed
+    assert "skipped" not in printed
