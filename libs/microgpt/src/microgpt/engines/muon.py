@@ -54,6 +54,7 @@ def muon_matrices(parameters: Parameters) -> list[str]:
     return sorted(names, key=lambda name: -parameters[name].size)
 
 
+@np.errstate(all="ignore")  # on arm64, BLAS may warn of correct products
 def orthogonalized(matrix: FloatArray, iterations: int) -> FloatArray:
     """Return a matrix with the same singular vectors, and all singular values near 1.
 
