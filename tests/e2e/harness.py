@@ -11,7 +11,11 @@ from microgpt.engines.muon import Muon
 from microgpt.parameters import Parameters
 
 STEPS, N_ADAM, DOCUMENTS, LENGTH = 100, 60, 3, 7
-VOCAB, TEXTS, TOKENS, READ = 27, 5, 12, 9
+VOCAB, TEXTS, TOKENS = 27, 5, 12
+MODELS = [
+    ModelConfig(vocab_size=VOCAB, n_embd=n_embd, n_head=n_head, n_layer=n_layer, block_size=block)
+    for n_embd, n_head, n_layer, block in ((20, 4, 2, 24), (16, 8, 1, 16), (16, 1, 1, 24))
+]
 
 
 def numbers() -> Iterator[float]:
@@ -21,9 +25,7 @@ def numbers() -> Iterator[float]:
         yield (state >> 40) / 2**24
 
 
-def main() -> None:
-    number = numbers()
-    config = ModelConfig(vocab_size=VOCAB, n_embd=20, n_head=4, n_layer=2, block_size=24)
+def compute(config: ModelConfig, number: Iterator[float]) -> None:
     weights = [0.4 * next(number) - 0.2 for _ in range(config.n_params)]
     parameters = Parameters(config, np.array(weights, f"float{sys.argv[1]}"))
     engine = select("vectorized", parameters)
@@ -38,7 +40,7 @@ def main() -> None:
     for some, muon in ((batches[:N_ADAM], None), (batches[N_ADAM:], Muon(2.0))):
         for result in engine.train_steps(some, [0.01] * len(some), 1.0, 0.01, muon):
             print("loss", result.loss)
-    prompt = [7 * i % VOCAB for i in range(READ)]
+    prompt = [7 * i % VOCAB for i in range(config.block_size - TOKENS)]
     for logit in engine.logits(prompt)[-1].tolist():
         print("logit", logit)
     of_seeds = [random.Random(seed) for seed in range(TEXTS)]
@@ -51,4 +53,6 @@ def main() -> None:
             print("token", token)
 
 
-main()
+numbers_of_all = numbers()
+for each in MODELS:
+    compute(each, numbers_of_all)
