@@ -178,14 +178,16 @@ class KernelHook(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, and add the library to the files of the wheel."""
         folder = kernel = Path(self.root) / KERNEL
-        if version == "standard" and not os.access(kernel, os.W_OK):
+        tag = os.environ.get("MICROGPT_TARGET", "")
+        # Among the sources is what this system runs, for editable installs.
+        if version == "standard" and (tag or not os.access(kernel, os.W_OK)):
             self._elsewhere = tempfile.TemporaryDirectory()  # until the wheel has been written
             folder = Path(self._elsewhere.name)
         library, digest = folder / LIBRARY, folder / DIGEST
         if os.environ.get("MICROGPT_PURE") == "1":
-            library.unlink(missing_ok=True)
+            if version == "editable":
+                library.unlink(missing_ok=True)
             return
-        tag = os.environ.get("MICROGPT_TARGET", "")
         try:
             target = target_of(tag) if tag else None
             compile_kernel(kernel / "kernel.c", library, _words_of("MICROGPT_CFLAGS"), target)

@@ -75,6 +75,30 @@ def test_folder_that_is_read_only_is_compiled_elsewhere(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("variables", "content"),
+    [({"MICROGPT_TARGET": "win_amd64"}, ["of Windows"]), ({"MICROGPT_PURE": "1"}, [])],
+    ids=["windows", "pure"],
+)
+def test_wheel_for_others_leaves_the_library_of_this_system_to_it(
+    tree: Path, tmp_path: Path, variables: dict[str, str], content: list[str]
+) -> None:
+    of_this_system = tree / "src" / LIBRARY
+    for suffix in (".so", ".sha256"):
+        of_this_system.with_suffix(suffix).write_text("of this system")
+    zig = tmp_path / "ziglang/__main__.py"
+    zig.parent.mkdir()
+    zig.write_text(
+        "import pathlib, sys\n"
+        "pathlib.Path(sys.argv[sys.argv.index('-o') + 1]).write_text('of Windows')"
+    )
+    build(tree, PYTHONPATH=str(tmp_path), **variables)
+    (wheel,) = (zipfile.ZipFile(path) for path in (tmp_path / "wheels").glob("*.whl"))
+    kernels = [info for info in wheel.infolist() if info.filename.endswith(".so")]
+    assert [wheel.read(info).decode() for info in kernels] == content
+    assert of_this_system.read_text() == "of this system"
+
+
+@pytest.mark.parametrize(
     ("platform_of_python", "processor", "expected"),
     [
         ("macosx-10.9-universal2", "arm64", ("11.0", "arm64")),
