@@ -108,7 +108,9 @@ def build_all(tree: Path, output: Path, *, here_only: bool) -> None:
     and the one without the kernel in `pure`, so that `pip install dist/*.whl` works.
     """
     here, others = systems()
-    at = {"SOURCE_DATE_EPOCH": run("git", "log", "-1", "--format=%ct")}
+    # A developer may have set -march=native, or no kernel at all: not for a release.
+    at = {"MICROGPT_CFLAGS": "", "MICROGPT_PURE": ""}
+    at["SOURCE_DATE_EPOCH"] = run("git", "log", "-1", "--format=%ct")
     command = tool("hatchling"), "build", "--directory", str(output)
     for distribution, folder in FOLDERS.items():
         kernel = {"MICROGPT_REQUIRE_NATIVE": "1"}
