@@ -108,11 +108,14 @@ def _apple() -> tuple[str, str]:
 
 def _here() -> Target:
     """Return the system that compiles, as a target of its own compiler."""
+    if sys.platform == "win32":  # stacks are aligned to 16 bytes there: gcc.gnu.org/PR54412
+        raise CompileError(
+            "gcc makes libraries that end Windows programs: install a wheel of the library, "
+            "or build one with MICROGPT_TARGET=win_amd64 and the package ziglang"
+        )
     is_x86 = platform.machine().lower() in {"x86_64", "amd64"}
     flags, link = ["-fPIC", "-pthread"], SHARED
-    if sys.platform == "win32":
-        flags = ["-pthread"]
-    elif sys.platform == "darwin":
+    if sys.platform == "darwin":
         oldest, processor = _apple()
         both = ["-arch", processor, f"-mmacosx-version-min={oldest}"]
         flags, link = flags + both, link + both

@@ -124,6 +124,13 @@ def test_wheel_of_a_mac_is_for_the_processor_that_compiles(
         assert flags[-3:] == ["-arch", processor, f"-mmacosx-version-min={oldest}"]
 
 
+def test_no_compiler_of_windows_is_trusted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = hatch_build()
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    with pytest.raises(module.CompileError, match="install a wheel of the library"):
+        module.compile_kernel(KERNEL / "kernel.c", tmp_path / "library", [])
+
+
 def test_target_that_is_not_known_or_cannot_be_compiled_for_is_an_error(
     tree: Path, tmp_path: Path
 ) -> None:

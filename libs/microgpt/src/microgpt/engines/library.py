@@ -39,7 +39,10 @@ PATH = Path(__file__).with_name("kernel") / "libmicrogpt.so"
 ABI = 8  # microgpt_abi of kernel.c
 VECTOR_BYTES = (16, 32, 64)  # widths that hatch_build.py may compile for
 LINE_BYTES = 64  # of a cache line; the kernel expects memory aligned to it
-HINT = "install a C compiler and reinstall microgpt-lib, or use --engine vectorized"
+HINT = (
+    "reinstall microgpt-lib, from a wheel for this system or with a C compiler, "
+    "or use --engine vectorized"
+)
 
 
 # ---------------------------------------------------------------- structures of interface.h
