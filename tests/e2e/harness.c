@@ -156,6 +156,8 @@ int main(int n_arguments, char **arguments) {
         width = arguments[2];
         library = OPEN(arguments[1]);
         if (!library) return fprintf(stderr, "%s cannot be opened\n", arguments[1]), 1;
+        int64_t (*widest)(void) = (int64_t (*)(void))FIND(library, "microgpt_vector_bytes");
+        printf("widest %lld\n", (long long)widest());
     }
     for (size_t i = 0; i < sizeof(MODELS) / sizeof(MODELS[0]); i++) {
         const Model m = initialized(MODELS[i]);
