@@ -113,6 +113,7 @@ def build_all(tree: Path, output: Path, *, here_only: bool) -> None:
     at["SOURCE_DATE_EPOCH"] = run("git", "log", "-1", "--format=%ct")
     command = tool("hatchling"), "build", "--directory", str(output)
     for distribution, folder in FOLDERS.items():
+        print(f"building {distribution}", file=sys.stderr)
         kernel = {"MICROGPT_REQUIRE_NATIVE": "1"}
         kernel["MICROGPT_TARGET"] = here if distribution == LIBRARY else ""
         run(*command, cwd=tree / folder, variables=at | kernel)
@@ -120,6 +121,9 @@ def build_all(tree: Path, output: Path, *, here_only: bool) -> None:
     if not here_only:
         more += [("others", {"MICROGPT_TARGET": tag}) for tag in others]
     for name, kernel in more:
+        print(
+            f"building {LIBRARY} for {kernel['MICROGPT_TARGET'] or 'any system'}", file=sys.stderr
+        )
         apart = tool("hatchling"), "build", "--target", "wheel", "--directory", str(output / name)
         run(*apart, cwd=tree / FOLDERS[LIBRARY], variables=at | kernel)
 

@@ -131,9 +131,10 @@ def _tag_here() -> str:
 
 
 def target_of(tag: str) -> Target:
-    """Return a row of TARGETS."""
-    if tag not in TARGETS:
-        raise CompileError(f"MICROGPT_TARGET is {tag!r}, expected one of {', '.join(TARGETS)}")
+    """Return a row of TARGETS that has a wheel."""
+    tags = [known for known in TARGETS if not known.startswith("wasm")]
+    if tag not in tags:
+        raise CompileError(f"MICROGPT_TARGET is {tag!r}, expected one of {', '.join(tags)}")
     return TARGETS[tag]
 
 
