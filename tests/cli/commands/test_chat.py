@@ -680,6 +680,8 @@ def test_system_instructs_until_it_is_taken_back(
     ]
     done = piped("\n".join(lines), "--temperature", 0, model_dir=instructed)
     assert (done.status, done.out.split()) == (0, ["hey", "HEY", "HEY", "hey"])
+    told = piped("hi", "--system", "loud", "--temperature", 0, model_dir=instructed)
+    assert (told.status, told.out) == (0, "HEY\n")
     (talk,) = microgpt.read_conversations(saved).conversations
     assert [turn["content"] for turn in talk] == ["loud", "hi", "HEY"]
 
@@ -705,6 +707,9 @@ def test_model_without_system_turns_says_so(
     )
     assert (done.status, done.out) == (1, "")
     assert done.err.startswith(error)
+    told = piped("hi\n", "--system", "be brief", model_dir=tmp_path)
+    assert (told.status, told.out) == (1, "")
+    assert told.err.startswith(error.replace("line 1: ", ""))
     exported = cli(
         "export", "--model-dir", instructed, "--output", tmp_path / "json", "--format", "json"
     )

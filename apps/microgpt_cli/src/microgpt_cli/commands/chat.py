@@ -48,6 +48,9 @@ def command(
     top_p: TopP = microgpt.SamplingConfig.top_p,
     max_tokens: MaxTokens = microgpt.SamplingConfig.max_tokens,
     stop: Stop = None,
+    system: Annotated[
+        str, typer.Option("--system", help="Instruct the assistant, as /system does.")
+    ] = "",
     separate: Annotated[
         bool,
         typer.Option("--separate", help="Begin a new conversation at each line of a pipe."),
@@ -59,6 +62,8 @@ def command(
     model = microgpt.load(chosen_directory(directory, model_dir), threads=threads)
     model.prompt([{"role": "user", "content": ""}])  # raises if the model cannot chat
     conversation = Conversation(model, config)
+    if system:
+        conversation.instruct(system)
     if sys.stdin.isatty() and sys.stdout.isatty():
         _talk(conversation)
     else:
@@ -206,7 +211,9 @@ def _talk(conversation: Conversation) -> None:
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - for terminals only
 
     typer.echo(f"microgpt chat (block_size={conversation.model.config.block_size})")
-    typer.echo("type /quit to exit, /clear to reset history\n")
+    instruct = ", /system TEXT to instruct the assistant"
+    can_instruct = conversation.model.tokenizer.has_system
+    typer.echo(f"type /quit to exit, /clear to reset history{instruct * can_instruct}\n")
     prompt: PromptSession[str] = PromptSession()
     was_interrupted = False
     while True:
