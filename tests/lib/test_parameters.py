@@ -116,3 +116,16 @@ def test_buffer_of_another_shape_type_or_layout_is_refused(
     expected = rf"expected a contiguous one of shape \({N_PARAMS},\) and type float32 or float64"
     with pytest.raises(ShapeError, match=expected):
         Parameters(CONFIG, np.zeros(shape, dtype)[::step])
+
+
+def test_assigned_values_are_written_into_the_flat_buffer() -> None:
+    parameters = Parameters.zeros(ModelConfig(vocab_size=3, n_embd=4), "float32")
+    parameters["lm_head"] = np.arange(12.0).reshape(3, 4)
+    parameters["lm_head"] *= 2
+    parameters["wte"] = 7
+    assert parameters["lm_head"].dtype == np.float32
+    assert parameters.flat.sum() == 2 * 66 + 7 * 12
+    with pytest.raises(ShapeError, match=r"shape \(4,\) for wte, expected \(3, 4\)"):
+        parameters["wte"] = np.ones(4)
+    with pytest.raises(KeyError):
+        parameters["wtf"] = 1

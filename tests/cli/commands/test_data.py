@@ -279,7 +279,7 @@ def test_stats_of_invalid_data_is_one_error(
     result = cli("data", "stats", path, *flags)
     assert (result.status, result.out) == (1, "")
     assert result.err.startswith(f"error: {message.format(path=path)}")
-    assert result.err.count("\n") == 1 + ("\nhint: convert a text" in result.err)
+    assert result.err.count("\n") == 1 + ("\nhint: save a text" in result.err)
 
 
 def test_conversations_of_other_tools_are_described_and_converted(

@@ -70,6 +70,14 @@ def test_what_is_no_text_is_named_by_line_and_byte(content: bytes, message: str)
     assert "iconv -f " in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("encoding", ["UTF-16LE", "UTF-16BE", "WINDOWS-1252"])
+def test_hint_names_the_encoding_that_a_text_is_most_likely_in(encoding: str) -> None:
+    for text in ("anna\n", "é, élan\n"):
+        with pytest.raises(DataError) as caught:
+            lines((text + "ñ").encode(encoding))
+        assert f"iconv -f {encoding} " in str(caught.value.hint)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from microgpt.errors import ConfigError, ShapeError
 from microgpt.model import ModelConfig, init_weights, parameter_shapes
@@ -94,6 +94,15 @@ class Parameters(Mapping[str, FloatArray]):
 
     def __getitem__(self, name: str) -> FloatArray:
         return self._views[name]
+
+    def __setitem__(self, name: str, values: ArrayLike) -> None:
+        """Write values, one or of the matrix's shape, into the flat buffer."""
+        matrix = self._views[name]
+        if np.shape(values) not in {(), matrix.shape}:
+            raise ShapeError(
+                f"got values of shape {np.shape(values)} for {name}, expected {matrix.shape}"
+            )
+        matrix[:] = values
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._views)

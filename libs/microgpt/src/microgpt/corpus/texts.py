@@ -39,6 +39,13 @@ def text_of(source: Source, chunks: Iterator[bytes], notes: Notes) -> Iterator[s
         notes.newlines.append(source.name)
 
 
+def _guess(content: bytes) -> str:
+    """Return the encoding that the beginning of a file is most likely in, if it is no UTF-8."""
+    if b"\0" not in content:
+        return "WINDOWS-1252"
+    return "UTF-16LE" if content[0] else "UTF-16BE"  # the upper byte of most letters is 0
+
+
 class _Decoder:
     """Decodes one file, chunk by chunk; knows line and byte offset of what is no text."""
 
@@ -57,17 +64,19 @@ class _Decoder:
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode(self.encoding)
             offset = self.n_bytes - len(pending) + error.start
-            what = f"invalid {self.encoding.upper()}"
-            raise self._error(what, before, offset, f": {error.reason}") from error
+            what, guess = f"invalid {self.encoding.upper()}", _guess(pending + chunk)
+            raise self._error(what, before, offset, guess, f": {error.reason}") from error
         if "\0" in text:
             before = (pending + chunk).decode(self.encoding, "ignore").partition("\0")[0]
             offset = self.n_bytes - len(pending) + len(before.encode(self.encoding))
-            raise self._error("NUL byte", before, offset)
+            raise self._error("NUL byte", before, offset, _guess(pending + chunk))
         self.n_bytes += len(chunk)
         self.n_lines += text.count("\n")
         return text
 
-    def _error(self, what: str, before: str, offset: int, reason: str = "") -> DataError:
+    def _error(
+        self, what: str, before: str, offset: int, guess: str, reason: str = ""
+    ) -> DataError:
         """Return the error about a byte after `before`, the text of this chunk so far."""
         _, flags = self.newlines.getstate()
         n_lines = self.n_lines + len(LINE_END.findall("\r" * (flags & 1) + before))
@@ -76,7 +85,7 @@ class _Decoder:
             f"failed to read {name}: {what} on line {n_lines + 1} (byte offset {offset}){reason}; "
             "expected UTF-8 text",
             hint="save a text of another encoding as UTF-8 in an editor, or convert it: iconv -f "
-            f"{'UTF-16LE' if what == 'NUL byte' else 'WINDOWS-1252'} -t UTF-8 {name}",
+            f"{guess} -t UTF-8 {name}",
         )
 
 
