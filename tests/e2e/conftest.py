@@ -16,6 +16,8 @@ from e2e.arm64 import emulated
 from e2e.environments import DISTRIBUTIONS, PYTHONS, Installation, build_tree, python_of, uv
 from e2e.systems import LIBRARY, SYSTEMS
 
+collect_ignore = ["harness.py"]  # a program for environments that have the library
+
 THIS_PYTHON = "{}.{}".format(*sys.version_info)
 OTHER_PYTHONS = sorted({*PYTHONS} - {THIS_PYTHON})
 
