@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from microgpt import ChosenToken, MicrogptError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from microgpt_serve.api.generation import Generation, log_softmax
@@ -144,7 +144,11 @@ async def send(request: Request, answer: Answer[T], body: SamplingRequest) -> T 
     start = time.perf_counter()
     pieces = answer.pieces()
     # Awaited before the response starts, so that an error until here has a status of its own.
-    first = await cancel_on_disconnect(request, anext(pieces))
+    try:
+        first = await cancel_on_disconnect(request, anext(pieces))
+    except ClientDisconnect:
+        await pieces.aclose()
+        raise
     metrics.FIRST_TOKEN.observe(time.perf_counter() - start)
     with_usage = bool(body.stream_options and body.stream_options.include_usage)
     return EventStream(

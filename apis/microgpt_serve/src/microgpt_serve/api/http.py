@@ -95,14 +95,15 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
     disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
         await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
+        if disconnect.done():  # also together with the result: nobody else will be told
             raise ClientDisconnect
         return task.result()
     finally:
+        is_unused = disconnect.done() or not task.done()
         disconnect.cancel()
-        if not task.done():
+        if is_unused:
             task.cancel()
-            await asyncio.wait((task,))
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
