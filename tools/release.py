@@ -95,8 +95,7 @@ def source_tree(*, worktree: bool) -> Iterator[Path]:
 
 def systems() -> tuple[str, list[str]]:
     """Return the tag of a wheel for this system, "" if it has none, and those of the others."""
-    targets = runpy.run_path(str(ROOT / FOLDERS[LIBRARY] / "hatch_build.py"))["TARGETS"]
-    tags = [tag for tag, target in targets.items() if not target.zig.startswith("wasm")]
+    tags = runpy.run_path(str(ROOT / FOLDERS[LIBRARY] / "hatch_build.py"))["SYSTEMS"]
     here = next((tag for tag in tags if tag in set(platform_tags())), "")
     return here, [tag for tag in tags if tag != here]
 

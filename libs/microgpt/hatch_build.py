@@ -67,6 +67,7 @@ TARGETS = {  # by the platform tag of the wheel; WebAssembly has none
     "wasm32": Target("wasm32-wasi", OTHER_FLAGS, WASM, MODULE),
     "wasm32_relaxed": Target("wasm32-wasi", OTHER_FLAGS, [*WASM, "-mrelaxed-simd"], MODULE),
 }
+SYSTEMS = [tag for tag in TARGETS if not tag.startswith("wasm")]  # rows that have a wheel
 
 
 class CompileError(Exception):
@@ -132,9 +133,8 @@ def _tag_here() -> str:
 
 def target_of(tag: str) -> Target:
     """Return a row of TARGETS that has a wheel."""
-    tags = [known for known in TARGETS if not known.startswith("wasm")]
-    if tag not in tags:
-        raise CompileError(f"MICROGPT_TARGET is {tag!r}, expected one of {', '.join(tags)}")
+    if tag not in SYSTEMS:
+        raise CompileError(f"MICROGPT_TARGET is {tag!r}, expected one of {', '.join(SYSTEMS)}")
     return TARGETS[tag]
 
 

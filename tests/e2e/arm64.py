@@ -1,12 +1,10 @@
 """An arm64 Python with the wheels of a release, which qemu emulates on another processor."""
 
-import shutil
 import sys
 from pathlib import Path
 
-import pytest
 from e2e.debian import unpack_packages
-from e2e.environments import DISTRIBUTIONS, ROOT, Installation, uv
+from e2e.environments import DISTRIBUTIONS, ROOT, Installation, program, uv
 
 __all__ = ["emulated"]
 
@@ -14,14 +12,13 @@ PYTHON = "3.11"
 PROCESSOR = "cortex-a72"  # qemu's default has SVE and SME: products of NumPy come out wrong there
 LAUNCHER = """#!/bin/sh
 export QEMU_CPU={processor} PYTHONHOME="{root}/usr" PYTHONPATH="{site}" PYTHONNOUSERSITE=1
-exec qemu-aarch64 -L "{root}" -0 "$0" "{root}/usr/bin/python{version}" {program}"$@"
+exec qemu-aarch64 -L "{root}" -0 "$0" "{root}/usr/bin/python{version}" {script}"$@"
 """
 
 
 def emulated(folder: Path, release: Path) -> Installation:
     """Install the wheels of a release, and what their tests need, for an emulated Python."""
-    if not shutil.which("qemu-aarch64"):
-        pytest.skip("no qemu-aarch64 on this machine")
+    program("qemu-aarch64")  # which the launchers call
     root = unpack_packages(folder, "arm64", f"python{PYTHON}", "libstdc++6")  # NumPy's C++
     site = folder / "site"
     uv(
@@ -34,9 +31,9 @@ def emulated(folder: Path, release: Path) -> Installation:
     made = Installation(folder)
     made.bin.mkdir()
     for name in ("python", "microgpt-cli", "microgpt-serve"):
-        program = "" if name == "python" else f'"{site}/bin/{name}" '
+        script = "" if name == "python" else f'"{site}/bin/{name}" '
         launcher = made.bin / name
-        paths = {"root": root, "site": site, "program": program}
+        paths = {"root": root, "site": site, "script": script}
         launcher.write_text(LAUNCHER.format(version=PYTHON, processor=PROCESSOR, **paths))
         launcher.chmod(0o755)
     return made

@@ -1,10 +1,10 @@
 """Packages of Debian for any processor, unpacked and not installed."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from e2e.environments import program
 
 __all__ = ["unpack_packages"]
 
@@ -15,9 +15,7 @@ def unpack_packages(folder: Path, architecture: str, *packages: str) -> Path:
     Lists, cache and status are in the folder, so that those of this machine do not change. The
     test is skipped where apt-get is missing or its sources do not have the packages.
     """
-    for tool in ("apt-get", "dpkg-deb"):
-        if not shutil.which(tool):
-            pytest.skip(f"no {tool} on this machine")
+    downloader, unpacker = program("apt-get"), program("dpkg-deb")
     state, root = folder / "apt", folder / "root"
     for name in ("lists/partial", "archives/partial"):
         (state / name).mkdir(parents=True)
@@ -30,7 +28,7 @@ def unpack_packages(folder: Path, architecture: str, *packages: str) -> Path:
         "Dir::State": state,
         "Dir::State::status": status,
     }
-    apt_get = ["apt-get", "-qq", *(f"--option={name}={value}" for name, value in settings.items())]
+    apt_get = [downloader, "-qq", *(f"--option={name}={value}" for name, value in settings.items())]
     download = ["install", "--download-only", "--no-install-recommends", *packages]
     said = ""
     for command in (["update"], download):
@@ -39,5 +37,5 @@ def unpack_packages(folder: Path, architecture: str, *packages: str) -> Path:
         if done.returncode:
             pytest.skip(f"apt-get cannot download {packages} for {architecture}: {said}")
     for package in (state / "archives").glob("*.deb"):
-        subprocess.run(["dpkg-deb", "--extract", package, root], check=True)
+        subprocess.run([unpacker, "--extract", package, root], check=True)
     return root

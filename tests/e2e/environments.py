@@ -1,6 +1,7 @@
 """Environments that hold built wheels, and nothing of this checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ __all__ = [
     "Installation",
     "build_tree",
     "clean_environment",
+    "program",
     "python_of",
     "uv",
 ]
@@ -35,6 +37,14 @@ def clean_environment() -> dict[str, str]:
         "VIRTUAL_ENV",
     }
     return {name: value for name, value in os.environ.items() if name not in unwanted}
+
+
+def program(*names: str) -> str:
+    """Return the path of a program by the first of its names that is here, or skip the test."""
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    pytest.skip(f"{names[0]} is not installed")
 
 
 def uv(*arguments: str | Path, **environment: str) -> None:

@@ -9,7 +9,7 @@ __all__ = ["BUILD", "KERNEL", "LIBRARY", "LINUX", "SYSTEMS", "TARGETS", "exports
 
 BUILD = runpy.run_path(str(ROOT / "libs/microgpt/hatch_build.py"))
 TARGETS = BUILD["TARGETS"]
-SYSTEMS = [tag for tag in TARGETS if not tag.startswith("wasm")]  # those that have a wheel
+SYSTEMS = BUILD["SYSTEMS"]
 LINUX = [tag for tag in SYSTEMS if "linux" in tag]
 ENGINES = ROOT / "libs/microgpt/src/microgpt/engines"
 KERNEL = ENGINES / "kernel"

@@ -6,7 +6,6 @@ What stands in for a processor or a system: qemu-user for ARM, wine for Windows,
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from e2e.debian import unpack_packages
-from e2e.environments import ROOT, Installation
+from e2e.environments import ROOT, Installation, program
 from e2e.systems import BUILD, KERNEL, LINUX, TARGETS, exports_of
 
 HARNESS = Path(__file__).with_name("harness.c")
@@ -62,14 +61,6 @@ def numbers_of(output: str) -> Numbers:
         name, _, number = line.partition(" ")
         numbers[name].append(float(number))
     return numbers
-
-
-def program(*names: str) -> str:
-    """Return the path of a program by the first of its names that is here, or skip the test."""
-    for name in names:
-        if path := shutil.which(name):
-            return path
-    pytest.skip(f"{names[0]} is not installed")
 
 
 @pytest.fixture(scope="session")
