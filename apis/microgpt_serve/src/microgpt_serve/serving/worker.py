@@ -97,7 +97,9 @@ class _Listening(socket.socket):
             raise
 
     def _accept_one(self) -> tuple[socket.socket, Any]:
-        if self._most is not None and len(self._accepted) >= self._most:
+        if self._most is None:
+            return super().accept()
+        if len(self._accepted) >= self._most:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         connection, address = super().accept()
         self._accepted.add(connection)
