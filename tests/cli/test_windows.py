@@ -85,7 +85,7 @@ def console(monkeypatch: pytest.MonkeyPatch) -> windows.Console:
 class LeftPipe(io.FileIO):
     """A pipe whose reader has left, as Windows reports it, until it is redirected."""
 
-    numbers: Iterator[int] = iter(())  # of the first errors; later ones are EINVAL
+    numbers: Iterator[int] = iter(())  # of the first errors; later errors are EINVAL
 
     def write(self, content: Any) -> int:
         if stat.S_ISFIFO(os.fstat(self.fileno()).st_mode):

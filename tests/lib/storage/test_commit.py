@@ -161,7 +161,7 @@ def test_file_under_another_number_is_locked_once(
         fields[1] += 1
         return os.stat_result(fields)
 
-    if sys.platform == "win32":  # elsewhere the number tells whether the file was removed
+    if sys.platform == "win32":  # on POSIX the file's number tells whether it was removed
         monkeypatch.setattr(os, "fstat", renumbered)
     with lock_directory(tmp_path / "out"):
         pass

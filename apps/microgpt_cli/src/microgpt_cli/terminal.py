@@ -40,9 +40,8 @@ def open_streams() -> None:
 
 def _opened(flags: int) -> io.TextIOWrapper:
     file = io.FileIO(os.open(os.devnull, flags), "r+", closefd=False)
-    return io.TextIOWrapper(
-        file, "utf-8", write_through=True
-    )  # nothing is buffered after a failure
+    # Written through, so that nothing is buffered after a failure.
+    return io.TextIOWrapper(file, "utf-8", write_through=True)
 
 
 def discard(number: int) -> None:

@@ -1,7 +1,7 @@
 """The graph behind a `Value`, as DOT for graphviz and as SVG for a notebook or a file.
 
 A `Value` keeps its operands and the local derivatives, but no name of its operation: the name is
-inferred from them.
+inferred from operands and derivatives.
 """
 
 import math
@@ -187,11 +187,11 @@ def _real(figure: float) -> float:
 
 # ---------------------------------------------------------------- names of operations
 
-# Numbers do not tell `+ 1` at 0 from exp, nor `+ 0` from relu, but some objects do: each sum holds
-# the same constant, relu returns its operand or a 0.0 of its own, exp is its own derivative.
+# `+ 1` at 0 and exp have the same numbers, and so have `+ 0` and relu; their objects differ: sums
+# share a constant, relu returns its operand or a constant 0.0, exp is its own derivative.
 OF_SUMS = [(Value(0.0) + other)._local_grads for other in (0.0, Value(0.0))]
 RELU_OF_NEGATIVE = Value(-1.0).relu().data
-TINY = 1e-290  # a result below has lost digits
+TINY = 1e-290  # smaller results have lost digits
 
 
 def _operation(value: Value) -> str:
@@ -238,7 +238,7 @@ def _logarithm(x: float, y: float, slope: float) -> str:
 
 
 def _power(x: float, y: float, slope: float) -> str:
-    if abs(y) < TINY:  # a power of 0, or too small to tell the exponent
+    if abs(y) < TINY:  # the exponent is lost
         return "?" * (slope == 0 if x == 0 else abs(x) != 1)
     exponent = float(f"{slope * x / y:.9g}")  # without errors of rounding
     if exponent == 1 or abs(slope) < TINY:

@@ -95,7 +95,7 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
     disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
         await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if disconnect.done():  # also together with the result: nobody else will be told
+        if disconnect.done():  # perhaps beside a result; the message comes only once
             raise ClientDisconnect
         return task.result()
     finally:

@@ -241,7 +241,7 @@ def trace_text(
     engine = VectorizedEngine(weights)
     embedded, attention, blocks = engine.trace(prompt.token_ids)
     residual = [embedded]
-    with np.errstate(all="ignore"):  # as in the engine, of which these are bits
+    with np.errstate(all="ignore"):  # sums of what the engine computes, to the bit
         for block in blocks:
             residual.append(residual[-1] + block.from_attn + block.from_mlp)
         stream = np.stack(residual)
